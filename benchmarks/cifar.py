@@ -1,0 +1,141 @@
+"""Quantizes trained CIFAR-10 ResNets and prints top-1, paper-style bit-split beside the default.
+
+The data folder holds ``calib/<class>/*.jpg``, ``test/<class>/*.jpg``,
+``resnet20-12fca82f.th`` and ``resnet56-4bfd9763.th`` (from akamaster/pytorch_resnet_cifar10).
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmbitsplit.apis import quantize_model
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WEIGHTS = {20: 'resnet20-12fca82f.th', 56: 'resnet56-4bfd9763.th'}
+METHODS = {
+    'rounding': (dict(type='RoundToNearest'), dict(mode='per_tensor')),
+    'paper': (dict(type='BitSplit', init='mse', polish=False, bias_correction=False,
+                   guard=False), dict(mode='ecaq', strength=1.0)),
+    'default': (dict(type='BitSplit'), dict(mode='ecaq')),
+}
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut without parameters (He et al., 2016, section 4.2)."""
+
+    def __init__(self, in_planes: int, planes: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_planes, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.stride, self.extra = stride, planes - in_planes
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.stride != 1 or self.extra:
+            side = self.extra // 2
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, side, side))
+        return F.relu(out + x)
+
+
+class CifarResNet(nn.Module):
+    """He et al.'s CIFAR network of 6n + 2 layers."""
+
+    def __init__(self, depth: int):
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        planes = 16
+        for stage, (width, stride) in enumerate(((16, 1), (32, 2), (64, 2)), 1):
+            layers = []
+            for index in range(blocks):
+                layers.append(BasicBlock(planes, width, stride if index == 0 else 1))
+                planes = width
+            setattr(self, f'layer{stage}', nn.Sequential(*layers))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))
+
+
+def load_images(folder: Path, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """Reads a folder per class; ``most`` images are taken evenly over the classes."""
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    images, labels = [], []
+    for label, path in enumerate(classes):
+        files = sorted(path.glob('*.jpg'))
+        files = files if most is None else files[:-(-most // len(classes))]
+        for file in files:
+            image = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)
+            images.append((image / 255.0 - MEAN) / STD)
+            labels.append(label)
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().contiguous()
+    return x, torch.tensor(labels)
+
+
+def load_model(data: Path, depth: int) -> CifarResNet:
+    """Builds the network and loads its trained weights."""
+    state = torch.load(data / WEIGHTS[depth], map_location='cpu', weights_only=True)
+    model = CifarResNet(depth)
+    model.load_state_dict({name.removeprefix('module.'): value
+                           for name, value in state['state_dict'].items()})
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Top-1 in per cent."""
+    right = sum(int((model(x).argmax(1) == y).sum())
+                for x, y in zip(images.split(250), labels.split(250)))
+    return 100.0 * right / len(labels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--data', type=Path, required=True)
+    parser.add_argument('--num-images', type=int, default=1024)
+    parser.add_argument('--depths', type=int, nargs='+', default=[20, 56])
+    parser.add_argument('--bits', nargs='+', default=['4/8', '3/3', '2/4'],
+                        help='weight/activation bits')
+    parser.add_argument('--methods', nargs='+', default=list(METHODS), choices=list(METHODS))
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    args = parser.parse_args()
+    calib, _ = load_images(args.data / 'calib', None)
+    images, labels = load_images(args.data / 'test')
+    for depth in args.depths:
+        print(f'ResNet-{depth} float: {accuracy(load_model(args.data, depth), images, labels):.2f}')
+        for bits in args.bits:
+            weight_bits, activation_bits = map(int, bits.split('/'))
+            for name in args.methods:
+                method, activation = METHODS[name]
+                results, seconds = [], []
+                for seed in args.seeds:
+                    chosen = torch.randperm(
+                        len(calib), generator=torch.Generator().manual_seed(seed))
+                    batches = calib[chosen[:args.num_images]].split(64)
+                    model = load_model(args.data, depth)
+                    started = time.perf_counter()
+                    quantize_model(model, batches, dict(
+                        weight=dict(num_bits=weight_bits),
+                        activation=dict(num_bits=activation_bits, **activation),
+                        method=method, calibration=dict(seed=seed)))
+                    seconds.append(time.perf_counter() - started)
+                    results.append(accuracy(model, images, labels))
+                print(f'ResNet-{depth} W{weight_bits}A{activation_bits} {name:9s}'
+                      f' {np.mean(results):6.2f}' + (f' +- {np.std(results):.2f}'
+                                                     if len(results) > 1 else '')
+                      + f'  ({np.mean(seconds):.0f} s)', flush=True)
+
+
+if __name__ == '__main__':
+    main()

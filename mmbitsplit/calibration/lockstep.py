@@ -1,0 +1,173 @@
+"""The quantized pass: all batches advance together, from one layer to the next.
+
+Every batch runs in a greenlet of its own. Where it reaches a layer that is not solved yet it
+hands over what calibration needs of the layer's input and sleeps. When all batches that will
+reach a layer have done so, the layer is solved, and they wake with its quantized output. Each
+image is run once, whatever the depth, and nothing of the model is known beforehand but which
+layers it calls.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmbitsplit.calibration.capture import CallCapture, Sampler
+from mmbitsplit.calibration.replay import ReplayPoint, patched
+from mmbitsplit.calibration.shared import Offer, OwnerRuns
+from mmbitsplit.models import PreparedModel
+
+
+class Lockstep:
+    """Drives the quantized pass.
+
+    Args:
+        prepared: The model; its layers are solved one after another by ``solve``.
+        batches: Calibration batches.
+        run: Runs the model on one batch.
+        counts: By batch, calls of each layer in the float pass.
+        owners: By module name, layers called several times inside it (``shared``).
+        sampler: Positions.
+        solve: Solves a layer and writes the solution into it; given the layer's name and, by
+            batch, what was captured of each call.
+    """
+
+    def __init__(self, prepared: PreparedModel, batches: Sequence[Any],
+                 run: Callable[[Any], Any], counts: Sequence[dict[str, int]],
+                 owners: dict[str, set[str]], sampler: Sampler,
+                 solve: Callable[[str, dict[int, list[CallCapture]]], None]):
+        self.prepared, self.batches, self.run_model = prepared, batches, run
+        self.counts, self.owners, self.sampler, self.solve = counts, owners, sampler, solve
+        self.workers: list[_Worker] = []
+
+    def current_batch(self) -> int:
+        """Index of the batch whose forward is running."""
+        return self._current().batch
+
+    def run(self) -> None:
+        """Runs all batches to the end; afterwards every reachable layer is solved."""
+        greenlet = _greenlet()
+        self.workers = [_Worker(batch, self._work) for batch in range(len(self.batches))]
+        with ExitStack() as stack, torch.no_grad():
+            self._intercept(stack)
+            try:
+                for worker in self.workers:
+                    worker.wake()
+                while not all(worker.dead for worker in self.workers):
+                    self._step()
+            finally:
+                for worker in self.workers:
+                    if not worker.dead:
+                        worker.throw(greenlet.GreenletExit)
+
+    def _step(self) -> None:
+        """Solves every layer that all its batches offer, and wakes those that offered it."""
+        sleeping = [worker for worker in self.workers if not worker.dead]
+        solved = False
+        for name in self.prepared.layers:
+            offers = {worker.batch: worker.offer[name] for worker in sleeping
+                      if name in worker.offer}
+            expected = [batch for batch, counts in enumerate(self.counts) if counts.get(name)]
+            if offers and sorted(offers) == expected:
+                self.solve(name, offers)
+                solved = True
+                for worker in sleeping:
+                    if name in worker.offer:
+                        del worker.offer[name]
+                        worker.due = True
+        if not solved:
+            waiting = sorted({name for worker in sleeping for name in worker.offer})
+            raise RuntimeError(
+                'The quantized pass does not follow the float pass: batches wait at '
+                f'{", ".join(waiting) or "no layer"} and no layer has all of its batches. '
+                'A step whose result depends on the data comes before; name it as a replay '
+                'point.')
+        for worker in sleeping:
+            if worker.due:
+                worker.wake()
+
+    def _work(self, batch: int) -> None:
+        self.run_model(self.batches[batch])
+
+    def _current(self) -> '_Worker':
+        return _greenlet().getcurrent()
+
+    def _intercept(self, stack: ExitStack) -> None:
+        """Puts the scheduler between the model and its layers and owners."""
+        for name, layer in self.prepared.layers.items():
+            stack.enter_context(patched([ReplayPoint(layer, 'forward')],
+                                        self._layer_forward(name)))
+        for owner, names in self.owners.items():
+            module = self.prepared.model.get_submodule(owner)
+            stack.enter_context(patched([ReplayPoint(module, 'forward')],
+                                        self._owner_forward(names)))
+
+    def _layer_forward(self, name: str) -> Callable:
+        layer = self.prepared.layers[name]
+
+        def wrap(forward: Callable) -> Callable:
+            def intercepted(input: Tensor, *args, **kwargs) -> Tensor:
+                worker = self._current()
+                if worker.owner_runs is not None:
+                    return worker.owner_runs.call(name, input, forward)
+                if not layer.quantized:
+                    capture = self.sampler.capture(name, layer, 0, worker.batch, input)
+                    worker.arrive({name: [capture]})
+                return forward(input, *args, **kwargs)
+            return intercepted
+        return wrap
+
+    def _owner_forward(self, names: set[str]) -> Callable:
+        layers = {name: layer for name, layer in self.prepared.layers.items() if name in names}
+
+        def wrap(forward: Callable) -> Callable:
+            def intercepted(*args, **kwargs) -> Any:
+                worker = self._current()
+                if worker.owner_runs is not None:  # the owner's class calls itself
+                    return forward(*args, **kwargs)
+                worker.owner_runs = OwnerRuns(layers, self.counts[worker.batch], self.sampler,
+                                              worker.batch)
+                try:
+                    return worker.owner_runs.run(forward, args, kwargs, worker.arrive)
+                finally:
+                    worker.owner_runs = None
+            return intercepted
+        return wrap
+
+
+def _greenlet():
+    """Imports greenlet when first needed, so that this room imports with torch alone."""
+    try:
+        import greenlet
+    except ImportError as error:
+        raise ImportError("Calibration needs the package 'greenlet': pip install greenlet.") \
+            from error
+    return greenlet
+
+
+def _Worker(batch: int, work: Callable[[int], None]):
+    """Makes the greenlet of one batch; a function because its base class is imported late."""
+    greenlet = _greenlet()
+
+    class Worker(greenlet.greenlet):
+        """One batch on its way through the quantized model."""
+
+        def __init__(self):
+            super().__init__(work)
+            self.batch = batch
+            self.offer: Offer = {}
+            self.due = False
+            self.owner_runs: OwnerRuns | None = None
+
+        def arrive(self, offer: Offer) -> None:
+            """Offers inputs of layers and sleeps until the scheduler wakes this batch."""
+            self.offer = offer
+            self.parent.switch()
+
+        def wake(self) -> None:
+            self.due = False
+            self.switch(batch)
+
+    return Worker()

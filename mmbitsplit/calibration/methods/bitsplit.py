@@ -1,0 +1,47 @@
+"""Bit-split and stitching as a method."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mmbitsplit.calibration.methods.base import register_method
+from mmbitsplit.functional import add_ridge, solve_bitsplit
+from mmbitsplit.functional.bitsplit import INITS
+from mmbitsplit.functional.statistics import RIDGE
+from mmbitsplit.structures import LayerStatistics, WeightSolution
+from mmbitsplit.structures.options import check_choice
+
+
+@register_method
+@dataclass(frozen=True)
+class BitSplit:
+    """Bit-split (Wang et al., ICML 2020), by default with warm start and polish.
+
+    ``init='mse', polish=False, bias_correction=False, guard=False`` is the method as published.
+
+    Args:
+        init: ``'error_feedback'`` or ``'mse'``, see ``functional.solve_bitsplit``.
+        polish: Descend on whole codes after stitching.
+        max_sweeps: Most rounds of bit optimization and of polish.
+        ridge: Pull toward the float weight, a multiple of the mean gram diagonal.
+        bias_correction: Fit the bias together with the weights.
+        guard: Take plain rounding where it is better on held-out positions.
+    """
+
+    init: str = 'error_feedback'
+    polish: bool = True
+    max_sweeps: int = 20
+    ridge: float = RIDGE
+    bias_correction: bool = True
+    guard: bool = True
+
+    def __post_init__(self):
+        check_choice('init', self.init, INITS)
+
+    def solve(self, statistics: LayerStatistics, weight: Tensor, num_bits: int,
+              ) -> WeightSolution:
+        """See ``Method.solve``."""
+        statistics = add_ridge(statistics, weight, self.ridge)
+        return solve_bitsplit(statistics.gram, statistics.cross, weight, num_bits,
+                              y_sq=statistics.y_sq, init=self.init, polish=self.polish,
+                              max_sweeps=self.max_sweeps)

@@ -1,0 +1,43 @@
+"""Plain rounding as a method: the baseline, and what the guard falls back to."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmbitsplit.calibration.methods.base import register_method
+from mmbitsplit.functional import quadratic_objective, round_weight, weight_scale
+from mmbitsplit.structures import LayerStatistics, WeightSolution
+from mmbitsplit.structures.options import check_choice
+from mmbitsplit.structures.spec import SCALE_SEARCHES
+
+
+@register_method
+@dataclass(frozen=True)
+class RoundToNearest:
+    """Rounds each weight to the nearest code; looks at no image for that.
+
+    Args:
+        scale_search: ``'mse'`` or ``'minmax'``.
+        bias_correction: Correct the bias for the mean error of the outputs.
+        guard: Has nothing to fall back to; kept off.
+    """
+
+    scale_search: str = 'mse'
+    bias_correction: bool = False
+    guard: bool = False
+
+    def __post_init__(self):
+        check_choice('scale_search', self.scale_search, SCALE_SEARCHES)
+        if self.guard:
+            raise ValueError('guard=True: plain rounding is what the guard falls back to.')
+
+    def solve(self, statistics: LayerStatistics, weight: Tensor, num_bits: int,
+              ) -> WeightSolution:
+        """See ``Method.solve``."""
+        weight = weight.to(torch.float64)
+        scale = weight_scale(weight, num_bits, self.scale_search)
+        codes = round_weight(weight, scale, num_bits)
+        objective = quadratic_objective(statistics.gram, statistics.cross, statistics.y_sq,
+                                        codes * scale.unsqueeze(-1))
+        return WeightSolution(codes.to(torch.int8), scale, objective)

@@ -1,0 +1,55 @@
+"""Which output positions of a layer call are looked at: a pure function, so passes agree."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def sample_positions(num_positions: int, num_rows: int, key: tuple) -> Tensor:
+    """Draws positions without replacement.
+
+    Args:
+        num_positions: Output positions of the call.
+        num_rows: Most positions to draw.
+        key: Whatever names the draw: (seed, layer, call, batch).
+
+    Returns:
+        (min(num_positions, num_rows),) int64, sorted.
+    """
+    if num_positions <= num_rows:
+        return torch.arange(num_positions)
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, 'little'))
+    if num_positions < 4 * num_rows:
+        return torch.randperm(num_positions, generator=generator)[:num_rows].sort().values
+    # Far fewer rows than positions: draw with replacement, then make good the few repeats.
+    drawn = torch.randint(num_positions, (num_rows + num_rows // 2,), generator=generator)
+    unique = torch.unique(drawn)
+    order = torch.randperm(unique.numel(), generator=generator)
+    return unique[order[:num_rows]].sort().values
+
+
+def rows_per_call(rows_per_layer: int, num_batches: int, num_calls: int) -> int:
+    """Returns how many positions each call contributes; calls count alike.
+
+    A head called on five pyramid levels is fitted to all five, not to the largest alone.
+    """
+    return max(1, -(-rows_per_layer // (num_batches * num_calls)))
+
+
+def is_held_out(batch: int, num_batches: int, num_rows: int, holdout: float) -> Tensor:
+    """Marks the rows of a call that no solver sees.
+
+    Whole batches are held out where there are enough of them, because rows of one image are
+    alike; every n-th row otherwise.
+
+    Returns:
+        (num_rows,) bool.
+    """
+    if holdout == 0:
+        return torch.zeros(num_rows, dtype=torch.bool)
+    every = round(1 / holdout)
+    if num_batches >= every:
+        return torch.full((num_rows,), batch % every == every - 1)
+    return torch.arange(num_rows) % every == every - 1

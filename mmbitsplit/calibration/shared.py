@@ -1,0 +1,167 @@
+"""Layers called several times in one forward: a head that all pyramid levels share.
+
+Such a layer can be solved only when the inputs of all its calls are known, and the later ones
+come after outputs that need the solved layer. The smallest module call around all of them, its
+owner, is therefore run several times on the same inputs: solved layers answer from memory,
+layers not yet solved answer NaN at once, and what arrives without NaN is a layer's true input.
+Each run thus knows the inputs of one more layer of every chain, at the cost of the cheap
+operations between layers; no layer is computed twice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from mmbitsplit.calibration.capture import CallCapture, Sampler
+from mmbitsplit.functional import output_size
+from mmbitsplit.models import DataFlow, QuantizedLayer
+
+Offer = dict[str, list[CallCapture]]
+
+
+def find_owners(flow: DataFlow, planned: set[str]) -> dict[str, set[str]]:
+    """Finds the module calls that must be repeated.
+
+    Args:
+        flow: What was seen of the model.
+        planned: Names of the layers that are quantized.
+
+    Returns:
+        By owner's module name, the planned layers called inside it. Owners do not overlap.
+    """
+    calls = set()
+    for name in planned:
+        stacks = flow.stacks[name]
+        if len(stacks) > 1:
+            shared = 0
+            while all(len(stack) > shared and stack[shared] == stacks[0][shared]
+                      for stack in stacks):
+                shared += 1
+            calls.add(stacks[0][:shared])
+    outermost = [call for call in calls
+                 if not any(other != call and call[:len(other)] == other for other in calls)]
+    owners: dict[str, set[str]] = {}
+    for call in outermost:
+        inside = {name for name in planned
+                  if any(stack[:len(call)] == call for stack in flow.stacks[name])}
+        owners.setdefault(call[-1][0], set()).update(inside)
+    return owners
+
+
+@dataclass
+class OwnerRuns:
+    """The repeated runs of one owner on one batch.
+
+    Args:
+        layers: Planned layers inside the owner.
+        counts: Calls of each layer in this batch's float forward.
+        sampler: Positions.
+        batch: Index of the batch.
+    """
+
+    layers: dict[str, QuantizedLayer]
+    counts: dict[str, int]
+    sampler: Sampler
+    batch: int
+    memory: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    offer: Offer = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    provisional: str | None = None
+    final: bool = False
+
+    def pending(self) -> list[str]:
+        """Layers of this batch not solved yet, in plan order."""
+        return [name for name, layer in self.layers.items()
+                if self.counts.get(name) and not layer.quantized]
+
+    def run(self, forward: Callable, args: tuple, kwargs: dict,
+            arrive: Callable[[Offer], None]) -> Any:
+        """Repeats ``forward`` until all layers inside are solved, then runs it for good.
+
+        Args:
+            forward: The owner's own forward.
+            args, kwargs: Its inputs.
+            arrive: Hands inputs of layers to the scheduler and sleeps until one is solved.
+        """
+        keep = _InputKeeper(args, kwargs)
+        while self.pending():
+            self._probe(forward, keep)
+            complete = {name: calls for name, calls in self.offer.items()
+                        if len(calls) == self.counts[name]}
+            arrive(complete)
+        self.final = True
+        self.calls.clear()
+        return forward(*args, **kwargs)
+
+    def _probe(self, forward: Callable, keep: '_InputKeeper') -> None:
+        for provisional in (None, self.pending()[0]):
+            # The second attempt serves layers whose own output comes back to them: the layers
+            # not yet solved answer as in float then.
+            self.offer, self.provisional = {}, provisional
+            self.calls.clear()
+            args, kwargs = keep.inputs()
+            error = None
+            try:
+                forward(*args, **kwargs)
+            except Exception as raised:  # NaN upset a step that only the last run needs
+                error = raised
+            keep.check(args, kwargs)
+            if any(len(calls) == self.counts[name] for name, calls in self.offer.items()):
+                return
+        raise RuntimeError(
+            f"Batch {self.batch}: the inputs of layer '{self.pending()[0]}', which is called "
+            f'{self.counts[self.pending()[0]]} times, could not be found.') from error
+
+    def call(self, name: str, x: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
+        """Answers one call of a planned layer during a run of the owner."""
+        layer = self.layers[name]
+        index = self.calls.get(name, 0)
+        self.calls[name] = index + 1
+        if self.final:
+            known = self.memory.pop((name, index), None)
+            return forward(x) if known is None else known
+        known = self.memory.get((name, index))
+        if known is not None:
+            return known.clone()  # the caller may change it in place
+        unknown = bool(torch.isnan(x.sum()))
+        if layer.quantized and not unknown:
+            self.memory[name, index] = forward(x)
+            return self.memory[name, index].clone()
+        if not layer.quantized and not unknown and self.provisional in (None, name):
+            self.offer.setdefault(name, []).append(
+                self.sampler.capture(name, layer, index, self.batch, x))
+        if self.provisional is not None and not unknown:
+            return forward(x)
+        return _unknown_output(layer, x)
+
+
+def _unknown_output(layer: QuantizedLayer, x: Tensor) -> Tensor:
+    size = output_size(layer.geometry, x.shape)
+    channels = layer.geometry.out_channels
+    shape = (*size, channels) if layer.geometry.kind == 'linear' \
+        else (size[0], channels, *size[1:])
+    return x.new_full(shape, float('nan'))
+
+
+class _InputKeeper:
+    """Gives each run the same inputs, copies only where the owner changes them in place."""
+
+    def __init__(self, args: tuple, kwargs: dict):
+        self.args, self.kwargs = args, kwargs
+        self.copies = True
+
+    def inputs(self) -> tuple[tuple, dict]:
+        if not self.copies:
+            return self.args, self.kwargs
+        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf,
+                        (self.args, self.kwargs))
+
+    def check(self, args: tuple, kwargs: dict) -> None:
+        """After a run on copies: stop copying when none was changed."""
+        if self.copies:
+            self.copies = any(isinstance(leaf, Tensor) and leaf._version > 0
+                              for leaf in tree_flatten((args, kwargs))[0])

@@ -1,0 +1,66 @@
+"""Affine quantization: the one definition of integer ranges and of the round trip."""
+
+import torch
+from torch import Tensor
+
+from mmbitsplit.structures import QParams
+
+
+def code_range(num_bits: int, *, signed: bool, narrow_range: bool = False) -> tuple[int, int]:
+    """Returns the smallest and largest code.
+
+    Args:
+        num_bits: Width of a code, 2 to 8.
+        signed: Two's complement, else starting at 0.
+        narrow_range: Symmetric: the most negative code is left out (weights).
+    """
+    if not signed:
+        return 0, 2 ** num_bits - 1
+    largest = 2 ** (num_bits - 1) - 1
+    return (-largest if narrow_range else -largest - 1), largest
+
+
+def quantize(x: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
+    """Rounds real values to codes, kept in the dtype of ``x``.
+
+    Args:
+        x: Any shape, real.
+        qparams: Scale and zero point, one or one a channel.
+        channel_dim: The dimension of ``x`` that per-channel parameters run along.
+
+    Returns:
+        Codes in [quant_min, quant_max], shape and dtype of ``x``; ties go to the even code.
+    """
+    scale, zero_point = _aligned(x, qparams, channel_dim)
+    codes = torch.div(x, scale).round_()
+    return codes.add_(zero_point).clamp_(qparams.quant_min, qparams.quant_max)
+
+
+def dequantize(codes: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
+    """Turns codes back into real values: (code - zero_point) * scale."""
+    scale, zero_point = _aligned(codes, qparams, channel_dim)
+    return (codes - zero_point) * scale
+
+
+def fake_quantize(x: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
+    """Round trip: real values on the grid of the codes."""
+    return dequantize(quantize(x, qparams, channel_dim), qparams, channel_dim)
+
+
+def product_input(x: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
+    """Returns what enters the product: codes less zero point, or dequantized values.
+
+    Differs from ``fake_quantize`` when ``qparams.unit``: the scale is in the weights then
+    (paper, Eq. 12).
+    """
+    codes = quantize(x, qparams, channel_dim)
+    scale, zero_point = _aligned(x, qparams, channel_dim)
+    codes.sub_(zero_point)
+    return codes if qparams.unit else codes.mul_(scale)
+
+
+def _aligned(x: Tensor, qparams: QParams, channel_dim: int) -> tuple[Tensor, Tensor]:
+    """Views scale and zero point so that they broadcast along ``channel_dim`` of ``x``."""
+    shape = [1] * x.dim()
+    shape[channel_dim] = -1
+    return (qparams.scale.to(x).view(shape), qparams.zero_point.to(x).view(shape))

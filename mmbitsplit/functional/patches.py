@@ -1,0 +1,144 @@
+"""Input patches at sampled output positions, as columns of the matrix that a layer multiplies.
+
+Positions are chosen first and only their patches gathered; a feature map is never unfolded.
+For every supported layer ``outputs = weight_rows(weight) @ gather_patches(x) + bias``.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmbitsplit.structures import LayerGeometry
+
+
+def output_size(geometry: LayerGeometry, input_shape: torch.Size) -> tuple[int, ...]:
+    """Returns the sizes that number the output positions of one call.
+
+    Args:
+        geometry: The layer.
+        input_shape: (B, C, H, W), or (..., C) for a linear layer.
+
+    Returns:
+        (B, out_H, out_W), or the leading sizes of a linear layer's input.
+    """
+    if geometry.kind == 'linear':
+        return tuple(input_shape[:-1])
+    sizes = []
+    for axis in (0, 1):
+        size = input_shape[2 + axis] + sum(_pre_padding(geometry, axis))
+        span = geometry.dilation[axis] * (geometry.kernel_size[axis] - 1) + 1
+        stride, padding = geometry.stride[axis], geometry.padding[axis]
+        if geometry.kind == 'conv2d':
+            sizes.append((size + 2 * padding - span) // stride + 1)
+        else:
+            sizes.append((size - 1) * stride - 2 * padding + span
+                         + geometry.output_padding[axis])
+    return (input_shape[0], *sizes)
+
+
+def gather_patches(x: Tensor, positions: Tensor, geometry: LayerGeometry) -> Tensor:
+    """Gathers what enters the layer's product at some output positions.
+
+    Args:
+        x: (B, C, H, W), or (..., C) for a linear layer.
+        positions: (K,) int64, flat indices into ``output_size``.
+        geometry: The layer.
+
+    Returns:
+        (G, N, K) in the dtype of x, N = C/G * kh * kw in the order of ``weight_rows``; padding
+        gives zeros, and so do the gaps that a transposed convolution puts between inputs.
+    """
+    if geometry.kind == 'linear':
+        return x.reshape(-1, x.shape[-1])[positions].t().unsqueeze(0)
+    if geometry.pre_padding_mode != 'zeros' or any(geometry.pre_padding):
+        mode = 'constant' if geometry.pre_padding_mode == 'zeros' else geometry.pre_padding_mode
+        x = F.pad(x, geometry.pre_padding, mode=mode)
+        geometry = _without_pre_padding(geometry)
+    batch, channels, height, width = x.shape
+    _, out_height, out_width = output_size(geometry, x.shape)
+    image = positions // (out_height * out_width)
+    row, valid_row = _input_index(positions // out_width % out_height, geometry, 0, height)
+    column, valid_column = _input_index(positions % out_width, geometry, 1, width)
+    # (kh, kw, K): flat index into (B, H, W), and whether it lies on a real input.
+    index = image * height * width + row.unsqueeze(1) * width + column.unsqueeze(0)
+    valid = valid_row.unsqueeze(1) & valid_column.unsqueeze(0)
+    flat = x.transpose(0, 1).reshape(channels, -1)  # (C, B*H*W)
+    patches = flat.index_select(1, index.reshape(-1)).view(channels, *index.shape)
+    if not bool(valid.all()):
+        patches.mul_(valid.to(patches.dtype))
+    return patches.view(geometry.groups, -1, positions.numel())
+
+
+def _input_index(out: Tensor, geometry: LayerGeometry, axis: int, size: int,
+                 ) -> tuple[Tensor, Tensor]:
+    """Input coordinate under each kernel tap, (k, K), and whether there is an input."""
+    taps = torch.arange(geometry.kernel_size[axis], device=out.device).unsqueeze(1)
+    taps = taps * geometry.dilation[axis]
+    stride, padding = geometry.stride[axis], geometry.padding[axis]
+    if geometry.kind == 'conv2d':
+        index = out * stride - padding + taps
+        valid = (index >= 0) & (index < size)
+    else:
+        spread = out + padding - taps
+        index = torch.div(spread, stride, rounding_mode='floor')
+        valid = (spread % stride == 0) & (index >= 0) & (index < size)
+    return index.clamp(0, size - 1), valid
+
+
+def weight_rows(weight: Tensor, geometry: LayerGeometry) -> Tensor:
+    """Views a layer's weight as (G, M, N), in the column order of ``gather_patches``."""
+    groups = geometry.groups
+    if geometry.kind == 'conv_transpose2d':
+        # (C, M, kh, kw) -> (G, C/G, M, taps) -> (G, M, C/G, taps)
+        grouped = weight.reshape(groups, geometry.in_channels // groups,
+                                 geometry.out_channels // groups, -1)
+        return grouped.transpose(1, 2).reshape(groups, geometry.out_channels // groups, -1)
+    return weight.reshape(groups, geometry.out_channels // groups, -1)
+
+
+def rows_to_weight(rows: Tensor, geometry: LayerGeometry) -> Tensor:
+    """Inverse of ``weight_rows``: (G, M, N) back to the shape torch stores."""
+    if geometry.kind == 'conv_transpose2d':
+        groups = geometry.groups
+        grouped = rows.reshape(groups, geometry.out_channels // groups,
+                               geometry.in_channels // groups, -1)
+        return grouped.transpose(1, 2).reshape(geometry.weight_shape)
+    return rows.reshape(geometry.weight_shape)
+
+
+def per_input(values: Tensor, geometry: LayerGeometry) -> Tensor:
+    """Spreads one value a channel, (C,) or (1,), over the inputs of a product, (G, N)."""
+    if values.numel() == 1:
+        return values.reshape(1, 1).expand(geometry.groups, geometry.inputs_per_output)
+    taps = geometry.kernel_size[0] * geometry.kernel_size[1]
+    return values.repeat_interleave(taps).view(geometry.groups, -1)
+
+
+def apply_layer(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: LayerGeometry,
+                ) -> Tensor:
+    """Computes the layer as torch does: x (B, C, H, W) or (..., C) to its output."""
+    if geometry.kind == 'linear':
+        return F.linear(x, weight, bias)
+    if geometry.pre_padding_mode != 'zeros' or any(geometry.pre_padding):
+        mode = 'constant' if geometry.pre_padding_mode == 'zeros' else geometry.pre_padding_mode
+        x = F.pad(x, geometry.pre_padding, mode=mode)
+    if geometry.kind == 'conv_transpose2d':
+        return F.conv_transpose2d(x, weight, bias, geometry.stride, geometry.padding,
+                                  geometry.output_padding, geometry.groups, geometry.dilation)
+    return F.conv2d(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation,
+                    geometry.groups)
+
+
+def channel_dim(geometry: LayerGeometry) -> int:
+    """The dimension of the layer's input that channels run along."""
+    return -1 if geometry.kind == 'linear' else 1
+
+
+def _pre_padding(geometry: LayerGeometry, axis: int) -> tuple[int, int]:
+    left, right, top, bottom = geometry.pre_padding
+    return (top, bottom) if axis == 0 else (left, right)
+
+
+def _without_pre_padding(geometry: LayerGeometry) -> LayerGeometry:
+    from dataclasses import replace
+    return replace(geometry, pre_padding=(0, 0, 0, 0), pre_padding_mode='zeros')

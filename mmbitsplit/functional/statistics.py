@@ -1,0 +1,97 @@
+"""The sums a solver sees, and what they say about a solution."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mmbitsplit.structures import LayerStatistics
+
+# Share of the mean gram diagonal that is added to every diagonal element: enough to make
+# rank-deficient statistics solvable, too little to move a well-determined solution.
+RIDGE = 0.01
+
+
+def layer_statistics(x: Tensor, y: Tensor) -> LayerStatistics:
+    """Sums products over positions.
+
+    The products are taken in the dtype of the inputs, the results kept in float64, which is
+    what the solvers' differences need.
+
+    Args:
+        x: (G, N, K), what enters the product at K positions.
+        y: (G, M, K), float outputs without bias at the same positions.
+    """
+    transposed = x.transpose(1, 2)
+    return LayerStatistics(
+        gram=(x @ transposed).double(), cross=(y @ transposed).double(),
+        y_sq=y.double().square().sum(-1), x_sum=x.double().sum(-1), y_sum=y.double().sum(-1),
+        count=x.shape[-1])
+
+
+def center(statistics: LayerStatistics) -> LayerStatistics:
+    """Takes the means out: what remains is the objective with the best bias for every solution.
+
+    For any weights w, min over bias of sum (y - w.x - bias)^2 is the objective of the centred
+    sums, so solving on these fits weights and bias together.
+    """
+    gram, cross, y_sq, x_sum, y_sum, count = (
+        statistics.gram, statistics.cross, statistics.y_sq, statistics.x_sum, statistics.y_sum,
+        statistics.count)
+    return replace(
+        statistics,
+        gram=gram - x_sum.unsqueeze(2) * x_sum.unsqueeze(1) / count,
+        cross=cross - y_sum.unsqueeze(2) * x_sum.unsqueeze(1) / count,
+        y_sq=y_sq - y_sum.square() / count)
+
+
+def add_ridge(statistics: LayerStatistics, weight: Tensor, ridge: float = RIDGE,
+              ) -> LayerStatistics:
+    """Pulls solutions toward the float weight where the sampled positions say little.
+
+    Adds ``strength * ||a q - weight||^2`` to the objective, with ``strength`` a multiple of the
+    mean gram diagonal; the sums of an all-zero input get a unit pull.
+
+    Args:
+        statistics: Sums, maybe rank-deficient.
+        weight: (G, M, N) float weights on the scale of the inputs of the sums.
+        ridge: Multiple of the mean diagonal.
+    """
+    mean_diagonal = statistics.gram.diagonal(dim1=1, dim2=2).mean(1)  # (G,)
+    strength = ridge * torch.where(mean_diagonal > 0, mean_diagonal, 1.0)
+    weight = weight.to(statistics.gram)
+    gram = statistics.gram.clone()
+    gram.diagonal(dim1=1, dim2=2).add_(strength.unsqueeze(1))
+    return replace(statistics, gram=gram,
+                   cross=statistics.cross + strength.view(-1, 1, 1) * weight,
+                   y_sq=statistics.y_sq + strength.view(-1, 1) * weight.square().sum(-1))
+
+
+def quadratic_objective(gram: Tensor, cross: Tensor, y_sq: Tensor, weight: Tensor) -> Tensor:
+    """Returns ``y_sq - 2 w.cross + w^T gram w`` (paper, Eq. 2), shape (G, M).
+
+    Args:
+        gram: (G, N, N).
+        cross: (G, M, N).
+        y_sq: (G, M).
+        weight: (G, M, N) real weights, scale times codes.
+    """
+    product = torch.baddbmm(cross, weight, gram, beta=-2)  # w gram - 2 cross
+    return y_sq + (product * weight).sum(-1)
+
+
+def rescale_inputs(statistics: LayerStatistics, factor: Tensor) -> LayerStatistics:
+    """Returns the sums that inputs multiplied by ``factor`` (G, N) would have given."""
+    factor = factor.to(statistics.gram)
+    return replace(
+        statistics,
+        gram=statistics.gram * factor.unsqueeze(2) * factor.unsqueeze(1),
+        cross=statistics.cross * factor.unsqueeze(1),
+        x_sum=statistics.x_sum * factor)
+
+
+def bias_correction(statistics: LayerStatistics, weight: Tensor) -> Tensor:
+    """Returns what to add to the bias so that mean outputs agree: mean y - w . mean x, (G, M)."""
+    mean_x = statistics.x_sum / statistics.count
+    mean_y = statistics.y_sum / statistics.count
+    return mean_y - torch.einsum('gmn,gn->gm', weight.to(mean_x), mean_x)

@@ -1,0 +1,10 @@
+"""Torch modules and model surgery."""
+
+from mmbitsplit.models.convert import (PreparedModel, apply, describe, prepare, quantized_layers,
+                                       rebuild)
+from mmbitsplit.models.dataflow import DataFlow, layer_input, watch
+from mmbitsplit.models.geometry import layer_geometry, layer_kind
+from mmbitsplit.models.quantized_layers import QuantizedLayer
+
+__all__ = ['DataFlow', 'PreparedModel', 'QuantizedLayer', 'apply', 'describe', 'layer_geometry',
+           'layer_input', 'layer_kind', 'prepare', 'quantized_layers', 'rebuild', 'watch']

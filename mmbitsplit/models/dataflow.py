@@ -1,0 +1,221 @@
+"""Watches one run of a model: which layers run, in which order, and whose output feeds whom.
+
+Nothing is traced or rewritten. A dispatch mode sees every operation and carries, for each
+tensor storage, the set of nearest layers upstream; module hooks tell which layer is running.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from mmbitsplit.models.geometry import computes_like_torch, layer_kind
+
+IMAGE = '<image>'
+
+
+@dataclass
+class DataFlow:
+    """What one run of the model showed.
+
+    Args:
+        order: Names of the layers of a supported kind, in the order of their first call.
+        calls: How often each was called.
+        sources: For each layer, the nearest layers upstream of its inputs; ``IMAGE`` when
+            the model's input reaches it without a layer between.
+        feeds: For each layer, the layers it is a source of.
+        unlike_torch: Layers whose output is not what their weight and geometry say.
+        norm_after: For each batch norm, the layer whose output tensor it takes, or ``None``
+            when calls disagree or the tensor comes from elsewhere.
+        norm_calls: How often each batch norm was called.
+        consumers: For each layer, how many modules or operations read its output tensor,
+            batch norms counted by name.
+        stacks: For each layer and call, the module calls around it from the outside in, each
+            as (module name, which of its calls).
+    """
+
+    order: list[str] = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, set[str]] = field(default_factory=dict)
+    feeds: dict[str, set[str]] = field(default_factory=dict)
+    unlike_torch: set[str] = field(default_factory=set)
+    norm_after: dict[str, str | None] = field(default_factory=dict)
+    norm_calls: dict[str, int] = field(default_factory=dict)
+    consumers: dict[str, set[str]] = field(default_factory=dict)
+    stacks: dict[str, list[tuple[tuple[str, int], ...]]] = field(default_factory=dict)
+
+
+def watch(model: nn.Module, run: Callable[[], Any], *, barriers: Iterable[Any] = (),
+          ) -> DataFlow:
+    """Runs the model once and reports its data flow.
+
+    Args:
+        model: The float model in eval mode.
+        run: Runs the model on one batch.
+        barriers: Functions that take a context manager and wrap it around some calls for as
+            long as their own context lasts; nothing is seen inside such calls and their
+            results have no sources (box decoding, whose result is data-dependent).
+
+    Returns:
+        The data flow of the run.
+    """
+    watcher = _Watcher(model)
+    with ExitStack() as stack, torch.no_grad():
+        for barrier in barriers:
+            stack.enter_context(barrier(watcher.blind))
+        stack.enter_context(watcher.hooks())
+        stack.enter_context(watcher)
+        run()
+    return watcher.flow
+
+
+class _Watcher(TorchDispatchMode):
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.flow = DataFlow()
+        self.sources: dict[int, set[str]] = {}  # storage -> nearest layers upstream
+        self.produced: dict[int, tuple[str, Tensor]] = {}  # storage -> layer, its output
+        self.inside: list[str] = []  # layers and norms now running
+        self.blinded = 0
+        self.stack: list[tuple[str, int]] = []
+        self.module_calls: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not self.blinded:
+            inputs = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+            outputs = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+            self._see(inputs, outputs)
+        return out
+
+    def _see(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        if not self.inside:
+            for tensor in inputs:
+                made = self.produced.get(_storage(tensor))
+                if made is not None:
+                    self.flow.consumers[made[0]].add('operation')
+        merged = set().union(*(self._of(t) for t in inputs)) if inputs else set()
+        for tensor in outputs:
+            if not tensor.dtype.is_floating_point:
+                self.sources.pop(_storage(tensor), None)  # an index or a mask is no activation
+            else:
+                self.sources[_storage(tensor)] = set(merged)
+
+    def _of(self, tensor: Tensor) -> set[str]:
+        return self.sources.get(_storage(tensor), set()) if tensor.numel() else set()
+
+    @contextmanager
+    def blind(self):
+        """Inside, operations are not seen and their results have no sources."""
+        self.blinded += 1
+        try:
+            yield
+        finally:
+            self.blinded -= 1
+
+    @contextmanager
+    def hooks(self):
+        handles = [self.model.register_forward_pre_hook(self._enter_model, with_kwargs=True)]
+        for name, module in self.model.named_modules():
+            handles.append(module.register_forward_pre_hook(self._push(name)))
+            handles.append(module.register_forward_hook(self._pop, always_call=True))
+        for name, module in self.model.named_modules():
+            if layer_kind(module) is not None:
+                handles.append(module.register_forward_pre_hook(
+                    self._enter_layer(name), with_kwargs=True))
+                handles.append(module.register_forward_hook(
+                    self._leave_layer(name), with_kwargs=True))
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                handles.append(module.register_forward_pre_hook(self._enter_norm(name)))
+                handles.append(module.register_forward_hook(self._leave))
+            elif not any(True for _ in module.children()):
+                # A leaf may be a custom kernel that no dispatch mode sees.
+                handles.append(module.register_forward_hook(self._leave_leaf))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter_model(self, module, args, kwargs):
+        for tensor in tree_flatten((args, kwargs))[0]:
+            if isinstance(tensor, Tensor):
+                self.sources[_storage(tensor)] = {IMAGE}
+
+    def _push(self, name: str):
+        def hook(module, args):
+            self.module_calls[name] = self.module_calls.get(name, 0) + 1
+            self.stack.append((name, self.module_calls[name]))
+        return hook
+
+    def _pop(self, module, args, output):
+        self.stack.pop()
+
+    def _enter_layer(self, name: str):
+        def hook(module, args, kwargs):
+            flow, x = self.flow, layer_input(args, kwargs)
+            if name not in flow.calls:
+                flow.order.append(name)
+                flow.consumers[name] = set()
+            flow.calls[name] = flow.calls.get(name, 0) + 1
+            flow.stacks.setdefault(name, []).append(tuple(self.stack[:-1]))
+            sources = self._of(x)
+            flow.sources.setdefault(name, set()).update(sources)
+            for source in sources - {IMAGE}:
+                flow.feeds.setdefault(source, set()).add(name)
+            made = self.produced.get(_storage(x))
+            if made is not None and not self.inside:
+                flow.consumers[made[0]].add(name)
+            self.inside.append(name)
+        return hook
+
+    def _leave_layer(self, name: str):
+        def hook(module, args, kwargs, output):
+            self.inside.pop()
+            with self.blind():
+                if not computes_like_torch(module, layer_input(args, kwargs), output):
+                    self.flow.unlike_torch.add(name)
+            self.sources[_storage(output)] = {name}
+            self.produced[_storage(output)] = (name, output)  # held, so storage is not reused
+        return hook
+
+    def _enter_norm(self, name: str):
+        def hook(module, args):
+            made = self.produced.get(_storage(args[0]))
+            producer = made[0] if made is not None and args[0] is made[1] else None
+            if self.flow.norm_after.setdefault(name, producer) != producer:
+                self.flow.norm_after[name] = None
+            if made is not None:
+                self.flow.consumers[made[0]].add(name)
+            self.flow.norm_calls[name] = self.flow.norm_calls.get(name, 0) + 1
+            self.inside.append(name)
+        return hook
+
+    def _leave(self, module, args, output):
+        self.inside.pop()
+
+    def _leave_leaf(self, module, args, output):
+        if self.blinded:
+            return
+        merged = set().union(*(self._of(t) for t in tree_flatten(args)[0]
+                               if isinstance(t, Tensor)), set())
+        for tensor in tree_flatten(output)[0]:
+            if isinstance(tensor, Tensor) and tensor.dtype.is_floating_point \
+                    and not self._of(tensor):
+                self.sources[_storage(tensor)] = set(merged)
+
+
+def layer_input(args: tuple, kwargs: dict) -> Tensor:
+    """Returns the input of a layer call, given by position or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -1,0 +1,137 @@
+"""Layers with integer weight codes and quantized inputs, and their float state before solving."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmbitsplit.functional import (apply_layer, channel_dim, per_input, product_input,
+                                   rows_to_weight, weight_rows)
+from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
+
+
+class QuantizedLayer(nn.Module):
+    """A Conv2d, ConvTranspose2d or Linear that multiplies integer codes.
+
+    Until ``install`` it computes the float layer. Afterwards ``codes`` (int8, the weight's
+    shape), ``weight_scale`` (out_channels,), ``bias`` and the input's ``input_scale`` and
+    ``input_zero_point`` are its state, and the output is ``weight_scale * (codes * x) + bias``
+    with x the input's codes less zero point (per-tensor, ECAQ) or its dequantized values
+    (per-channel), computed in float.
+
+    Args:
+        geometry: Of the float layer.
+        weight: Its float weight.
+        bias: (out_channels,) or ``None``.
+    """
+
+    def __init__(self, geometry: LayerGeometry, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.geometry = geometry
+        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(),
+                                                           requires_grad=False)
+        self.qparams: QParams | None = None
+        # Parents read these of the layers they hold.
+        self.in_channels = self.in_features = geometry.in_channels
+        self.out_channels = self.out_features = geometry.out_channels
+        self.kernel_size, self.stride = geometry.kernel_size, geometry.stride
+        self.padding, self.dilation, self.groups = (geometry.padding, geometry.dilation,
+                                                    geometry.groups)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether codes are installed."""
+        return 'codes' in self._buffers
+
+    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
+        if output_size is not None:
+            raise ValueError('output_size is not supported by quantized transposed '
+                             'convolutions; leave this layer in float with an override '
+                             "dict(match='...', skip=True).")
+        if self.qparams is not None:
+            input = product_input(input, self.qparams, channel_dim(self.geometry))
+        return apply_layer(input, self.weight, self.bias, self.geometry)
+
+    def install(self, solution: LayerSolution) -> None:
+        """Replaces the float weight by a solution; the float weight is gone afterwards."""
+        device, dtype = self.weight.device, self.weight.dtype
+        self._set_buffer('codes', solution.codes.to(device))
+        self._set_buffer('weight_scale', solution.weight_scale.to(device, torch.float32))
+        self.bias = None if solution.bias is None else nn.Parameter(
+            solution.bias.to(device, dtype), requires_grad=False)
+        if solution.qparams is not None:
+            self._set_buffer('input_scale', solution.qparams.scale.to(device, torch.float32))
+            self._set_buffer('input_zero_point',
+                             solution.qparams.zero_point.to(device, torch.int32))
+            self._range = (solution.qparams.quant_min, solution.qparams.quant_max,
+                           solution.qparams.unit)
+        self._refresh()
+
+    def plan_row(self) -> dict[str, Any]:
+        """What a checkpoint must say besides tensors to build this layer again."""
+        row = {'kind': self.geometry.kind, 'bias': self.bias is not None, 'input': None}
+        if self.qparams is not None:
+            row['input'] = {'size': self.input_scale.numel(), 'quant_min': self._range[0],
+                            'quant_max': self._range[1], 'unit': self._range[2]}
+        return row
+
+    def expect(self, row: dict[str, Any]) -> None:
+        """Makes room for the state that ``plan_row`` described, before it is loaded."""
+        if row['kind'] != self.geometry.kind:
+            raise ValueError(f"the checkpoint has a {row['kind']} where the model has a "
+                             f'{self.geometry.kind}.')
+        self._set_buffer('codes', torch.zeros(self.geometry.weight_shape, dtype=torch.int8))
+        self._set_buffer('weight_scale', torch.ones(self.geometry.out_channels))
+        self.bias = nn.Parameter(torch.zeros(self.geometry.out_channels), requires_grad=False) \
+            if row['bias'] else None
+        if row['input'] is not None:
+            size = row['input']['size']
+            self._set_buffer('input_scale', torch.ones(size))
+            self._set_buffer('input_zero_point', torch.zeros(size, dtype=torch.int32))
+            self._range = (row['input']['quant_min'], row['input']['quant_max'],
+                           row['input']['unit'])
+        self._refresh()
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.quantized:
+            self._refresh()
+
+    def _set_buffer(self, name: str, value: Tensor) -> None:
+        self._buffers.pop(name, None)
+        self.register_buffer(name, value)
+
+    def _refresh(self) -> None:
+        """Derives what ``forward`` uses from the state: the weight on the product's scale."""
+        rows = weight_rows(self.codes, self.geometry).to(torch.float32)
+        scale = self.weight_scale.view(rows.shape[0], rows.shape[1], 1)
+        self._parameters.pop('weight', None)
+        self._buffers.pop('weight', None)
+        self.register_buffer('weight', rows_to_weight(rows * scale, self.geometry),
+                             persistent=False)
+        if 'input_scale' in self._buffers:
+            self.qparams = QParams(self.input_scale, self.input_zero_point, *self._range)
+
+    def _apply(self, fn, *args, **kwargs):
+        super()._apply(fn, *args, **kwargs)
+        if self.quantized and self.qparams is not None:
+            self.qparams = QParams(self.input_scale, self.input_zero_point, *self._range)
+        return self
+
+    def float_rows(self) -> Tensor:
+        """The weight as rows (G, M, N); before ``install`` the float weight."""
+        return weight_rows(self.weight.detach(), self.geometry)
+
+    def real_rows(self) -> Tensor:
+        """The weight on the scale of real inputs, (G, M, N), moved scales taken out again."""
+        rows = self.float_rows()
+        if self.qparams is not None and self.qparams.unit:
+            rows = rows / per_input(self.qparams.scale, self.geometry).unsqueeze(1)
+        return rows
+
+    def extra_repr(self) -> str:
+        geometry = self.geometry
+        state = 'quantized' if self.quantized else 'float'
+        return (f'{geometry.kind}, {geometry.in_channels}, {geometry.out_channels}, '
+                f'kernel_size={geometry.kernel_size}, groups={geometry.groups}, {state}')

@@ -1,0 +1,137 @@
+"""Finds the first and last layers from the data flow, and turns a request into a plan."""
+
+import fnmatch
+from dataclasses import replace
+
+from torch import nn
+
+from mmbitsplit.models.dataflow import IMAGE, DataFlow
+from mmbitsplit.models.geometry import layer_kind
+from mmbitsplit.structures import (ActivationSpec, BitPlan, FloatRemainder, LayerPlan, QuantSpec,
+                                   merge, nearest)
+
+
+def layer_role(name: str, flow: DataFlow) -> str:
+    """Returns ``'first'``, ``'last'``, ``'first+last'`` or ``'inner'``.
+
+    First: the model's input reaches it without a layer between. Last: its output reaches no
+    other layer, data-dependent steps (box decoding) not counted.
+    """
+    parts = []
+    if IMAGE in flow.sources[name]:
+        parts.append('first')
+    if not flow.feeds.get(name, set()) - {name}:
+        parts.append('last')
+    return '+'.join(parts) or 'inner'
+
+
+def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
+              folded: dict[str, str]) -> BitPlan:
+    """Decides for every layer whether and how it is quantized.
+
+    Args:
+        model: The float model.
+        flow: Its data flow.
+        spec: The request.
+        folded: Batch norms that are folded, with their layers.
+
+    Raises:
+        ValueError: A layer of a supported kind was never called, an override matches nothing,
+            or ``scope`` names no part of the model.
+    """
+    _check_scope(model, spec.scope)
+    _check_overrides(model, spec)
+    modules = dict(model.named_modules())
+    total = sum(p.numel() for p in model.parameters()) or 1
+    _check_reached(modules, flow, spec)
+    layers, kept = [], []
+
+    def keep(name: str, reason: str) -> None:
+        size = sum(p.numel() for p in modules[name].parameters(recurse=False))
+        kept.append(FloatRemainder(name, type(modules[name]).__name__, reason, size,
+                                   size / total))
+
+    for name in flow.order:
+        plan = _layer_plan(name, flow, spec)
+        if name in flow.unlike_torch:
+            keep(name, 'computes something else than its torch parent class')
+        elif not _in_scope(name, spec.scope):
+            keep(name, f"outside scope '{spec.scope}'")
+        elif plan is None:
+            keep(name, 'skipped by an override')
+        else:
+            layers.append(plan)
+    for name, module in modules.items():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if name not in folded and name in flow.norm_calls:
+                keep(name, 'batch norm that no layer could take in exactly')
+        elif layer_kind(module) is None and any(
+                p.dim() > 1 for p in module.parameters(recurse=False)):
+            keep(name, 'kind of layer that is not supported')
+    return BitPlan(tuple(layers), tuple(kept))
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a layer name matches a shell pattern, case and all."""
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def _layer_plan(name: str, flow: DataFlow, spec: QuantSpec) -> LayerPlan | None:
+    """The plan of one layer, ``None`` when an override skips it."""
+    role = layer_role(name, flow)
+    weight, activation = spec.weight, spec.activation
+    if role != 'inner':
+        if spec.first_last.weight_bits is not None:
+            weight = replace(weight, num_bits=spec.first_last.weight_bits)
+        if activation.num_bits is not None:  # weights only: nothing is quantized anywhere
+            activation = replace(activation, num_bits=spec.first_last.activation_bits)
+    if 'first' in role:
+        activation = replace(activation, num_bits=None)  # the image itself is not quantized
+    for index, override in enumerate(spec.overrides):
+        if matches(name, override.match):
+            if override.skip:
+                return None
+            where = f'quantization.overrides[{index}]'
+            weight = merge(weight, override.weight, f'{where}.weight')
+            activation: ActivationSpec = merge(activation, override.activation,
+                                               f'{where}.activation')
+    return LayerPlan(name, weight, activation, role)
+
+
+def _in_scope(name: str, scope: str) -> bool:
+    return scope == 'all' or name.split('.')[0] in scope.split('+')
+
+
+def _skipped(name: str, spec: QuantSpec) -> bool:
+    return any(o.skip and matches(name, o.match) for o in spec.overrides)
+
+
+def _check_scope(model: nn.Module, scope: str) -> None:
+    children = [name for name, _ in model.named_children()]
+    if scope == 'all':
+        return
+    for part in scope.split('+'):
+        if part not in children:
+            raise ValueError(f"scope='{scope}': the model has no part '{part}'; "
+                             f'{nearest(part, ["all", *children])}.')
+
+
+def _check_overrides(model: nn.Module, spec: QuantSpec) -> None:
+    names = [name for name, module in model.named_modules() if layer_kind(module)]
+    for index, override in enumerate(spec.overrides):
+        if not any(matches(name, override.match) for name in names):
+            raise ValueError(f"quantization.overrides[{index}].match='{override.match}' matches "
+                             f'no layer; {nearest(override.match, names[:12])}, ...')
+
+
+def _check_reached(modules: dict[str, nn.Module], flow: DataFlow, spec: QuantSpec) -> None:
+    missing = [name for name, module in modules.items()
+               if layer_kind(module) and name not in flow.calls
+               and _in_scope(name, spec.scope) and not _skipped(name, spec)]
+    if missing:
+        shown = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
+        raise ValueError(
+            f'{len(missing)} layer(s) were never reached by the calibration images: {shown}. '
+            'Use images on which the model runs them (for a mask branch: images with '
+            'detections), or leave them in float with '
+            f"overrides=[dict(match='{missing[0]}', skip=True)].")

@@ -1,0 +1,205 @@
+"""What a layer is: its geometry, its place in the plan, and what calibration found for it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmbitsplit.structures.spec import ActivationSpec, WeightSpec
+
+KINDS = ('conv2d', 'conv_transpose2d', 'linear')
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """How inputs meet weights in a layer; sizes are (height, width).
+
+    A linear layer is described by its kind and channels alone.
+    """
+
+    kind: str
+    in_channels: int
+    out_channels: int
+    groups: int = 1
+    kernel_size: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    output_padding: tuple[int, int] = (0, 0)
+    # Padding that F.conv2d cannot do alone (reflect, replicate, circular, an uneven 'same'):
+    # (left, right, top, bottom) and a mode of F.pad, applied first.
+    pre_padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    pre_padding_mode: str = 'zeros'
+
+    @property
+    def inputs_per_output(self) -> int:
+        """N: number of weights of one output channel."""
+        return self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight as torch stores it for this kind."""
+        if self.kind == 'linear':
+            return (self.out_channels, self.in_channels)
+        if self.kind == 'conv_transpose2d':
+            return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is to be done with one layer.
+
+    Args:
+        name: Dotted name in the model.
+        weight: Weight settings.
+        activation: Input settings; ``num_bits=None`` for a float input.
+        role: ``'first'``, ``'last'``, ``'first+last'`` or ``'inner'``.
+    """
+
+    name: str
+    weight: WeightSpec
+    activation: ActivationSpec
+    role: str = 'inner'
+
+
+@dataclass(frozen=True)
+class BitPlan:
+    """The plan of all layers in execution order, and what stays float and why."""
+
+    layers: tuple[LayerPlan, ...]
+    kept_float: tuple['FloatRemainder', ...] = ()
+
+
+@dataclass(frozen=True)
+class FloatRemainder:
+    """A part of the model that stays float: an unsupported layer, a batch norm left unfolded."""
+
+    name: str
+    kind: str
+    reason: str
+    num_weights: int
+    share: float
+
+
+@dataclass(frozen=True)
+class QParams:
+    """Affine quantization parameters of a layer's input; real = (code - zero_point) * scale.
+
+    Args:
+        scale: (1,) or (C,) float, real units a code step.
+        zero_point: (1,) or (C,) float holding integers; code that means exactly zero.
+        quant_min, quant_max: Smallest and largest code.
+        unit: ``True`` when codes enter the product with unit scale because the scale was moved
+            into the weights (per-tensor and ECAQ); ``False`` for per-channel, where the
+            dequantized values enter.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    quant_min: int
+    quant_max: int
+    unit: bool = True
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Sums over K sampled positions; x what enters the product, y the float output, bias removed.
+
+    Shapes: ``gram`` (G, N, N), ``cross`` (G, M, N), ``y_sq`` (G, M), ``x_sum`` (G, N),
+    ``y_sum`` (G, M), all float64; ``count`` is K.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    y_sq: Tensor
+    x_sum: Tensor
+    y_sum: Tensor
+    count: int
+
+    def __add__(self, other: 'LayerStatistics') -> 'LayerStatistics':
+        return LayerStatistics(*(getattr(self, name) + getattr(other, name) for name in (
+            'gram', 'cross', 'y_sq', 'x_sum', 'y_sum', 'count')))
+
+
+@dataclass(frozen=True)
+class WeightSolution:
+    """Weight codes of a layer and how they were found.
+
+    Args:
+        codes: (G, M, N) int8.
+        scale: (G, M) float, real units a code step.
+        objective: (G, M) sum of squared output errors over the statistics it was solved on.
+        num_sweeps: Sweeps over all columns that the descent took.
+        history: Total objective after the start and after every sweep.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    objective: Tensor
+    num_sweeps: int = 0
+    history: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerSolution:
+    """Everything ``models.convert.apply`` writes into a layer.
+
+    Args:
+        codes: int8, shape of the layer's weight.
+        weight_scale: (out_channels,) float32; multiplies integer products (``unit`` inputs) or
+            products with real inputs.
+        bias: (out_channels,) float32 or ``None``.
+        qparams: Input quantization, ``None`` for a float input.
+    """
+
+    codes: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    qparams: QParams | None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class LayerReport:
+    """One row of ``layers.json``."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    role: str
+    weight_bits: int
+    activation_bits: int | None
+    activation_mode: str | None
+    activation_symmetry: str | None
+    strength: float | None
+    weight_scale: tuple[float, float]
+    activation_scale: tuple[float, float] | None
+    error_rounding: float
+    error: float
+    sweeps: int
+    guard_taken: bool
+    calls: int
+    rows: int
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class QuantizationReport:
+    """What ``quantize_model`` did, ready for JSON."""
+
+    layers: list[LayerReport]
+    kept_float: list[FloatRemainder]
+    folded_batch_norms: list[str]
+    seconds: dict[str, float]
+    calibration: dict[str, Any]
+    method: dict[str, Any]
+    peak_rss_bytes: int
+
+
+def summary(values: Tensor) -> tuple[float, float]:
+    """Returns (smallest, largest) of a tensor, for reports."""
+    values = values.detach().to(torch.float64)
+    return (float(values.min()), float(values.max()))

@@ -1,0 +1,196 @@
+"""What the user asks for: bits, modes, method, calibration. One definition of every option."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmbitsplit.structures.options import check_choice, from_mapping
+
+MIN_BITS, MAX_BITS = 2, 8
+SCALE_SEARCHES = ('mse', 'minmax')
+ACTIVATION_MODES = ('per_tensor', 'per_channel', 'ecaq')
+SYMMETRIES = ('auto', 'unsigned', 'signed', 'asymmetric')
+
+
+def check_bits(name: str, num_bits: Any) -> None:
+    """Raises ``ValueError`` unless ``num_bits`` is an integer from 2 to 8."""
+    if isinstance(num_bits, bool) or not isinstance(num_bits, int) \
+            or not MIN_BITS <= num_bits <= MAX_BITS:
+        raise ValueError(f'{name}={num_bits!r} is not supported; allowed are the integers '
+                         f'{MIN_BITS} to {MAX_BITS}.')
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """Weights: symmetric, one scale an output channel, integer codes in a narrow range.
+
+    Args:
+        num_bits: Width of a code, 2 to 8.
+        scale_search: How plain rounding finds its scale: ``'mse'`` or ``'minmax'``.
+    """
+
+    num_bits: int = 4
+    scale_search: str = 'mse'
+
+    def __post_init__(self):
+        check_bits('num_bits', self.num_bits)
+        check_choice('scale_search', self.scale_search, SCALE_SEARCHES)
+
+
+@dataclass(frozen=True)
+class ActivationSpec:
+    """Layer inputs: affine quantization with one scale a tensor or a channel.
+
+    Args:
+        num_bits: Width of a code, 2 to 8; ``None`` leaves the inputs in float.
+        mode: ``'per_tensor'``; ``'per_channel'`` (not one integer product, for comparison);
+            ``'ecaq'``: one scale a channel, moved into the weights (paper, section 3.2).
+        symmetry: ``'unsigned'``, ``'signed'``, ``'asymmetric'``, or ``'auto'``: unsigned where
+            no negative value was seen, else signed or asymmetric, whichever has less error.
+        scale_search: ``'mse'`` (paper, Eq. 11) or ``'minmax'``.
+        strength: How far ECAQ goes from one scale a tensor (0) to one a channel (1);
+            ``'auto'`` chooses it per layer on the layer's output error.
+    """
+
+    num_bits: int | None = 8
+    mode: str = 'ecaq'
+    symmetry: str = 'auto'
+    scale_search: str = 'mse'
+    strength: float | str = 'auto'
+
+    def __post_init__(self):
+        if self.num_bits is not None:
+            check_bits('num_bits', self.num_bits)
+        check_choice('mode', self.mode, ACTIVATION_MODES)
+        check_choice('symmetry', self.symmetry, SYMMETRIES)
+        check_choice('scale_search', self.scale_search, SCALE_SEARCHES)
+        if self.strength != 'auto' and not (
+                isinstance(self.strength, (int, float)) and 0 <= self.strength <= 1):
+            raise ValueError(f"strength={self.strength!r} is not supported; allowed are 'auto' "
+                             'or a number from 0 to 1.')
+
+
+@dataclass(frozen=True)
+class FirstLastSpec:
+    """The layers fed by the image and those that make the model's raw outputs.
+
+    Args:
+        weight_bits: Width of their weight codes; ``None`` treats them like all others.
+        activation_bits: Width of their inputs' codes (the image itself stays float);
+            ``None`` leaves the inputs in float.
+    """
+
+    weight_bits: int | None = 8
+    activation_bits: int | None = 8
+
+    def __post_init__(self):
+        for name in ('weight_bits', 'activation_bits'):
+            if getattr(self, name) is not None:
+                check_bits(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
+class CalibrationSpec:
+    """Which images are shown to the model, and how much of each layer is looked at.
+
+    Args:
+        num_images: Number of calibration images, at least 1.
+        seed: Chooses the images and the sampled positions.
+        batch_size: Images of one forward; detectors take images of different shapes, hence 1.
+        rows_per_layer: Sampled output positions of a layer over all images.
+        holdout: Part of them that no solver sees; the guard judges on it. 0 turns it off.
+        dataloader: An mmengine dataloader config of its own; ``None`` takes the training set
+            with the test pipeline. Used by ``mmbitsplit.engine`` only.
+    """
+
+    num_images: int = 32
+    seed: int = 0
+    batch_size: int = 1
+    rows_per_layer: int = 16384
+    holdout: float = 0.125
+    dataloader: Mapping[str, Any] | None = None
+
+    def __post_init__(self):
+        for name, least in (('num_images', 1), ('batch_size', 1), ('rows_per_layer', 64)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f'{name}={value!r} is not supported; allowed are integers from '
+                                 f'{least}.')
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f'seed={self.seed!r} is not supported; allowed are integers from 0.')
+        if not 0 <= self.holdout <= 0.5:
+            raise ValueError(f'holdout={self.holdout!r} is not supported; allowed is 0 to 0.5.')
+
+
+@dataclass(frozen=True)
+class OverrideSpec:
+    """Other settings for the layers whose name matches a shell pattern; later ones win.
+
+    Args:
+        match: Shell pattern on the layer's dotted name, such as ``'backbone.layer1.*'``.
+        skip: ``True`` leaves the layer in float.
+        weight: Keys of ``WeightSpec`` to replace.
+        activation: Keys of ``ActivationSpec`` to replace.
+    """
+
+    match: str
+    skip: bool = False
+    weight: Mapping[str, Any] = field(default_factory=dict)
+    activation: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """The whole request, as the ``quantization`` dict of a config gives it.
+
+    Args:
+        weight, activation: Settings of all layers but the first and last.
+        first_last: Settings of those.
+        method: ``type`` names a method of ``mmbitsplit.calibration.methods``, the other keys
+            are that method's own.
+        calibration: Images, seed, sampling.
+        overrides: Exceptions by name pattern.
+        scope: ``'all'``, or top-level children joined by ``+`` such as ``'backbone+neck'``.
+    """
+
+    weight: WeightSpec = field(default_factory=WeightSpec)
+    activation: ActivationSpec = field(default_factory=ActivationSpec)
+    first_last: FirstLastSpec = field(default_factory=FirstLastSpec)
+    method: Mapping[str, Any] = field(default_factory=lambda: {'type': 'BitSplit'})
+    calibration: CalibrationSpec = field(default_factory=CalibrationSpec)
+    overrides: tuple[OverrideSpec, ...] = ()
+    scope: str = 'all'
+
+    def __post_init__(self):
+        if 'type' not in self.method:
+            raise ValueError("method lacks its 'type', such as dict(type='BitSplit').")
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> 'QuantSpec':
+        """Reads the ``quantization`` dict of a config; see ``from_mapping`` for its errors."""
+        values = dict(mapping)
+        parts = {'weight': WeightSpec, 'activation': ActivationSpec,
+                 'first_last': FirstLastSpec, 'calibration': CalibrationSpec}
+        for name, part in parts.items():
+            if name in values:
+                values[name] = from_mapping(part, values[name], f'quantization.{name}')
+        if 'overrides' in values:
+            values['overrides'] = tuple(
+                from_mapping(OverrideSpec, item, f'quantization.overrides[{index}]')
+                for index, item in enumerate(values['overrides']))
+        spec = from_mapping(cls, values, 'quantization')
+        for index, override in enumerate(spec.overrides):
+            where = f'quantization.overrides[{index}]'
+            merge(spec.weight, override.weight, f'{where}.weight')
+            merge(spec.activation, override.activation, f'{where}.activation')
+        return spec
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns nested plain dicts, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+def merge(options: Any, changes: Mapping[str, Any], where: str) -> Any:
+    """Returns ``options`` with ``changes`` applied; same type, same checks."""
+    return from_mapping(type(options), {**vars(options), **changes}, where)
