@@ -4,6 +4,7 @@ Box decoding and proposal selection depend on the data; replaying their results 
 comes after them (RoI features) aligned row by row.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -12,10 +13,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ReplayPoint:
-    """A method whose results are replayed: ``getattr(owner, method)``."""
+    """A method whose results are replayed: ``getattr(owner, method)``.
+
+    Args:
+        owner: The object whose method it is.
+        method: Its name.
+        instead: Called in its place in both passes, for a step that no layer comes after
+            (pasting masks into images); nothing is recorded then.
+    """
 
     owner: Any
     method: str
+    instead: Callable | None = None
 
 
 @dataclass
@@ -26,7 +35,8 @@ class Tape:
     positions: dict[int, int] = field(default_factory=dict)
 
     def record(self, batch: int, result: Any) -> Any:
-        self.results.setdefault(batch, []).append(result)
+        # A copy: what comes after may add to the result or change it in place.
+        self.results.setdefault(batch, []).append(copy.deepcopy(result))
         return result
 
     def next(self, batch: int) -> Any:
@@ -36,7 +46,7 @@ class Tape:
             raise RuntimeError(f'Batch {batch}: the quantized pass asks for result '
                                f'{position + 1}, the float pass made {len(recorded)}.')
         self.positions[batch] = position + 1
-        return recorded[position]
+        return copy.deepcopy(recorded[position])
 
 
 @contextmanager
@@ -46,7 +56,8 @@ def patched(points: Sequence[ReplayPoint], wrap: Callable[[Callable], Callable])
     before = [vars(point.owner).get(point.method, missing) for point in points]
     try:
         for point in points:
-            setattr(point.owner, point.method, wrap(getattr(point.owner, point.method)))
+            setattr(point.owner, point.method,
+                    point.instead or wrap(getattr(point.owner, point.method)))
         yield
     finally:
         for point, value in zip(points, before):

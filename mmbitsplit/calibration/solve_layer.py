@@ -101,7 +101,7 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
     if guard_taken:
         solved, error, bias = replace(plain, num_sweeps=solved.num_sweeps), error_rounding, \
             bias_rounding
-    return Solved(_solution(solved, bias, best, layer), best.strength, error, error_rounding,
+    return Solved(_solution(solved, bias, best, layer, plan), best.strength, error, error_rounding,
                   guard_taken, solved.num_sweeps)
 
 
@@ -180,10 +180,10 @@ def _judge(solved: WeightSolution, statistics: LayerStatistics, rows: Rows,
 
 
 def _solution(solved: WeightSolution, bias: Tensor | None, candidate: Candidate,
-              layer: QuantizedLayer) -> LayerSolution:
+              layer: QuantizedLayer, plan: LayerPlan) -> LayerSolution:
     total = layer.bias
     if bias is not None:
         total = bias.reshape(-1) + (0.0 if layer.bias is None else layer.bias.double())
-    return LayerSolution(rows_to_weight(solved.codes, layer.geometry),
+    return LayerSolution(rows_to_weight(solved.codes, layer.geometry), plan.weight.num_bits,
                          solved.scale.reshape(-1).float(),
                          None if total is None else total.detach().float(), candidate.qparams)

@@ -7,6 +7,7 @@ from mmbitsplit.functional.affine import (code_range, dequantize, fake_quantize,
                                           quantize)
 from mmbitsplit.functional.bit_planes import split_bit_planes, stitch_bit_planes
 from mmbitsplit.functional.bitsplit import solve_bitsplit
+from mmbitsplit.functional.packing import pack_codes, unpack_codes
 from mmbitsplit.functional.patches import (apply_layer, channel_dim, gather_patches, output_size,
                                            per_input, rows_to_weight, weight_rows)
 from mmbitsplit.functional.rounding import round_weight, weight_scale
@@ -17,8 +18,8 @@ from mmbitsplit.functional.statistics import (add_ridge, bias_correction, center
 __all__ = [
     'ActivationSamples', 'add_ridge', 'apply_layer', 'bias_correction', 'center', 'channel_dim',
     'channel_scales', 'code_range', 'dequantize', 'fake_quantize', 'gather_patches',
-    'interpolate_scales', 'layer_statistics', 'output_size', 'per_input', 'product_input',
+    'interpolate_scales', 'layer_statistics', 'output_size', 'pack_codes', 'per_input', 'product_input',
     'quadratic_objective', 'quantization_error', 'quantize', 'rescale_inputs', 'round_weight',
     'rows_to_weight', 'search_qparams', 'solve_bitsplit', 'split_bit_planes',
-    'stitch_bit_planes', 'weight_rows', 'weight_scale',
+    'stitch_bit_planes', 'unpack_codes', 'weight_rows', 'weight_scale',
 ]

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmbitsplit.functional import (apply_layer, channel_dim, per_input, product_input,
-                                   rows_to_weight, weight_rows)
+from mmbitsplit.functional import (apply_layer, channel_dim, pack_codes, product_input,
+                                   rows_to_weight, unpack_codes, weight_rows)
 from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
 
 
@@ -17,7 +17,8 @@ class QuantizedLayer(nn.Module):
     shape), ``weight_scale`` (out_channels,), ``bias`` and the input's ``input_scale`` and
     ``input_zero_point`` are its state, and the output is ``weight_scale * (codes * x) + bias``
     with x the input's codes less zero point (per-tensor, ECAQ) or its dequantized values
-    (per-channel), computed in float.
+    (per-channel), computed in float. In a state dict the codes stand bit-packed, one row an
+    output channel (``functional.pack_codes``).
 
     Args:
         geometry: Of the float layer.
@@ -32,6 +33,7 @@ class QuantizedLayer(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(),
                                                            requires_grad=False)
         self.qparams: QParams | None = None
+        self.num_bits: int | None = None
         # Parents read these of the layers they hold.
         self.in_channels = self.in_features = geometry.in_channels
         self.out_channels = self.out_features = geometry.out_channels
@@ -56,6 +58,7 @@ class QuantizedLayer(nn.Module):
     def install(self, solution: LayerSolution) -> None:
         """Replaces the float weight by a solution; the float weight is gone afterwards."""
         device, dtype = self.weight.device, self.weight.dtype
+        self.num_bits = solution.num_bits
         self._set_buffer('codes', solution.codes.to(device))
         self._set_buffer('weight_scale', solution.weight_scale.to(device, torch.float32))
         self.bias = None if solution.bias is None else nn.Parameter(
@@ -70,7 +73,8 @@ class QuantizedLayer(nn.Module):
 
     def plan_row(self) -> dict[str, Any]:
         """What a checkpoint must say besides tensors to build this layer again."""
-        row = {'kind': self.geometry.kind, 'bias': self.bias is not None, 'input': None}
+        row = {'kind': self.geometry.kind, 'num_bits': self.num_bits,
+               'bias': self.bias is not None, 'input': None}
         if self.qparams is not None:
             row['input'] = {'size': self.input_scale.numel(), 'quant_min': self._range[0],
                             'quant_max': self._range[1], 'unit': self._range[2]}
@@ -81,6 +85,7 @@ class QuantizedLayer(nn.Module):
         if row['kind'] != self.geometry.kind:
             raise ValueError(f"the checkpoint has a {row['kind']} where the model has a "
                              f'{self.geometry.kind}.')
+        self.num_bits = row['num_bits']
         self._set_buffer('codes', torch.zeros(self.geometry.weight_shape, dtype=torch.int8))
         self._set_buffer('weight_scale', torch.ones(self.geometry.out_channels))
         self.bias = nn.Parameter(torch.zeros(self.geometry.out_channels), requires_grad=False) \
@@ -93,8 +98,20 @@ class QuantizedLayer(nn.Module):
                            row['input']['unit'])
         self._refresh()
 
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.quantized:
+            rows = weight_rows(self.codes, self.geometry).flatten(0, 1)  # (out_channels, N)
+            destination[prefix + 'codes'] = pack_codes(rows, self.num_bits)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        packed = state_dict.get(prefix + 'codes')
+        if self.quantized and packed is not None:
+            geometry = self.geometry
+            rows = unpack_codes(packed, self.num_bits, geometry.inputs_per_output)
+            rows = rows.view(geometry.groups, -1, geometry.inputs_per_output)
+            state_dict = {**state_dict, prefix + 'codes': rows_to_weight(rows, geometry)}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self.quantized:
             self._refresh()
 
@@ -122,13 +139,6 @@ class QuantizedLayer(nn.Module):
     def float_rows(self) -> Tensor:
         """The weight as rows (G, M, N); before ``install`` the float weight."""
         return weight_rows(self.weight.detach(), self.geometry)
-
-    def real_rows(self) -> Tensor:
-        """The weight on the scale of real inputs, (G, M, N), moved scales taken out again."""
-        rows = self.float_rows()
-        if self.qparams is not None and self.qparams.unit:
-            rows = rows / per_input(self.qparams.scale, self.geometry).unsqueeze(1)
-        return rows
 
     def extra_repr(self) -> str:
         geometry = self.geometry

@@ -148,6 +148,7 @@ class LayerSolution:
 
     Args:
         codes: int8, shape of the layer's weight.
+        num_bits: Width of a code.
         weight_scale: (out_channels,) float32; multiplies integer products (``unit`` inputs) or
             products with real inputs.
         bias: (out_channels,) float32 or ``None``.
@@ -155,10 +156,10 @@ class LayerSolution:
     """
 
     codes: Tensor
+    num_bits: int
     weight_scale: Tensor
     bias: Tensor | None
     qparams: QParams | None
-    info: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,0 +1,59 @@
+# Everything runs in a virtual environment that `make setup` makes; nothing else is touched.
+#
+# Settings, for example `make setup PYTHON=python3.11 TORCH=2.12.0`:
+#   PYTHON       interpreter the environment is made with
+#   VENV         the environment's folder
+#   TORCH        version or requirement of torch
+#   TORCHVISION  version or requirement of torchvision; without it, the one that fits torch
+#   MMCV_DEVICE  cpu: compile onedl-mmcv without CUDA even where a GPU is
+#   PYTEST_ARGS  more arguments for pytest, for example PYTEST_ARGS='-k setup -x'
+# pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) are respected.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?=
+TORCHVISION ?=
+MMCV_DEVICE ?= auto
+PYTEST_ARGS ?=
+
+VENV_PYTHON = $(VENV)/bin/python
+DEMO_DIR = work_dirs/demo
+DEMOS = retinanet_digits_w4a8 mask_rcnn_digits_w4a8
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check-machine data demo test lint clean clean-venv
+
+help: ## list the targets
+	@echo 'usage: make TARGET [PYTHON=python3.11] [TORCH=2.13.0] ...'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: ## make the virtual environment with everything in it
+	@$(PYTHON) tools/setup/setup_env.py --venv '$(VENV)' --torch '$(TORCH)' \
+	    --torchvision '$(TORCHVISION)' --mmcv-device '$(MMCV_DEVICE)'
+
+check-machine: ## say what the machine lacks for the set-up, install nothing
+	@$(PYTHON) tools/setup/setup_env.py --venv '$(VENV)' --check
+
+data: setup ## make the demo data set
+	$(VENV_PYTHON) tools/make_demo_data.py
+
+demo: data ## quantize a detector and an instance segmenter, compare with float
+	@set -e; for name in $(DEMOS); do \
+	    echo "== $$name"; \
+	    $(VENV_PYTHON) tools/quantize.py configs/demo/$$name.py --work-dir $(DEMO_DIR)/$$name; \
+	done
+	$(VENV_PYTHON) tools/demo_summary.py $(addprefix $(DEMO_DIR)/,$(DEMOS))
+
+test: data ## run the tests
+	$(VENV_PYTHON) -m pytest tests $(PYTEST_ARGS)
+
+lint: setup ## check the style with ruff
+	$(VENV_PYTHON) -m ruff check .
+
+clean: ## remove caches, build products and what the demo wrote
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(DEMO_DIR)
+	find . -path './$(VENV)' -prune -o -type d -name __pycache__ -print | xargs -r rm -rf
+
+clean-venv: ## remove the virtual environment
+	rm -rf '$(VENV)'

@@ -1,0 +1,119 @@
+"""From a config to figures: what ``tools/quantize.py`` does."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import mmbitsplit.engine  # noqa: F401  registers the hook and the wrapper
+from mmbitsplit.engine.artifacts import (CHECKPOINT, RESULTS, results_table, save_quantized,
+                                         save_results, without_hook)
+from mmbitsplit.engine.files import check_work_dir
+from mmbitsplit.engine.preflight import check_data, check_weights
+from mmbitsplit.engine.quantize_runner import (bare_model, quantize_runner, read_spec,
+                                               tensor_bytes)
+
+
+def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False) -> dict[str, Any]:
+    """Evaluates the float model, quantizes it, evaluates again, writes the work directory.
+
+    Args:
+        cfg: Config with a ``quantization`` dict, ``work_dir`` and ``load_from``.
+        config_name: What ``results.json`` calls it.
+        untrained: Quantize randomly initialised weights, for measuring speed and memory.
+
+    Returns:
+        The contents of ``results.json``.
+
+    Raises:
+        ValueError: The user can mend it; nothing was computed when data, weights or options
+            are at fault.
+    """
+    spec = read_spec(cfg)
+    check_data(cfg, spec.calibration)
+    if untrained:
+        cfg.load_from = None
+        _forget_pretrained(cfg.model)
+    else:
+        cfg.load_from = check_weights(cfg.get('load_from'))
+    work_dir = check_work_dir(cfg.work_dir)
+    for name in (RESULTS, CHECKPOINT):  # an earlier run's must not pass for this one's
+        (work_dir / name).unlink(missing_ok=True)
+    runner = _build_runner(cfg, spec.calibration.seed)
+    if untrained:
+        _initialise(runner)
+    else:
+        _load_weights(runner)
+    check_work_dir(work_dir, tensor_bytes(bare_model(runner.model)) // 2)
+    print_log('mmbitsplit: evaluating the float model', logger='current')
+    float_metrics, float_seconds = _evaluate(runner)
+    run = quantize_runner(runner, spec)
+    sizes = {'float': run.float_bytes}
+    if runner.rank == 0:
+        sizes = save_quantized(work_dir, cfg, spec, run,
+                               getattr(runner.test_loop.dataloader.dataset, 'metainfo', None))
+    print_log('mmbitsplit: evaluating the quantized model', logger='current')
+    quantized_metrics, quantized_seconds = _evaluate(runner)
+    results = results_table(config_name, spec, run, sizes, float_metrics, quantized_metrics,
+                            float_seconds + quantized_seconds, untrained)
+    if runner.rank == 0:
+        save_results(work_dir, results)
+    return results
+
+
+def _build_runner(cfg: Config, seed: int) -> Runner:
+    cfg = cfg.copy()
+    cfg.custom_hooks = without_hook(cfg.get('custom_hooks') or [])  # we evaluate float first
+    cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _load_weights(runner: Runner) -> None:
+    """Loads the float weights; a checkpoint that does not fit is an error, not a warning."""
+    checkpoint = runner._load_from
+    runner.load_or_resume()
+    state = torch.load(checkpoint, map_location='cpu', weights_only=False) \
+        if Path(checkpoint).is_file() else None
+    if state is None:
+        return
+    state = state.get('state_dict', state)
+    wanted = {name: value.shape for name, value in bare_model(runner.model).state_dict().items()}
+    missing = [name for name in wanted
+               if name not in state and not name.endswith('num_batches_tracked')]
+    wrong = [name for name in wanted if name in state and state[name].shape != wanted[name]]
+    if missing or wrong:
+        problems = [f'{len(missing)} tensors are missing (such as {missing[0]})'] if missing \
+            else []
+        if wrong:
+            problems.append(f'{len(wrong)} have another shape (such as {wrong[0]}: '
+                            f'{tuple(state[wrong[0]].shape)}, the model has '
+                            f'{tuple(wanted[wrong[0]])})')
+        raise ValueError(f'The checkpoint {checkpoint} does not fit the model: '
+                         f'{" and ".join(problems)}. Pass the checkpoint that belongs to this '
+                         'config.')
+
+
+def _evaluate(runner: Runner) -> tuple[dict[str, float], float]:
+    started = time.perf_counter()
+    metrics = runner.test()
+    return metrics or {}, time.perf_counter() - started
+
+
+def _forget_pretrained(model: Any) -> None:
+    """Drops every ``init_cfg`` that would download weights."""
+    if isinstance(model, dict):
+        init = model.get('init_cfg')
+        if isinstance(init, dict) and init.get('type') == 'Pretrained':
+            model['init_cfg'] = None
+        for value in model.values():
+            _forget_pretrained(value)
+
+
+def _initialise(runner: Runner) -> None:
+    bare_model(runner.model).init_weights()
+    runner._has_loaded = True  # nothing to load, and nothing may be loaded over it

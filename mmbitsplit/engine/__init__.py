@@ -1,0 +1,10 @@
+"""mmengine glue: importing this room registers the hook and the model wrapper."""
+
+from mmbitsplit.compat.torchvision_ops import declare_missing_torchvision_ops
+
+declare_missing_torchvision_ops()  # before mmpretrain imports torchvision
+
+from mmbitsplit.engine.hooks import QuantizationHook  # noqa: E402
+from mmbitsplit.engine.model_wrapper import QuantizedModel  # noqa: E402
+
+__all__ = ['QuantizationHook', 'QuantizedModel']

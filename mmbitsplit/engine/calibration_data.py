@@ -1,0 +1,139 @@
+"""Calibration images from a config: the training set through the test pipeline."""
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+from torch.utils.data import Subset
+
+from mmbitsplit.structures import CalibrationSpec
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Batches ready for the model, and where they come from.
+
+    Args:
+        batches: As the dataloader collates them.
+        labels: The image file(s) of each batch.
+        image_ids: Of every image, in order: the data set's own, or the file's name.
+        paths: File of every image.
+    """
+
+    batches: list[Any]
+    labels: list[str]
+    image_ids: list[Any]
+    paths: list[str]
+
+
+def calibration_dataset_config(cfg: Config, spec: CalibrationSpec) -> dict[str, Any]:
+    """Returns the data set config that calibration images come from.
+
+    The config's own ``quantization.calibration.dataloader`` where there is one, else the
+    training set, wrappers that only repeat it taken off, with the test pipeline and without
+    loading annotations.
+
+    Raises:
+        ValueError: The config has neither.
+    """
+    if spec.dataloader is not None:
+        if 'dataset' not in spec.dataloader:
+            raise ValueError("quantization.calibration.dataloader lacks its 'dataset'.")
+        return copy.deepcopy(dict(spec.dataloader['dataset']))
+    if cfg.get('train_dataloader') is None or cfg.get('test_dataloader') is None:
+        raise ValueError('The config has no train_dataloader and test_dataloader to take '
+                         'calibration images and their pipeline from; set '
+                         'quantization.calibration.dataloader.')
+    dataset = copy.deepcopy(cfg.train_dataloader.dataset)
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    pipeline = _find_pipeline(cfg.test_dataloader.dataset)
+    if pipeline is None:
+        raise ValueError('test_dataloader.dataset has no pipeline to prepare calibration images '
+                         'with; set quantization.calibration.dataloader.')
+    pipeline = [step for step in copy.deepcopy(pipeline)
+                if not str(step['type']).rsplit('.', 1)[-1].startswith('LoadAnnotations')]
+    for part in dataset.get('datasets', [dataset]):
+        part['pipeline'] = pipeline
+    return dataset
+
+
+def _find_pipeline(dataset: Mapping[str, Any]) -> list | None:
+    while 'pipeline' not in dataset:
+        if 'dataset' in dataset:
+            dataset = dataset['dataset']
+        elif dataset.get('datasets'):
+            dataset = dataset['datasets'][0]
+        else:
+            return None
+    return dataset['pipeline']
+
+
+def load_calibration_data(cfg: Config, spec: CalibrationSpec, evaluated: Sequence[str],
+                          ) -> CalibrationData:
+    """Chooses and loads the calibration images.
+
+    Args:
+        cfg: The whole config.
+        spec: How many, which seed, how many a batch.
+        evaluated: Files that the model is evaluated on.
+
+    Raises:
+        ValueError: Fewer images than asked for, or images that are also evaluated on.
+    """
+    dataset = DATASETS.build(calibration_dataset_config(cfg, spec))
+    if hasattr(dataset, 'full_init'):
+        dataset.full_init()
+    if len(dataset) < spec.num_images:
+        what = 'is empty' if not len(dataset) else f'has {len(dataset)} images'
+        raise ValueError(f'The calibration set {what}, num_images={spec.num_images} are asked '
+                         'for; lower quantization.calibration.num_images or name another '
+                         'quantization.calibration.dataloader.')
+    generator = torch.Generator().manual_seed(spec.seed)
+    chosen = torch.randperm(len(dataset), generator=generator)[:spec.num_images].sort().values
+    indices = chosen.tolist()
+    infos = [dataset.get_data_info(index) for index in indices]
+    paths = [str(info.get('img_path', info.get('img_id', index)))
+             for index, info in zip(indices, infos)]
+    check_disjoint(paths, evaluated)
+    loader = Runner.build_dataloader(dict(
+        dataset=Subset(dataset, indices), batch_size=spec.batch_size, num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False), drop_last=False,
+        collate_fn=_collate(cfg, spec)))
+    labels = [', '.join(paths[start:start + spec.batch_size])
+              for start in range(0, len(paths), spec.batch_size)]
+    ids = [info.get('img_id', os.path.basename(path)) for info, path in zip(infos, paths)]
+    return CalibrationData(list(loader), labels, ids, paths)
+
+
+def _collate(cfg: Config, spec: CalibrationSpec) -> Mapping[str, Any]:
+    """The collate function of the dataloader that the pipeline is taken from."""
+    source = spec.dataloader if spec.dataloader is not None else cfg.test_dataloader
+    return source.get('collate_fn') or dict(type='pseudo_collate')
+
+
+def evaluated_files(dataset: Any) -> list[str]:
+    """Lists the image files of an evaluation data set that can tell them."""
+    if not hasattr(dataset, 'get_data_info'):
+        return []
+    if hasattr(dataset, 'full_init'):
+        dataset.full_init()
+    infos = (dataset.get_data_info(index) for index in range(len(dataset)))
+    return [str(info['img_path']) for info in infos if 'img_path' in info]
+
+
+def check_disjoint(calibrated: Sequence[str], evaluated: Sequence[str]) -> None:
+    """Raises ``ValueError`` when an image is both calibrated and evaluated on."""
+    known = {os.path.realpath(path) for path in evaluated}
+    common = [path for path in calibrated if os.path.realpath(path) in known]
+    if common:
+        raise ValueError(
+            f'{len(common)} of {len(calibrated)} calibration images are also evaluated on, such '
+            f'as {common[0]}: the figures would flatter. Take calibration images from the '
+            'training split (quantization.calibration.dataloader).')

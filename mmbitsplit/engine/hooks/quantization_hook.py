@@ -1,0 +1,40 @@
+"""Quantizes before testing: upstream ``tools/test.py`` with one of our configs."""
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmbitsplit.engine.artifacts import save_quantized
+from mmbitsplit.engine.files import check_work_dir
+from mmbitsplit.engine.preflight import check_data
+from mmbitsplit.engine.quantize_runner import (bare_model, quantize_runner, read_spec,
+                                               tensor_bytes)
+from mmbitsplit.registry import HOOKS
+
+
+@HOOKS.register_module()
+class QuantizationHook(Hook):
+    """Quantizes the model when the float weights are in, then lets the test go on.
+
+    ``quantized.pth``, ``quantized_config.py`` and ``layers.json`` are left in the work
+    directory. Float figures need ``tools/quantize.py``, which evaluates twice.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self):
+        self.done = False
+
+    def before_test(self, runner: Runner) -> None:
+        if self.done:
+            return
+        if not runner._has_loaded:
+            raise ValueError('There are no float weights to quantize: pass the checkpoint, or '
+                             'set load_from in the config.')
+        spec = read_spec(runner.cfg)
+        check_data(runner.cfg, spec.calibration)
+        work_dir = check_work_dir(runner.work_dir, tensor_bytes(bare_model(runner.model)) // 2)
+        run = quantize_runner(runner, spec)
+        if runner.rank == 0:
+            save_quantized(work_dir, runner.cfg, spec, run,
+                           getattr(runner.test_loop.dataloader.dataset, 'metainfo', None))
+        self.done = True

@@ -1,0 +1,103 @@
+"""Quantizes the model of an mmengine Runner by the ``quantization`` dict of its config."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from mmbitsplit.calibration import build_method, calibrate
+from mmbitsplit.engine.calibration_data import (CalibrationData, evaluated_files,
+                                                load_calibration_data)
+from mmbitsplit.engine.presets import replay_points
+from mmbitsplit.engine.progress import progress_bar
+from mmbitsplit.models import PreparedModel
+from mmbitsplit.structures import QuantizationReport, QuantSpec
+
+
+@dataclass(frozen=True)
+class QuantizedRun:
+    """What came of quantizing a Runner's model in place.
+
+    Args:
+        prepared: The model and its layers.
+        report: What was done to each layer.
+        data: The calibration images.
+        float_bytes: Bytes of the float model's parameters and buffers.
+    """
+
+    prepared: PreparedModel
+    report: QuantizationReport
+    data: CalibrationData
+    float_bytes: int
+
+
+def read_spec(cfg: Config) -> QuantSpec:
+    """Reads and checks the ``quantization`` dict of a config.
+
+    Raises:
+        ValueError: It is missing, or a key, method or value is unknown.
+    """
+    if cfg.get('quantization') is None:
+        raise ValueError("The config has no 'quantization' dict; inherit one of "
+                         'configs/_base_/quantization_*.py.')
+    spec = QuantSpec.from_dict(cfg.quantization.to_dict())
+    build_method(spec.method)
+    return spec
+
+
+def quantize_runner(runner: Runner, spec: QuantSpec) -> QuantizedRun:
+    """Calibrates and quantizes ``runner.model`` in place; its weights must be loaded.
+
+    Args:
+        runner: Built from a config with the data sets.
+        spec: The request.
+
+    Raises:
+        ValueError: See ``calibration.calibrate`` and ``engine.calibration_data``.
+    """
+    model = bare_model(runner.model)
+    data = load_calibration_data(runner.cfg, spec.calibration,
+                                 evaluated_files(runner.test_loop.dataloader.dataset))
+    float_bytes = tensor_bytes(model)
+    runner.logger.info('mmbitsplit: calibrating on %d images', len(data.paths))
+    with progress_bar() as progress:
+        prepared, report = calibrate(
+            model, data.batches, spec, run=lambda model, batch: model.test_step(batch),
+            replay_points=replay_points(model), labels=data.labels, progress=progress)
+    _log(runner, report)
+    return QuantizedRun(prepared, report, data, float_bytes)
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """Takes a distributed wrapper off."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and saved buffers."""
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+
+
+def _log(runner: Runner, report: QuantizationReport) -> None:
+    layers = report.layers
+    runner.logger.info(
+        'mmbitsplit: %d layers quantized in %.1f s (%.1f s of it solving), %d kept in float, '
+        'worst relative output error %.3g at %s', len(layers), report.seconds['calibration'],
+        report.seconds['solve'], len(report.kept_float), *_worst(layers))
+    for remainder in report.kept_float:
+        runner.logger.warning('mmbitsplit: %s (%s) stays float: %s; %.2f %% of the weights',
+                              remainder.name, remainder.kind, remainder.reason,
+                              100 * remainder.share)
+    taken = [layer.name for layer in layers if layer.guard_taken]
+    if taken:
+        runner.logger.info('mmbitsplit: plain rounding was better on held-out positions and was '
+                           'taken for %s', ', '.join(taken))
+
+
+def _worst(layers: Sequence[Any]) -> tuple[float, str]:
+    worst = max(layers, key=lambda layer: layer.error, default=None)
+    return (0.0, 'no layer') if worst is None else (worst.error, worst.name)

@@ -1,0 +1,62 @@
+"""Result tables as text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# The figures a user looks for first, in this order; others stand in results.json.
+HEADLINES = ('coco/bbox_mAP', 'coco/segm_mAP', 'accuracy/top1')
+
+
+def results_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """Returns table rows of one ``results.json``: one a headline metric.
+
+    Columns: config, bits, metric, float, quantized, drop, float MB, file MB, seconds.
+    """
+    metrics = [name for name in HEADLINES if name in results['float']] \
+        or sorted(results['float'])[:1] or ['-']
+    sizes, seconds = results['size_bytes'], results['seconds']
+    bits = f"W{results['weight_bits']}A{results['activation_bits'] or 32}"
+    rows = []
+    for name in metrics:
+        # COCO's figures are parts of 1, top-1 is per cent; shown alike in points.
+        points = 100.0 if name.startswith('coco/') else 1.0
+        values = [results[key].get(name) for key in ('float', 'quantized', 'drop')]
+        rows.append([str(results['config']), bits, name,
+                     *('-' if value is None else f'{points * value:.2f}' for value in values),
+                     f"{sizes['float'] / 1e6:.2f}", f"{sizes['quantized_checkpoint'] / 1e6:.2f}",
+                     f"{seconds['calibration']:.0f}"])
+    return rows
+
+
+def results_text(all_results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns one text table of several ``results.json``.
+
+    Metrics are in points, sizes in MB (10^6 bytes) of the float tensors and of the quantized
+    file, seconds those of the calibration.
+    """
+    header = ['config', 'bits', 'metric', 'float', 'quantized', 'drop', 'float MB',
+              'quantized MB', 'seconds']
+    return text_table(header, [row for results in all_results for row in results_rows(results)])
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lays out a table in Markdown's form, numbers to the right."""
+    widths = [max(len(line[column]) for line in (header, *rows))
+              for column in range(len(header))]
+    numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        return '| ' + ' | '.join(cell.rjust(width) if number else cell.ljust(width)
+                                 for cell, width, number in zip(cells, widths, numeric)) + ' |'
+
+    rule = '|' + '|'.join('-' * (width + 1) + (':' if number else '-')
+                          for width, number in zip(widths, numeric)) + '|'
+    return '\n'.join([line(header), rule, *map(line, rows)])
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return cell == '-'
+    return True

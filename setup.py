@@ -1,0 +1,56 @@
+"""Package description. The version lives in mmbitsplit/version.py."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+# Seen to work together: Python 3.11, torch 2.13 (CPU), numpy 2.2, and the `mm` versions named by
+# the lower bounds below. The ranges are wider so that nobody's own torch is replaced.
+INSTALL_REQUIRES = ['torch>=2.4', 'numpy>=1.24', 'greenlet>=3.0', 'numba>=0.60']
+
+EXTRAS_REQUIRE = {
+    'mm': [
+        'onedl-mmengine>=0.10.12,<0.11',
+        'onedl-mmcv>=2.3.6,<2.4',
+        'onedl-mmdetection>=3.5.1,<3.6',
+        'onedl-mmpretrain>=1.3.6,<1.4',
+        'torchvision',
+    ],
+    'demo': ['scikit-learn>=1.3', 'pycocotools>=2.0.6', 'opencv-python'],
+    'test': ['pytest>=7', 'ruff'],
+}
+EXTRAS_REQUIRE['all'] = sorted({name for names in EXTRAS_REQUIRE.values() for name in names})
+
+
+def read_version() -> str:
+    """The version, without importing the package (which may need what is not installed yet)."""
+    text = (HERE / 'mmbitsplit' / 'version.py').read_text(encoding='utf-8')
+    return re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)[1]
+
+
+def read_readme() -> str:
+    """The long description, when the README is there."""
+    path = HERE / 'README.md'
+    return path.read_text(encoding='utf-8') if path.exists() else ''
+
+
+setup(
+    name='mmbitsplit',
+    version=read_version(),
+    description='Post-training quantization for OpenMMLab detectors and classifiers',
+    long_description=read_readme(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['mmbitsplit', 'mmbitsplit.*']),
+    python_requires='>=3.10',
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    classifiers=[
+        'Programming Language :: Python :: 3',
+        'Operating System :: POSIX :: Linux',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+)

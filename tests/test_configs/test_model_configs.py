@@ -1,0 +1,126 @@
+"""The configs for published models: upstream's config, plus a quantization part, nothing else."""
+
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+# Found, not imported: the packages' config files are all that is needed.
+for package in ('mmengine', 'mmdet', 'mmpretrain'):
+    if find_spec(package) is None:
+        pytest.skip(f'{package} is not installed', allow_module_level=True)
+
+import yaml  # noqa: E402  (comes with mmengine)
+from mmengine.config import Config  # noqa: E402
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / 'configs'
+OUR_KEYS = {'custom_imports', 'custom_hooks', 'quantization', 'load_from'}
+
+UPSTREAM = {
+    'retinanet_r50': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    'mask_rcnn_r50': 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+    'resnet18': 'mmpretrain::resnet/resnet18_8xb32_in1k.py',
+    'resnet50': 'mmpretrain::resnet/resnet50_8xb32_in1k.py',
+    'resnet101': 'mmpretrain::resnet/resnet101_8xb32_in1k.py',
+    'vgg16_bn': 'mmpretrain::vgg/vgg16bn_8xb32_in1k.py',
+}
+DETECTORS = ('retinanet_r50', 'mask_rcnn_r50')
+CLASSIFIER_BITS = ('w8a8', 'w4a8', 'w4a4', 'w3a3')
+NAMES = [f'{model}_w4a8' for model in DETECTORS] + [
+    f'{model}_{bits}' for model in UPSTREAM if model not in DETECTORS for bits in CLASSIFIER_BITS]
+
+
+def split_name(name):
+    """`resnet18_w4a8` as ('resnet18', 4, 8)."""
+    found = re.fullmatch(r'(\w+)_w(\d)a(\d)', name)
+    return found[1], int(found[2]), int(found[3])
+
+
+@cache
+def load(name):
+    """Load one of our configs; its custom imports need the engine and are left alone."""
+    return Config.fromfile(CONFIG_DIR / f'{name}.py', import_custom_modules=False)
+
+
+@cache
+def load_upstream(reference):
+    """Load `package::path` the way `_base_` does."""
+    package, path = reference.split('::')
+    return Config.fromfile(upstream_room(package) / 'configs' / path, import_custom_modules=False)
+
+
+def upstream_room(package):
+    """The folder where an installed OpenMMLab package keeps its configs and metafiles."""
+    return Path(find_spec(package).origin).parent / '.mim'
+
+
+def published_weights(reference):
+    """The checkpoint that the installed package's own metafile names for a config."""
+    package, path = reference.split('::')
+    room = upstream_room(package)
+    metafile = room / 'configs' / Path(path).parent / 'metafile.yml'
+    models = yaml.safe_load(metafile.read_text(encoding='utf-8'))['Models']
+    (weights,) = {model['Weights'] for model in models if model['Config'] == f'configs/{path}'}
+    return weights
+
+
+def test_the_promised_configs_are_there_and_no_others():
+    assert sorted(path.stem for path in CONFIG_DIR.glob('*.py')) == sorted(NAMES)
+
+
+def without_scope(node, package):
+    """A config without the `_scope_` mmengine adds to all that is inherited from a package."""
+    if isinstance(node, dict):
+        assert node.get('_scope_', package) == package
+        return {key: without_scope(value, package) for key, value in node.items()
+                if key != '_scope_'}
+    if isinstance(node, (list, tuple)):
+        return [without_scope(value, package) for value in node]
+    return node
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_everything_but_quantization_is_upstream(name):
+    reference = UPSTREAM[split_name(name)[0]]
+    package = reference.split('::')[0]
+    ours = without_scope(load(name).to_dict(), package)
+    upstream = without_scope(load_upstream(reference).to_dict(), package)
+    assert ours['default_scope'] == package
+    for key in OUR_KEYS:
+        ours.pop(key, None)
+        upstream.pop(key, None)
+    assert ours == upstream
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_hooks_and_imports_of_upstream_are_kept(name):
+    ours, upstream = load(name), load_upstream(UPSTREAM[split_name(name)[0]])
+    our_hook = dict(type='mmbitsplit.QuantizationHook')
+    assert ours.custom_hooks == [*upstream.get('custom_hooks', []), our_hook]
+    upstream_imports = upstream.get('custom_imports', {}).get('imports', [])
+    assert ours.custom_imports.imports == [*upstream_imports, 'mmbitsplit.engine']
+    assert ours.custom_imports.allow_failed_imports is False
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_bits_are_those_of_the_file_name(name):
+    quantization = load(name).quantization
+    _, weight_bits, activation_bits = split_name(name)
+    assert quantization.weight == dict(num_bits=weight_bits)
+    assert quantization.activation == dict(num_bits=activation_bits, mode='ecaq')
+    assert quantization.method == dict(type='BitSplit')
+    assert quantization.overrides == []
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_calibration_fits_the_task(name):
+    is_detector = split_name(name)[0] in DETECTORS
+    assert load(name).quantization.calibration == dict(
+        num_images=32 if is_detector else 1024, batch_size=1 if is_detector else 32, seed=0)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_weights_are_those_of_the_installed_metafile(name):
+    assert load(name).load_from == published_weights(UPSTREAM[split_name(name)[0]])

@@ -1,0 +1,65 @@
+"""Quantizes the model of a config: float figures, quantized figures, checkpoint, tables."""
+
+import argparse
+import os.path as osp
+import sys
+
+from mmengine.config import Config, DictAction
+
+from mmbitsplit.apis.quantize_config import quantize_config
+from mmbitsplit.report import results_text
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog='example: python tools/quantize.py '
+        'configs/retinanet_r50_w4a8.py --work-dir work_dirs/retinanet')
+    parser.add_argument('config', help='config with a quantization dict')
+    parser.add_argument('checkpoint', nargs='?',
+                        help="float weights; the config's load_from when not given")
+    parser.add_argument('--work-dir', help='where results go; default work_dirs/<config name>')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        help='settings of the config to replace, as key=value')
+    parser.add_argument('--weight-bits', type=int, help='2 to 8')
+    parser.add_argument('--activation-bits', type=int, help='2 to 8')
+    parser.add_argument('--seed', type=int, help='chooses calibration images and positions')
+    parser.add_argument('--untrained', action='store_true',
+                        help='quantize random weights: measures speed and memory, not accuracy')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'],
+                        default='none', help='job launcher of mmengine')
+    parser.add_argument('--debug', action='store_true', help='show tracebacks of user errors')
+    return parser.parse_args()
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Reads the config and applies the command line to it."""
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    changes = {'quantization.weight.num_bits': args.weight_bits,
+               'quantization.activation.num_bits': args.activation_bits,
+               'quantization.calibration.seed': args.seed, 'load_from': args.checkpoint}
+    cfg.merge_from_dict({key: value for key, value in changes.items() if value is not None})
+    name = osp.splitext(osp.basename(args.config))[0]
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)
+    cfg.launcher = args.launcher
+    return cfg
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        cfg = load_config(args)
+        results = quantize_config(cfg, config_name=args.config, untrained=args.untrained)
+    except (ValueError, FileNotFoundError) as error:
+        if args.debug:
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    print(results_text([results]))
+    print(f'Files are in {cfg.work_dir}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
