@@ -20,8 +20,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WEIGHTS = {20: 'resnet20-12fca82f.th', 56: 'resnet56-4bfd9763.th'}
 METHODS = {
     'rounding': (dict(type='RoundToNearest'), dict(mode='per_tensor')),
-    'paper': (dict(type='BitSplit', init='mse', polish=False, bias_correction=False,
-                   guard=False), dict(mode='ecaq', strength=1.0)),
+    'paper': (dict(type='BitSplit', init='mse', polish=False, ridge=0.0,
+                   bias_correction=False, guard=False), dict(mode='ecaq', strength=1.0)),
     'default': (dict(type='BitSplit'), dict(mode='ecaq')),
 }
 

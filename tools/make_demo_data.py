@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--num-cls-train', type=int, default=defaults.num_cls_train, help='crops')
     parser.add_argument('--num-cls-val', type=int, default=defaults.num_cls_val, help='crops')
     parser.add_argument('--seed', type=int, default=defaults.seed)
+    parser.add_argument('--workers', type=int, default=min(4, os.cpu_count() or 1))
     parser.add_argument('--force', action='store_true', help='replace an existing data set')
     return parser.parse_args(argv)
 
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             num_cls_train=args.num_cls_train,
             num_cls_val=args.num_cls_val,
         )
-        report = write_digits(args.out, options, force=args.force)
+        report = write_digits(args.out, options, force=args.force, workers=args.workers)
     except (ValueError, FileExistsError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -30,6 +30,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='training config')
     parser.add_argument('--work-dir', help='logs and checkpoints; work_dirs/NAME if not given')
     parser.add_argument('--export', help='file for the final weights, floats as fp16')
+    parser.add_argument(
+        '--resume',
+        action='store_true',
+        help='go on from the newest checkpoint in the work directory',
+    )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value ...')
     return parser.parse_args(argv)
 
@@ -93,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.cfg_options:
         config.merge_from_dict(args.cfg_options)
     config.work_dir = args.work_dir or f'work_dirs/{Path(args.config).stem}'
+    config.resume = args.resume or config.get('resume', False)
     runner = Runner.from_cfg(config)
     started = time.perf_counter()
     runner.train()
@@ -106,8 +112,6 @@ def main(argv: list[str] | None = None) -> int:
         meta = {
             'command': shlex.join(words),
             'seed': int(runner.seed),
-            'train_minutes': round(minutes, 1),
-            'threads': torch.get_num_threads(),
             'versions': versions,
         }
         metrics = export_weights(runner, Path(args.export), meta)

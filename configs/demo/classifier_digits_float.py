@@ -16,6 +16,7 @@ model = dict(
         num_stages=4,
         out_indices=(3,),
         style='pytorch',
+        zero_init_residual=False,  # with True the loss stays at chance for epochs
     ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
@@ -26,3 +27,19 @@ model = dict(
         topk=(1,),
     ),
 )
+
+max_epochs = 20
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=300),
+    dict(
+        type='CosineAnnealingLR',
+        by_epoch=True,
+        begin=0,
+        end=max_epochs,
+        T_max=max_epochs,
+        convert_to_iter_based=True,
+    ),
+]
+optim_wrapper = dict(optimizer=dict(lr=0.0005))
+randomness = dict(seed=0)

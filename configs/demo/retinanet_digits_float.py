@@ -36,3 +36,4 @@ model = dict(
         loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
     ),
 )
+randomness = dict(seed=0)

@@ -77,7 +77,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
             progress=lambda done, total: progress(Progress('float', done, total)))
     solver = _Solver(prepared, record, method, labels, progress)
     lockstep = Lockstep(prepared, batches, lambda batch: run(model, batch), record.counts,
-                        find_owners(flow, set(prepared.layers)), sampler, solver)
+                        find_owners(flow, set(prepared.layers)), sampler, tape, solver)
     with replaying(replay_points, tape, lockstep.current_batch):
         lockstep.run()
     solver.check_complete()
@@ -139,7 +139,8 @@ class _Solver:
         captures, targets = [], []
         for batch in sorted(offers):
             wanted = self.record.targets.pop((name, batch))
-            if [c.patches.shape[-1] for c in offers[batch]] != [t.shape[-1] for t in wanted]:
+            # Whole shapes: of inputs of different sizes equally many positions may be sampled.
+            if [capture.shape for capture in offers[batch]] != self.record.shapes[name, batch]:
                 raise RuntimeError(
                     f"Layer '{name}' on {self.labels[batch]}: the two passes see inputs of "
                     'different sizes. A step whose result depends on the data comes before; '

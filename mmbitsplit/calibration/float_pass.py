@@ -19,12 +19,14 @@ class FloatRecord:
 
     Args:
         targets: By (layer, batch), one (G, M, K) a call: float outputs without bias.
+        shapes: By (layer, batch), the input's shape of each call.
         counts: By batch, number of calls by layer name.
         seconds_forward: Time of the forwards alone, s.
         seconds_capture: Time spent on targets, s.
     """
 
     targets: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
+    shapes: dict[tuple[str, int], list[tuple[int, ...]]] = field(default_factory=dict)
     counts: list[dict[str, int]] = field(default_factory=list)
     seconds_forward: float = 0.0
     seconds_capture: float = 0.0
@@ -60,6 +62,7 @@ def float_pass(prepared: PreparedModel, batches: Sequence[Any], run: Callable[[A
         counts = record.counts[batch]
         call = counts.get(name, 0)
         counts[name] = call + 1
+        record.shapes.setdefault((name, batch), []).append(tuple(x.shape))
         patches = sampler.patches(name, layer, call, batch, x)
         record.targets.setdefault((name, batch), []).append(layer.float_rows() @ patches)
         record.seconds_capture += time.perf_counter() - started

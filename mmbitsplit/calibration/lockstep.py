@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.calibration.capture import CallCapture, Sampler
-from mmbitsplit.calibration.replay import ReplayPoint, patched
-from mmbitsplit.calibration.shared import Offer, OwnerRuns
+from mmbitsplit.calibration.replay import ReplayPoint, Tape, patched
+from mmbitsplit.calibration.shared import RUN, Offer, OwnerRuns
 from mmbitsplit.models import PreparedModel
 
 
@@ -30,6 +30,7 @@ class Lockstep:
         counts: By batch, calls of each layer in the float pass.
         owners: By module name, layers called several times inside it (``shared``).
         sampler: Positions.
+        tape: Results that are replayed; taken back when an owner is run again.
         solve: Solves a layer and writes the solution into it; given the layer's name and, by
             batch, what was captured of each call.
     """
@@ -37,9 +38,10 @@ class Lockstep:
     def __init__(self, prepared: PreparedModel, batches: Sequence[Any],
                  run: Callable[[Any], Any], counts: Sequence[dict[str, int]],
                  owners: dict[str, set[str]], sampler: Sampler,
-                 solve: Callable[[str, dict[int, list[CallCapture]]], None]):
+                 tape: Tape, solve: Callable[[str, dict[int, list[CallCapture]]], None]):
         self.prepared, self.batches, self.run_model = prepared, batches, run
         self.counts, self.owners, self.sampler, self.solve = counts, owners, sampler, solve
+        self.tape = tape
         self.workers: list[_Worker] = []
 
     def current_batch(self) -> int:
@@ -89,7 +91,10 @@ class Lockstep:
                 worker.wake()
 
     def _work(self, batch: int) -> None:
-        self.run_model(self.batches[batch])
+        run = self.run_model
+        if RUN in self.owners:
+            run = self._owner_forward(self.owners[RUN])(run)
+        run(self.batches[batch])
 
     def _current(self) -> '_Worker':
         return _greenlet().getcurrent()
@@ -100,6 +105,8 @@ class Lockstep:
             stack.enter_context(patched([ReplayPoint(layer, 'forward')],
                                         self._layer_forward(name)))
         for owner, names in self.owners.items():
+            if owner == RUN:
+                continue
             module = self.prepared.model.get_submodule(owner)
             stack.enter_context(patched([ReplayPoint(module, 'forward')],
                                         self._owner_forward(names)))
@@ -128,7 +135,7 @@ class Lockstep:
                 if worker.owner_runs is not None:  # the owner's class calls itself
                     return forward(*args, **kwargs)
                 worker.owner_runs = OwnerRuns(layers, self.counts[worker.batch], self.sampler,
-                                              worker.batch)
+                                              worker.batch, self.tape.bookmark(worker.batch))
                 try:
                     return worker.owner_runs.run(forward, args, kwargs, worker.arrive)
                 finally:

@@ -48,6 +48,11 @@ class Tape:
         self.positions[batch] = position + 1
         return copy.deepcopy(recorded[position])
 
+    def bookmark(self, batch: int) -> Callable[[], None]:
+        """Returns a function that takes the batch back to where it is now."""
+        position = self.positions.get(batch, 0)
+        return lambda: self.positions.update({batch: position})
+
 
 @contextmanager
 def patched(points: Sequence[ReplayPoint], wrap: Callable[[Callable], Callable]):

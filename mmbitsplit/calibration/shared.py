@@ -21,6 +21,7 @@ from mmbitsplit.functional import output_size
 from mmbitsplit.models import DataFlow, QuantizedLayer
 
 Offer = dict[str, list[CallCapture]]
+RUN = '<run>'  # names as owner the run itself, when no module call is around all calls
 
 
 def find_owners(flow: DataFlow, planned: set[str]) -> dict[str, set[str]]:
@@ -31,7 +32,8 @@ def find_owners(flow: DataFlow, planned: set[str]) -> dict[str, set[str]]:
         planned: Names of the layers that are quantized.
 
     Returns:
-        By owner's module name, the planned layers called inside it. Owners do not overlap.
+        By owner's module name (or ``RUN``), the planned layers called inside it. Owners do not
+        overlap.
     """
     calls = set()
     for name in planned:
@@ -48,7 +50,7 @@ def find_owners(flow: DataFlow, planned: set[str]) -> dict[str, set[str]]:
     for call in outermost:
         inside = {name for name in planned
                   if any(stack[:len(call)] == call for stack in flow.stacks[name])}
-        owners.setdefault(call[-1][0], set()).update(inside)
+        owners.setdefault(call[-1][0] if call else RUN, set()).update(inside)
     return owners
 
 
@@ -61,12 +63,14 @@ class OwnerRuns:
         counts: Calls of each layer in this batch's float forward.
         sampler: Positions.
         batch: Index of the batch.
+        rewind: Takes recorded results back to where the owner was called.
     """
 
     layers: dict[str, QuantizedLayer]
     counts: dict[str, int]
     sampler: Sampler
     batch: int
+    rewind: Callable[[], None]
     memory: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     offer: Offer = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
@@ -95,6 +99,7 @@ class OwnerRuns:
             arrive(complete)
         self.final = True
         self.calls.clear()
+        self.rewind()
         return forward(*args, **kwargs)
 
     def _probe(self, forward: Callable, keep: '_InputKeeper') -> None:
@@ -103,13 +108,15 @@ class OwnerRuns:
             # not yet solved answer as in float then.
             self.offer, self.provisional = {}, provisional
             self.calls.clear()
+            self.rewind()
             args, kwargs = keep.inputs()
             error = None
             try:
                 forward(*args, **kwargs)
             except Exception as raised:  # NaN upset a step that only the last run needs
                 error = raised
-            keep.check(args, kwargs)
+            else:
+                keep.check()
             if any(len(calls) == self.counts[name] for name, calls in self.offer.items()):
                 return
         raise RuntimeError(
@@ -128,7 +135,7 @@ class OwnerRuns:
         if known is not None:
             return known.clone()  # the caller may change it in place
         unknown = bool(torch.isnan(x.sum()))
-        if layer.quantized and not unknown:
+        if layer.quantized and not unknown and self.provisional is None:
             self.memory[name, index] = forward(x)
             return self.memory[name, index].clone()
         if not layer.quantized and not unknown and self.provisional in (None, name):
@@ -148,20 +155,24 @@ def _unknown_output(layer: QuantizedLayer, x: Tensor) -> Tensor:
 
 
 class _InputKeeper:
-    """Gives each run the same inputs, copies only where the owner changes them in place."""
+    """Gives each run the same inputs in containers of its own.
+
+    Tensors are copied only where the owner changes them in place.
+    """
 
     def __init__(self, args: tuple, kwargs: dict):
         self.args, self.kwargs = args, kwargs
         self.copies = True
+        self.given: list[Tensor] = []  # by the last run's containers, which it may have emptied
 
     def inputs(self) -> tuple[tuple, dict]:
-        if not self.copies:
-            return self.args, self.kwargs
-        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf,
-                        (self.args, self.kwargs))
+        inputs = tree_map(
+            lambda leaf: leaf.clone() if self.copies and isinstance(leaf, Tensor) else leaf,
+            (self.args, self.kwargs))
+        self.given = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
+        return inputs
 
-    def check(self, args: tuple, kwargs: dict) -> None:
-        """After a run on copies: stop copying when none was changed."""
+    def check(self) -> None:
+        """After a whole run on copies: stop copying when none was changed."""
         if self.copies:
-            self.copies = any(isinstance(leaf, Tensor) and leaf._version > 0
-                              for leaf in tree_flatten((args, kwargs))[0])
+            self.copies = any(tensor._version > 0 for tensor in self.given)

@@ -15,9 +15,15 @@ from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import (ActivationSpec, LayerPlan, LayerSolution, LayerStatistics,
                                    QParams, WeightSolution)
 
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-# Rows that the choice of the strength looks at; solving looks at all.
-ROWS_FOR_STRENGTH = 4096
+STRENGTHS = (0.0, 0.3, 0.6, 1.0)  # 0: one scale a tensor, 1: the paper's ECAQ
+# Where activations have no more bits than weights, the strongest ECAQ is taken whose output error
+# is within this factor of the least: at equal error in its own layer it spends the codes of every
+# channel better, and later layers gain (CIFAR ResNet-20 W3A3, three seeds: 78.9 -> 79.4 %). With
+# fewer weight bits the rescaled weights are what is hard to quantize, and the least error is
+# taken (W2A4: 77.9 %, 77.5 % with the factor).
+STRENGTH_TOLERANCE = 1.05
+# Rows that the choice of the strength solves and judges on; the final solve takes all.
+ROWS_FOR_STRENGTH, ROWS_TO_JUDGE = 4096, 8192
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         fit = judge = rows
     weight = layer.float_rows()
     candidates = input_candidates(merge_samples(captures), plan.activation)
-    best = _choose(candidates, fit, judge, weight, layer, plan, method)
+    best = _choose(candidates, rows, fit, weight, layer, plan, method)
     statistics, scaled = _statistics(fit, best, weight, layer, method)
     solved = method.solve(statistics, scaled, plan.weight.num_bits)
     plain = RoundToNearest(plan.weight.scale_search).solve(statistics, scaled,
@@ -123,18 +129,24 @@ def input_candidates(samples: ActivationSamples, spec: ActivationSpec) -> list[C
         strength) for strength in strengths]
 
 
-def _choose(candidates: list[Candidate], fit: Rows, judge: Rows, weight: Tensor,
+def _choose(candidates: list[Candidate], rows: Rows, fit: Rows, weight: Tensor,
             layer: QuantizedLayer, plan: LayerPlan, method: Method) -> Candidate:
-    """Returns the candidate of least output error after solving on a part of the rows."""
+    """Returns the candidate of least output error, or the strongest that comes close to it.
+
+    Each is solved quickly on a part of ``fit`` and judged on ``rows``.
+    """
     if len(candidates) == 1:
         return candidates[0]
-    part, judged = _thin(fit, ROWS_FOR_STRENGTH), _thin(judge, ROWS_FOR_STRENGTH)
+    method = method.quick()
+    part, judged = _thin(fit, ROWS_FOR_STRENGTH), _thin(rows, ROWS_TO_JUDGE)
     errors = []
     for candidate in candidates:
         statistics, scaled = _statistics(part, candidate, weight, layer, method)
         solved = method.solve(statistics, scaled, plan.weight.num_bits)
         errors.append(_judge(solved, statistics, judged, candidate, layer, method)[0])
-    return candidates[errors.index(min(errors))]
+    generous = plan.activation.num_bits <= plan.weight.num_bits
+    limit = min(errors) * (STRENGTH_TOLERANCE if generous else 1.0)
+    return [candidate for candidate, error in zip(candidates, errors) if error <= limit][-1]
 
 
 def _thin(rows: Rows, most: int) -> Rows:

@@ -26,22 +26,20 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return {'size': [height, width], 'counts': encoded['counts'].decode('ascii')}
 
 
-def coco_annotations(
-    instances: Sequence[DigitInstance], image_id: int, first_id: int
-) -> list[dict[str, Any]]:
+def coco_annotations(instances: Sequence[DigitInstance], image_id: int) -> list[dict[str, Any]]:
     """Writes the digits of one image as COCO annotations.
 
     Args:
         instances: The digits.
         image_id: COCO id of their image.
-        first_id: COCO id of the first annotation; the others follow.
 
     Returns:
-        A dictionary a digit, with a category id of digit + 1 and the extra key ``sample_id``.
+        A dictionary a digit, with a category id of digit + 1 and the extra key ``sample_id``; its
+        ``id`` counts from 1 within the image and is to be made unique in the data set.
     """
     return [
         {
-            'id': first_id + number,
+            'id': number,
             'image_id': image_id,
             'category_id': instance.label + 1,
             'bbox': list(instance.box),
@@ -50,7 +48,7 @@ def coco_annotations(
             'iscrowd': 0,
             'sample_id': instance.sample_id,
         }
-        for number, instance in enumerate(instances)
+        for number, instance in enumerate(instances, start=1)
     ]
 
 

@@ -6,7 +6,11 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +79,11 @@ class DigitsReport:
 
 
 def write_digits(
-    root: str | os.PathLike[str], options: DigitsOptions | None = None, *, force: bool = False
+    root: str | os.PathLike[str],
+    options: DigitsOptions | None = None,
+    *,
+    force: bool = False,
+    workers: int = 1,
 ) -> DigitsReport:
     """Writes the demo data set, or keeps an existing one that was made from the same options.
 
@@ -86,14 +94,18 @@ def write_digits(
         root: Directory to make.
         options: What to make, the defaults where None.
         force: Replace an existing data set.
+        workers: Processes that render; the files do not depend on it.
 
     Returns:
         Where it lies, whether it is new, and what it holds.
 
     Raises:
-        ValueError: If ``root`` holds a set made from other options and ``force`` is not given.
+        ValueError: If ``root`` holds a set made from other options and ``force`` is not given, or
+            ``workers`` is not positive.
         FileExistsError: If ``root`` holds something that is no demo data set.
     """
+    if workers < 1:
+        raise ValueError(f'workers is {workers}, but must be at least 1')
     options = options or DigitsOptions()
     root = Path(root)
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
@@ -107,7 +119,7 @@ def write_digits(
         scratch.chmod(0o755)  # mkdtemp makes it private
         new = scratch / 'new'
         new.mkdir()
-        counts = _write_all(new, options)
+        counts = _write_all(new, options, workers)
         _put_in_place(new, root, scratch / 'old')
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -165,25 +177,38 @@ def _count_files(root: Path) -> dict[str, int]:
     return counts
 
 
-def _write_all(root: Path, options: DigitsOptions) -> dict[str, int]:
+def _write_all(root: Path, options: DigitsOptions, workers: int) -> dict[str, int]:
     train, val = split_samples(load_samples(), options.seed)
     counts: dict[str, int] = {}
     (root / 'annotations').mkdir()
-    for stream, (part, samples, number) in enumerate(
-        [('train', train, options.num_train), ('val', val, options.num_val)]
-    ):
-        counts[part] = number
-        counts[f'{part}_instances'] = _write_scenes(
-            root, part, samples, number, (options.seed, _SCENES, stream)
-        )
-    for stream, (part, samples, number) in enumerate(
-        [('cls_train', train, options.num_cls_train), ('cls_val', val, options.num_cls_val)]
-    ):
-        counts[part] = number
-        _write_crops(root / part, samples, number, (options.seed, _CROPS, stream))
+    with _mapper(workers) as run:
+        for stream, (part, samples, number) in enumerate(
+            [('train', train, options.num_train), ('val', val, options.num_val)]
+        ):
+            (root / part).mkdir()
+            job = partial(_write_scene, root / part, samples, (options.seed, _SCENES, stream))
+            counts[part] = number
+            counts[f'{part}_instances'] = _write_annotations(root, part, run(job, number))
+        for stream, (part, samples, number) in enumerate(
+            [('cls_train', train, options.num_cls_train), ('cls_val', val, options.num_cls_val)]
+        ):
+            for name in CLASS_NAMES:
+                (root / part / name).mkdir(parents=True)
+            job = partial(_write_crop, root / part, samples, (options.seed, _CROPS, stream))
+            counts[part] = len(list(run(job, number)))
     meta = {'version': VERSION, 'options': asdict(options), 'counts': counts}
     (root / META_NAME).write_text(json.dumps(meta, indent=2) + '\n', encoding='utf-8')
     return counts
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable[[Callable[[int], Any], int], Iterable[Any]]]:
+    """Yields ``run(job, number)``: the results of ``job(0)`` to ``job(number - 1)``, in order."""
+    if workers == 1:
+        yield lambda job, number: map(job, range(number))
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield lambda job, number: pool.map(job, range(number), chunksize=64)
 
 
 def _write_image(path: Path, image: np.ndarray, parameters: list[int]) -> None:
@@ -191,29 +216,34 @@ def _write_image(path: Path, image: np.ndarray, parameters: list[int]) -> None:
         raise OSError(f'OpenCV could not write {path}')
 
 
-def _write_scenes(
-    root: Path, part: str, samples: DigitSamples, number: int, stream: tuple[int, ...]
+def _write_scene(
+    folder: Path, samples: DigitSamples, stream: tuple[int, ...], index: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    scene = render_scene(np.random.default_rng([*stream, index]), samples)
+    name = f'{index:06d}.jpg'
+    _write_image(folder / name, scene.image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    height, width = scene.image.shape[:2]
+    image = {'id': index + 1, 'file_name': name, 'height': height, 'width': width}
+    return image, coco_annotations(scene.instances, index + 1)
+
+
+def _write_annotations(
+    root: Path, part: str, scenes: Iterable[tuple[dict[str, Any], list[dict[str, Any]]]]
 ) -> int:
-    (root / part).mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index in range(number):
-        scene = render_scene(np.random.default_rng([*stream, index]), samples)
-        name = f'{index:06d}.jpg'
-        _write_image(root / part / name, scene.image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-        height, width = scene.image.shape[:2]
-        images.append({'id': index + 1, 'file_name': name, 'height': height, 'width': width})
-        annotations += coco_annotations(scene.instances, index + 1, len(annotations) + 1)
+    for image, found in scenes:
+        images.append(image)
+        annotations += found
+    for number, annotation in enumerate(annotations, start=1):
+        annotation['id'] = number
     ground_truth = coco_dictionary(images, annotations, f'mmbitsplit demo digits, {part}')
     path = root / 'annotations' / f'instances_{part}.json'
     path.write_text(json.dumps(ground_truth), encoding='utf-8')
     return len(annotations)
 
 
-def _write_crops(folder: Path, samples: DigitSamples, number: int, stream: tuple[int, ...]) -> None:
-    for name in CLASS_NAMES:
-        (folder / name).mkdir(parents=True)
-    for index in range(number):
-        label = index % len(CLASS_NAMES)
-        crop = render_crop(np.random.default_rng([*stream, index]), samples, label)
-        _write_image(folder / CLASS_NAMES[label] / f'{index:06d}.png', crop.image, [])
+def _write_crop(folder: Path, samples: DigitSamples, stream: tuple[int, ...], index: int) -> None:
+    label = index % len(CLASS_NAMES)
+    crop = render_crop(np.random.default_rng([*stream, index]), samples, label)
+    _write_image(folder / CLASS_NAMES[label] / f'{index:06d}.png', crop.image, [])

@@ -12,14 +12,14 @@ from mmbitsplit.functional.patches import (apply_layer, channel_dim, gather_patc
                                            per_input, rows_to_weight, weight_rows)
 from mmbitsplit.functional.rounding import round_weight, weight_scale
 from mmbitsplit.functional.statistics import (add_ridge, bias_correction, center,
-                                              layer_statistics, quadratic_objective,
+                                              default_ridge, layer_statistics, quadratic_objective,
                                               rescale_inputs)
 
 __all__ = [
     'ActivationSamples', 'add_ridge', 'apply_layer', 'bias_correction', 'center', 'channel_dim',
-    'channel_scales', 'code_range', 'dequantize', 'fake_quantize', 'gather_patches',
-    'interpolate_scales', 'layer_statistics', 'output_size', 'pack_codes', 'per_input', 'product_input',
-    'quadratic_objective', 'quantization_error', 'quantize', 'rescale_inputs', 'round_weight',
-    'rows_to_weight', 'search_qparams', 'solve_bitsplit', 'split_bit_planes',
-    'stitch_bit_planes', 'unpack_codes', 'weight_rows', 'weight_scale',
+    'channel_scales', 'code_range', 'default_ridge', 'dequantize', 'fake_quantize',
+    'gather_patches', 'interpolate_scales', 'layer_statistics', 'output_size', 'pack_codes',
+    'per_input', 'product_input', 'quadratic_objective', 'quantization_error', 'quantize',
+    'rescale_inputs', 'round_weight', 'rows_to_weight', 'search_qparams', 'solve_bitsplit',
+    'split_bit_planes', 'stitch_bit_planes', 'unpack_codes', 'weight_rows', 'weight_scale',
 ]

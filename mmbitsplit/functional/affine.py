@@ -37,7 +37,9 @@ def quantize(x: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
 
 
 def dequantize(codes: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
-    """Turns codes back into real values: (code - zero_point) * scale."""
+    """Turns codes, integers of any dtype, into real values: (code - zero_point) * scale."""
+    if not codes.is_floating_point():
+        codes = codes.to(qparams.scale.dtype)
     scale, zero_point = _aligned(codes, qparams, channel_dim)
     return (codes - zero_point) * scale
 

@@ -17,14 +17,12 @@ from mmbitsplit.structures.options import check_choice
 from mmbitsplit.structures.spec import check_bits
 
 INITS = ('error_feedback', 'mse')
-# Starting scales tried by error feedback, as multiples of the scale of least rounding error.
-# Fewer bits want smaller scales than rounding does: clipped weights are made good by others.
-SCALE_FACTORS = (0.7, 0.8, 0.9, 1.0)
 
 
 def solve_bitsplit(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int, *,
                    y_sq: Tensor | None = None, init: str = 'error_feedback',
-                   polish: bool = True, max_sweeps: int = 20) -> WeightSolution:
+                   polish: bool = True, max_sweeps: int = 20, tolerance: float = 1e-3,
+                   ) -> WeightSolution:
     """Minimises ``y_sq - 2 a q.cross + a^2 q^T gram q`` over codes q and scale a, each channel.
 
     Args:
@@ -37,7 +35,11 @@ def solve_bitsplit(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int, *
         init: ``'mse'`` rounds at the scale of least rounding error; ``'error_feedback'``
             rounds column by column and lets later columns make good what earlier ones spoil.
         polish: After stitching, descend on whole codes until nothing moves.
-        max_sweeps: Most rounds of bit optimization (each a sweep a plane) and of polish.
+        max_sweeps: Most rounds of bit optimization (each a sweep a plane) without polish; most
+            rounds of polish with it, after one round of bit optimization (more of them end at
+            the same objective, later).
+        tolerance: A stage ends when less than this part of the elements moves in a round; 0
+            goes on until nothing moves.
 
     Returns:
         Codes, scales, objective, number of sweeps, and the objective after each of them.
@@ -59,16 +61,16 @@ def solve_bitsplit(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int, *
     codes, scale = start(gram, cross, weight, num_bits)
     state = _Descent(gram, cross, codes, scale)
     history = [float(state.objective(y_sq).sum())]
-    sweeps = 0
+    sweeps, few = 0, tolerance * codes.numel()
     planes = split_bit_planes(state.codes, num_bits)  # (b-1, G, M, N)
-    for _ in range(max_sweeps):
+    for _ in range(min(max_sweeps, 1) if polish else max_sweeps):
         state.fit_scale_()
         moved = 0
         for m in range(num_bits - 1):
             moved += state.sweep_(planes[m], step=2.0 ** m, low=-1, high=1)
         sweeps += num_bits - 1
         history.append(float(state.objective(y_sq).sum()))
-        if not moved:
+        if moved <= few * (num_bits - 1):
             break
     state.codes = stitch_bit_planes(planes)
     if polish:
@@ -78,7 +80,7 @@ def solve_bitsplit(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int, *
             moved = state.sweep_(state.codes, step=1.0, low=smallest, high=largest)
             sweeps += 1
             history.append(float(state.objective(y_sq).sum()))
-            if not moved:
+            if moved <= few:
                 break
     state.fit_scale_()
     objective = state.objective(y_sq)
@@ -124,27 +126,14 @@ def _rounding_start(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int):
 
 
 def _feedback_start(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int):
-    """Codes by error feedback at several scales; each channel keeps the best."""
+    """Codes by error feedback at the scale of least rounding error of the float solution."""
     try:
         factor = FeedbackFactor(gram, cross)
     except torch.linalg.LinAlgError as error:
         raise ValueError('gram is not positive definite, so error feedback cannot start; add a '
                          "ridge with functional.add_ridge, or use init='mse'.") from error
-    base = weight_scale(factor.target, num_bits, 'mse')
-    best_codes = best_scale = best = None
-    for multiple in SCALE_FACTORS:
-        scale = base * multiple
-        state = _Descent(gram, cross, factor.round(scale, num_bits), scale)
-        state.fit_scale_()
-        objective = state.objective(torch.zeros_like(scale))
-        if best is None:
-            best_codes, best_scale, best = state.codes, state.scale, objective
-            continue
-        better = objective < best
-        best_codes = torch.where(better.unsqueeze(-1), state.codes, best_codes)
-        best_scale = torch.where(better, state.scale, best_scale)
-        best = torch.where(better, objective, best)
-    return best_codes, best_scale
+    scale = weight_scale(factor.target, num_bits, 'mse')
+    return factor.round(scale, num_bits), scale
 
 
 def _check_shapes(gram: Tensor, cross: Tensor, weight: Tensor) -> None:

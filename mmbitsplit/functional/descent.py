@@ -32,15 +32,13 @@ def sweep_(values: Tensor, product: Tensor, target: Tensor, gram: Tensor, *, ste
     """
     num_columns = values.shape[-1]
     moved = 0
-    block_loop = _block_loop(values.device.type)
     for start in range(0, num_columns, BLOCK):
-        stop = min(start + BLOCK, num_columns)
-        block = slice(start, stop)
-        residual = (target[..., block] - product[..., block]).contiguous()
-        gram_block = gram[:, block, block].contiguous()
-        before = values[..., block].contiguous()
-        after = before.clone()
-        block_loop(after, residual, gram_block, step, low, high)
+        block = slice(start, min(start + BLOCK, num_columns))
+        residual = target[..., block] - product[..., block]
+        before = values[..., block]
+        after = before.clone(memory_format=torch.contiguous_format)  # never a view of before
+        block_loop(after, residual.contiguous(), gram[:, block, block].contiguous(), step, low,
+                   high)
         change = after - before
         count = int(torch.count_nonzero(change))
         if count:
@@ -48,6 +46,16 @@ def sweep_(values: Tensor, product: Tensor, target: Tensor, gram: Tensor, *, ste
             product.baddbmm_(change, gram[:, block, :], alpha=step)
             moved += count
     return moved
+
+
+def block_loop(values: Tensor, residual: Tensor, gram: Tensor, step: float, low: float,
+               high: float) -> None:
+    """The sequential part of a sweep: compiled on the CPU, plain torch elsewhere."""
+    if values.device.type == 'cpu':
+        from mmbitsplit.functional.compiled import descent_block, run_compiled
+        run_compiled(descent_block, values, residual, gram, float(step), float(low), float(high))
+    else:
+        block_loop_torch(values, residual, gram, step, low, high)
 
 
 def block_loop_torch(values: Tensor, residual: Tensor, gram: Tensor, step: float, low: float,
@@ -66,19 +74,3 @@ def block_loop_torch(values: Tensor, residual: Tensor, gram: Tensor, step: float
         change = (new - values[..., k]) * step  # (G, M)
         values[..., k] = new
         residual.baddbmm_(change.unsqueeze(2), gram[:, k:k + 1, :], alpha=-1)
-
-
-def _block_loop_numba(values: Tensor, residual: Tensor, gram: Tensor, step: float, low: float,
-                      high: float) -> None:
-    import numba  # here, because compiling costs a second: only when needed
-
-    from mmbitsplit.functional.descent_numba import block_loop
-    # As many threads as torch was given; more would fight with torch's own.
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    block_loop(values.numpy(), residual.numpy(), gram.numpy(), float(step), float(low),
-               float(high))
-
-
-def _block_loop(device_type: str):
-    """Compiled code where it runs, plain torch elsewhere; both give the same codes."""
-    return _block_loop_numba if device_type == 'cpu' else block_loop_torch

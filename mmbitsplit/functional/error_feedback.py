@@ -21,19 +21,24 @@ class FeedbackFactor:
         cross: (G, M, N).
 
     Attributes:
-        target: (G, M, N) float solution of ``gram w = cross``.
+        target: (G, M, N) float solution of ``gram w = cross``, columns ordered.
         order: (G, N) columns by falling diagonal.
-        factor: (G, N, N) upper Cholesky factor of the inverse of the ordered gram.
+        factor: (G, N, N) upper Cholesky factor R of the inverse of the ordered gram.
     """
 
     def __init__(self, gram: Tensor, cross: Tensor):
         self.order = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-        ordered = torch.stack([one[order][:, order] for one, order in zip(gram, self.order)])
-        lower = torch.linalg.cholesky(ordered)
-        self.target = torch.cholesky_solve(
-            _take(cross, self.order).transpose(1, 2), lower).transpose(1, 2)  # ordered columns
-        inverse = torch.cholesky_inverse(lower)
-        self.factor = torch.linalg.cholesky(inverse, upper=True)
+        # The upper Cholesky factor R of the inverse, inverse = R^T R, is the inverse of the
+        # factor of the gram read backwards: one factorization, and no inverse of the gram.
+        backward = torch.stack([one[order][:, order]
+                                for one, order in zip(gram, self.order.flip(1))])
+        lower = torch.linalg.cholesky(backward)
+        del backward  # one gram of a large layer is a gigabyte
+        identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+        self.factor = torch.linalg.solve_triangular(
+            lower, identity.expand_as(lower), upper=False).flip(1, 2)
+        ordered = _take(cross, self.order)
+        self.target = (ordered @ self.factor.transpose(1, 2)) @ self.factor
 
     def round(self, scale: Tensor, num_bits: int) -> Tensor:
         """Rounds the target at the given scales, feeding errors forward.
@@ -51,21 +56,46 @@ class FeedbackFactor:
         num_columns = remaining.shape[-1]
         for start in range(0, num_columns, BLOCK):
             stop = min(start + BLOCK, num_columns)
-            inside = self.factor[:, start:stop, start:stop]
-            block = remaining[..., start:stop].clone()
-            errors = torch.empty_like(block)
-            for k in range(stop - start):
-                column = block[..., k]
-                code = (column / scale).round_().clamp_(smallest, largest)
-                error = (column - code * scale) / inside[:, k, k].unsqueeze(1)
-                codes[..., start + k] = code
-                errors[..., k] = error
-                block[..., k + 1:] -= error.unsqueeze(2) * inside[:, k, k + 1:].unsqueeze(1)
+            inside = self.factor[:, start:stop, start:stop].contiguous()
+            block = remaining[..., start:stop].contiguous()
+            errors, rounded = torch.empty_like(block), torch.empty_like(block)
+            feedback_loop(block, errors, rounded, scale.contiguous(), inside, smallest, largest)
+            codes[..., start:stop] = rounded
             if stop < num_columns:
                 remaining[..., stop:].baddbmm_(errors, self.factor[:, start:stop, stop:],
                                                alpha=-1)
         return torch.empty_like(codes).scatter_(
             2, self.order.unsqueeze(1).expand_as(codes), codes)
+
+
+def feedback_loop(block: Tensor, errors: Tensor, codes: Tensor, scale: Tensor, factor: Tensor,
+                  low: float, high: float) -> None:
+    """The sequential part of a block: compiled on the CPU, plain torch elsewhere.
+
+    Args:
+        block: (G, M, B) what is left to round, changed in place.
+        errors, codes: (G, M, B), written.
+        scale: (G, M).
+        factor: (G, B, B) upper triangular.
+        low, high: Range of the codes.
+    """
+    if block.device.type == 'cpu':
+        from mmbitsplit.functional.compiled import feedback_block, run_compiled
+        run_compiled(feedback_block, block, errors, codes, scale, factor, float(low),
+                     float(high))
+    else:
+        feedback_loop_torch(block, errors, codes, scale, factor, low, high)
+
+
+def feedback_loop_torch(block: Tensor, errors: Tensor, codes: Tensor, scale: Tensor,
+                        factor: Tensor, low: float, high: float) -> None:
+    """The same in plain torch: one column after another, all output channels at once."""
+    for k in range(block.shape[-1]):
+        column = block[..., k]
+        code = (column / scale).round_().clamp_(low, high)
+        error = (column - code * scale) / factor[:, k, k].unsqueeze(1)
+        codes[..., k], errors[..., k] = code, error
+        block[..., k + 1:] -= error.unsqueeze(2) * factor[:, k, k + 1:].unsqueeze(1)
 
 
 def _take(values: Tensor, order: Tensor) -> Tensor:

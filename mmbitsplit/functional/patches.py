@@ -66,7 +66,7 @@ def gather_patches(x: Tensor, positions: Tensor, geometry: LayerGeometry) -> Ten
     patches = flat.index_select(1, index.reshape(-1)).view(channels, *index.shape)
     if not bool(valid.all()):
         patches.mul_(valid.to(patches.dtype))
-    return patches.view(geometry.groups, -1, positions.numel())
+    return patches.view(geometry.groups, geometry.inputs_per_output, positions.numel())
 
 
 def _input_index(out: Tensor, geometry: LayerGeometry, axis: int, size: int,

@@ -7,10 +7,6 @@ from torch import Tensor
 
 from mmbitsplit.structures import LayerStatistics
 
-# Share of the mean gram diagonal that is added to every diagonal element: enough to make
-# rank-deficient statistics solvable, too little to move a well-determined solution.
-RIDGE = 0.01
-
 
 def layer_statistics(x: Tensor, y: Tensor) -> LayerStatistics:
     """Sums products over positions.
@@ -45,7 +41,16 @@ def center(statistics: LayerStatistics) -> LayerStatistics:
         y_sq=y_sq - y_sum.square() / count)
 
 
-def add_ridge(statistics: LayerStatistics, weight: Tensor, ridge: float = RIDGE,
+def default_ridge(num_inputs: int, count: int) -> float:
+    """Returns the ridge for N inputs and K positions, a multiple of the mean gram diagonal.
+
+    The fewer positions an input has, the more of the fit is noise; 1.5 N / K, from 0.03 to 0.5,
+    was near the best held-out error on the demo detectors for N / K from 0.03 to 1.
+    """
+    return min(0.5, max(0.03, 1.5 * num_inputs / count))
+
+
+def add_ridge(statistics: LayerStatistics, weight: Tensor, ridge: float | None = None,
               ) -> LayerStatistics:
     """Pulls solutions toward the float weight where the sampled positions say little.
 
@@ -55,12 +60,14 @@ def add_ridge(statistics: LayerStatistics, weight: Tensor, ridge: float = RIDGE,
     Args:
         statistics: Sums, maybe rank-deficient.
         weight: (G, M, N) float weights on the scale of the inputs of the sums.
-        ridge: Multiple of the mean diagonal.
+        ridge: Multiple of the mean diagonal; ``default_ridge`` when not given.
     """
-    mean_diagonal = statistics.gram.diagonal(dim1=1, dim2=2).mean(1)  # (G,)
-    strength = ridge * torch.where(mean_diagonal > 0, mean_diagonal, 1.0)
-    weight = weight.to(statistics.gram)
     gram = statistics.gram.clone()
+    if ridge is None:
+        ridge = default_ridge(gram.shape[-1], statistics.count)
+    mean_diagonal = gram.diagonal(dim1=1, dim2=2).mean(1)  # (G,)
+    strength = ridge * torch.where(mean_diagonal > 0, mean_diagonal, 1.0)
+    weight = weight.to(gram)
     gram.diagonal(dim1=1, dim2=2).add_(strength.unsqueeze(1))
     return replace(statistics, gram=gram,
                    cross=statistics.cross + strength.view(-1, 1, 1) * weight,

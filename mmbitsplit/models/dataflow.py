@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from mmbitsplit.models.geometry import computes_like_torch, layer_kind
+from mmbitsplit.models.geometry import computes_like_torch, layer_kind, normalizes_like_torch
 
 IMAGE = '<image>'
 
@@ -30,11 +31,12 @@ class DataFlow:
             the model's input reaches it without a layer between.
         feeds: For each layer, the layers it is a source of.
         unlike_torch: Layers whose output is not what their weight and geometry say.
-        norm_after: For each batch norm, the layer whose output tensor it takes, or ``None``
-            when calls disagree or the tensor comes from elsewhere.
+        norm_after: For each batch norm, the layer whose output channels it normalizes, or
+            ``None`` when calls disagree, the tensor comes from elsewhere, or the norm does
+            something else than its torch parent class.
         norm_calls: How often each batch norm was called.
-        consumers: For each layer, how many modules or operations read its output tensor,
-            batch norms counted by name.
+        consumers: For each layer, what reads its output tensor: layers and batch norms by
+            name, ``'operation'``, and ``'output'`` when the model returns it.
         stacks: For each layer and call, the module calls around it from the outside in, each
             as (module name, which of its calls).
     """
@@ -80,8 +82,9 @@ class _Watcher(TorchDispatchMode):
         super().__init__()
         self.model = model
         self.flow = DataFlow()
-        self.sources: dict[int, set[str]] = {}  # storage -> nearest layers upstream
-        self.produced: dict[int, tuple[str, Tensor]] = {}  # storage -> layer, its output
+        # By storage: the nearest layers upstream, and the layer that made it with its output.
+        self.sources: dict[StorageWeakRef, set[str]] = {}
+        self.produced: dict[StorageWeakRef, tuple[str, Tensor]] = {}
         self.inside: list[str] = []  # layers and norms now running
         self.blinded = 0
         self.stack: list[tuple[str, int]] = []
@@ -122,7 +125,8 @@ class _Watcher(TorchDispatchMode):
 
     @contextmanager
     def hooks(self):
-        handles = [self.model.register_forward_pre_hook(self._enter_model, with_kwargs=True)]
+        handles = [self.model.register_forward_pre_hook(self._enter_model, with_kwargs=True),
+                   self.model.register_forward_hook(self._leave_model)]
         for name, module in self.model.named_modules():
             handles.append(module.register_forward_pre_hook(self._push(name)))
             handles.append(module.register_forward_hook(self._pop, always_call=True))
@@ -133,8 +137,10 @@ class _Watcher(TorchDispatchMode):
                 handles.append(module.register_forward_hook(
                     self._leave_layer(name), with_kwargs=True))
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-                handles.append(module.register_forward_pre_hook(self._enter_norm(name)))
-                handles.append(module.register_forward_hook(self._leave))
+                handles.append(module.register_forward_pre_hook(
+                    self._enter_norm(name), with_kwargs=True))
+                handles.append(module.register_forward_hook(
+                    self._leave_norm(name), with_kwargs=True))
             elif not any(True for _ in module.children()):
                 # A leaf may be a custom kernel that no dispatch mode sees.
                 handles.append(module.register_forward_hook(self._leave_leaf))
@@ -148,6 +154,11 @@ class _Watcher(TorchDispatchMode):
         for tensor in tree_flatten((args, kwargs))[0]:
             if isinstance(tensor, Tensor):
                 self.sources[_storage(tensor)] = {IMAGE}
+
+    def _leave_model(self, module, args, output):
+        for tensor in tree_flatten(output)[0]:
+            if isinstance(tensor, Tensor) and _storage(tensor) in self.produced:
+                self.flow.consumers[self.produced[_storage(tensor)][0]].add('output')
 
     def _push(self, name: str):
         def hook(module, args):
@@ -187,9 +198,12 @@ class _Watcher(TorchDispatchMode):
         return hook
 
     def _enter_norm(self, name: str):
-        def hook(module, args):
-            made = self.produced.get(_storage(args[0]))
-            producer = made[0] if made is not None and args[0] is made[1] else None
+        def hook(module, args, kwargs):
+            x = layer_input(args, kwargs)
+            made = self.produced.get(_storage(x))
+            producer = made[0] if made is not None and x is made[1] else None
+            if producer is not None and not self._channels_agree(producer, x):
+                producer = None
             if self.flow.norm_after.setdefault(name, producer) != producer:
                 self.flow.norm_after[name] = None
             if made is not None:
@@ -198,8 +212,18 @@ class _Watcher(TorchDispatchMode):
             self.inside.append(name)
         return hook
 
-    def _leave(self, module, args, output):
-        self.inside.pop()
+    def _channels_agree(self, producer: str, x: Tensor) -> bool:
+        """Whether dimension 1, the channels of a batch norm, are the layer's outputs."""
+        linear = layer_kind(self.model.get_submodule(producer)) == 'linear'
+        return x.dim() == (2 if linear else 4)
+
+    def _leave_norm(self, name: str):
+        def hook(module, args, kwargs, output):
+            self.inside.pop()
+            with self.blind():
+                if not normalizes_like_torch(module, layer_input(args, kwargs), output):
+                    self.flow.norm_after[name] = None
+        return hook
 
     def _leave_leaf(self, module, args, output):
         if self.blinded:
@@ -217,5 +241,6 @@ def layer_input(args: tuple, kwargs: dict) -> Tensor:
     return args[0] if args else next(iter(kwargs.values()))
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    """Names a storage; no later one gets the same name, though it may reuse the memory."""
+    return StorageWeakRef(tensor.untyped_storage())

@@ -1,6 +1,7 @@
 """Reads a torch layer's geometry; says which layers are supported."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmbitsplit.functional import apply_layer
@@ -57,4 +58,19 @@ def computes_like_torch(module: nn.Module, x: Tensor, y: Tensor) -> bool:
         y: Its output in that call.
     """
     expected = apply_layer(x, module.weight, module.bias, layer_geometry(module))
+    return expected.shape == y.shape and torch.allclose(expected, y, rtol=1e-4, atol=1e-5)
+
+
+def normalizes_like_torch(module: nn.Module, x: Tensor, y: Tensor) -> bool:
+    """Whether a batch norm's output is what its running statistics say; a subclass may do more.
+
+    Args:
+        module: A batch norm in eval mode; without running statistics the answer is no.
+        x: Its input in a call.
+        y: Its output in that call.
+    """
+    if module.training or module.running_mean is None:
+        return False
+    expected = F.batch_norm(x, module.running_mean, module.running_var, module.weight,
+                            module.bias, False, 0.0, module.eps)
     return expected.shape == y.shape and torch.allclose(expected, y, rtol=1e-4, atol=1e-5)

@@ -40,6 +40,7 @@ class QuantizedLayer(nn.Module):
         self.kernel_size, self.stride = geometry.kernel_size, geometry.stride
         self.padding, self.dilation, self.groups = (geometry.padding, geometry.dilation,
                                                     geometry.groups)
+        self.register_forward_pre_hook(_must_be_called)
 
     @property
     def quantized(self) -> bool:
@@ -73,8 +74,8 @@ class QuantizedLayer(nn.Module):
 
     def plan_row(self) -> dict[str, Any]:
         """What a checkpoint must say besides tensors to build this layer again."""
-        row = {'kind': self.geometry.kind, 'num_bits': self.num_bits,
-               'bias': self.bias is not None, 'input': None}
+        row = {'kind': self.geometry.kind, 'shape': list(self.geometry.weight_shape),
+               'num_bits': self.num_bits, 'bias': self.bias is not None, 'input': None}
         if self.qparams is not None:
             row['input'] = {'size': self.input_scale.numel(), 'quant_min': self._range[0],
                             'quant_max': self._range[1], 'unit': self._range[2]}
@@ -85,6 +86,10 @@ class QuantizedLayer(nn.Module):
         if row['kind'] != self.geometry.kind:
             raise ValueError(f"the checkpoint has a {row['kind']} where the model has a "
                              f'{self.geometry.kind}.')
+        shape = list(self.geometry.weight_shape)
+        if list(row['shape']) != shape:  # packed rows of other lengths may have as many bytes
+            raise ValueError(f"the checkpoint has a weight of shape {list(row['shape'])} where "
+                             f'the model has {shape}.')
         self.num_bits = row['num_bits']
         self._set_buffer('codes', torch.zeros(self.geometry.weight_shape, dtype=torch.int8))
         self._set_buffer('weight_scale', torch.ones(self.geometry.out_channels))
@@ -145,3 +150,8 @@ class QuantizedLayer(nn.Module):
         state = 'quantized' if self.quantized else 'float'
         return (f'{geometry.kind}, {geometry.in_channels}, {geometry.out_channels}, '
                 f'kernel_size={geometry.kernel_size}, groups={geometry.groups}, {state}')
+
+
+def _must_be_called(module: nn.Module, args: tuple) -> None:
+    """A hook that does nothing: parents with a fused path that reads the weights of their layers
+    instead of calling them (``nn.TransformerEncoderLayer``) leave it where there are hooks."""

@@ -61,10 +61,12 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
             keep(name, 'skipped by an override')
         else:
             layers.append(plan)
+    planned = {layer.name for layer in layers}
     for name, module in modules.items():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if name not in folded and name in flow.norm_calls:
-                keep(name, 'batch norm that no layer could take in exactly')
+            if name in flow.norm_calls and folded.get(name) not in planned:
+                keep(name, 'batch norm of a layer that stays float' if name in folded
+                     else 'batch norm that no layer could take in exactly')
         elif layer_kind(module) is None and any(
                 p.dim() > 1 for p in module.parameters(recurse=False)):
             keep(name, 'kind of layer that is not supported')

@@ -1,5 +1,6 @@
 """Tables and pictures of results."""
 
+from mmbitsplit.report.pictures import comparison_figure
 from mmbitsplit.report.tables import results_rows, results_text, text_table
 
-__all__ = ['results_rows', 'results_text', 'text_table']
+__all__ = ['comparison_figure', 'results_rows', 'results_text', 'text_table']

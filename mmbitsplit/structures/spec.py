@@ -21,6 +21,10 @@ def check_bits(name: str, num_bits: Any) -> None:
                          f'{MIN_BITS} to {MAX_BITS}.')
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class WeightSpec:
     """Weights: symmetric, one scale an output channel, integer codes in a narrow range.
@@ -65,8 +69,7 @@ class ActivationSpec:
         check_choice('mode', self.mode, ACTIVATION_MODES)
         check_choice('symmetry', self.symmetry, SYMMETRIES)
         check_choice('scale_search', self.scale_search, SCALE_SEARCHES)
-        if self.strength != 'auto' and not (
-                isinstance(self.strength, (int, float)) and 0 <= self.strength <= 1):
+        if self.strength != 'auto' and not (_is_number(self.strength) and 0 <= self.strength <= 1):
             raise ValueError(f"strength={self.strength!r} is not supported; allowed are 'auto' "
                              'or a number from 0 to 1.')
 
@@ -117,9 +120,9 @@ class CalibrationSpec:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f'{name}={value!r} is not supported; allowed are integers from '
                                  f'{least}.')
-        if not isinstance(self.seed, int) or self.seed < 0:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f'seed={self.seed!r} is not supported; allowed are integers from 0.')
-        if not 0 <= self.holdout <= 0.5:
+        if not _is_number(self.holdout) or not 0 <= self.holdout <= 0.5:
             raise ValueError(f'holdout={self.holdout!r} is not supported; allowed is 0 to 0.5.')
 
 
@@ -138,6 +141,14 @@ class OverrideSpec:
     skip: bool = False
     weight: Mapping[str, Any] = field(default_factory=dict)
     activation: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, kind, wanted in (
+                ('match', str, 'a string'), ('skip', bool, 'True or False'),
+                ('weight', Mapping, 'a dict'), ('activation', Mapping, 'a dict')):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f'{name}={getattr(self, name)!r} is not supported; it must be '
+                                 f'{wanted}.')
 
 
 @dataclass(frozen=True)
@@ -163,8 +174,12 @@ class QuantSpec:
     scope: str = 'all'
 
     def __post_init__(self):
-        if 'type' not in self.method:
-            raise ValueError("method lacks its 'type', such as dict(type='BitSplit').")
+        if not isinstance(self.method, Mapping) or 'type' not in self.method:
+            raise ValueError(f"method={self.method!r} is not a dict with a 'type', such as "
+                             "dict(type='BitSplit').")
+        if not isinstance(self.scope, str):
+            raise ValueError(f"scope={self.scope!r} is not supported; it must be 'all' or names "
+                             "joined by '+'.")
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> 'QuantSpec':
@@ -176,6 +191,9 @@ class QuantSpec:
             if name in values:
                 values[name] = from_mapping(part, values[name], f'quantization.{name}')
         if 'overrides' in values:
+            if not isinstance(values['overrides'], (list, tuple)):
+                raise ValueError('quantization.overrides must be a list of dicts, got '
+                                 f"{values['overrides']!r}.")
             values['overrides'] = tuple(
                 from_mapping(OverrideSpec, item, f'quantization.overrides[{index}]')
                 for index, item in enumerate(values['overrides']))

@@ -25,6 +25,7 @@ from mmbitsplit.datasets import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
+SMALL = DigitsOptions(num_train=2, num_val=2, num_cls_train=10, num_cls_val=10)
 OPTIONS = DigitsOptions(seed=5, num_train=24, num_val=12, num_cls_train=30, num_cls_val=20)
 
 
@@ -53,6 +54,16 @@ def digits(tmp_path_factory):
 def test_same_options_give_the_same_bytes(digits, tmp_path):
     write_digits(tmp_path / 'again', OPTIONS)
     assert digest(tmp_path / 'again') == digest(digits)
+
+
+def test_number_of_processes_changes_nothing(digits, tmp_path):
+    write_digits(tmp_path / 'parallel', OPTIONS, workers=2)
+    assert digest(tmp_path / 'parallel') == digest(digits)
+
+
+def test_no_processes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='workers is 0'):
+        write_digits(tmp_path / 'digits', SMALL, workers=0)
 
 
 def test_a_larger_set_extends_a_smaller_one(digits, tmp_path):
@@ -137,9 +148,6 @@ def test_other_options_are_refused(digits):
     with pytest.raises(ValueError, match='num_val is 12, wanted 13.*force'):
         write_digits(digits, replace(OPTIONS, num_val=13))
     assert digest(digits) == before
-
-
-SMALL = DigitsOptions(num_train=2, num_val=2, num_cls_train=10, num_cls_val=10)
 
 
 def test_missing_files_are_noticed_and_force_repairs(tmp_path):

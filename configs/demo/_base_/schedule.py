@@ -22,4 +22,3 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-randomness = dict(seed=0)

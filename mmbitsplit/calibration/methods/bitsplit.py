@@ -1,13 +1,12 @@
 """Bit-split and stitching as a method."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from mmbitsplit.calibration.methods.base import register_method
 from mmbitsplit.functional import add_ridge, solve_bitsplit
 from mmbitsplit.functional.bitsplit import INITS
-from mmbitsplit.functional.statistics import RIDGE
 from mmbitsplit.structures import LayerStatistics, WeightSolution
 from mmbitsplit.structures.options import check_choice
 
@@ -17,13 +16,16 @@ from mmbitsplit.structures.options import check_choice
 class BitSplit:
     """Bit-split (Wang et al., ICML 2020), by default with warm start and polish.
 
-    ``init='mse', polish=False, bias_correction=False, guard=False`` is the method as published.
+    ``init='mse', polish=False, ridge=0.0, bias_correction=False, guard=False`` is the method as
+    published.
 
     Args:
         init: ``'error_feedback'`` or ``'mse'``, see ``functional.solve_bitsplit``.
         polish: Descend on whole codes after stitching.
-        max_sweeps: Most rounds of bit optimization and of polish.
-        ridge: Pull toward the float weight, a multiple of the mean gram diagonal.
+        max_sweeps: Most rounds, see ``functional.solve_bitsplit``.
+        tolerance: Where rounds end early, see ``functional.solve_bitsplit``.
+        ridge: Pull toward the float weight, a multiple of the mean gram diagonal; ``None``
+            takes it from the number of positions (``functional.default_ridge``).
         bias_correction: Fit the bias together with the weights.
         guard: Take plain rounding where it is better on held-out positions.
     """
@@ -31,7 +33,8 @@ class BitSplit:
     init: str = 'error_feedback'
     polish: bool = True
     max_sweeps: int = 20
-    ridge: float = RIDGE
+    tolerance: float = 1e-3
+    ridge: float | None = None
     bias_correction: bool = True
     guard: bool = True
 
@@ -44,4 +47,8 @@ class BitSplit:
         statistics = add_ridge(statistics, weight, self.ridge)
         return solve_bitsplit(statistics.gram, statistics.cross, weight, num_bits,
                               y_sq=statistics.y_sq, init=self.init, polish=self.polish,
-                              max_sweeps=self.max_sweeps)
+                              max_sweeps=self.max_sweeps, tolerance=self.tolerance)
+
+    def quick(self) -> 'BitSplit':
+        """The start and one round: enough to compare input scales by."""
+        return replace(self, max_sweeps=1)

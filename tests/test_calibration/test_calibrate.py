@@ -1,0 +1,166 @@
+"""What calibrate reports, and which requests it refuses."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmbitsplit.calibration import Progress, calibrate
+from mmbitsplit.models import QuantizedLayer
+
+
+def outputs(model, batches):
+    with torch.no_grad():
+        return [torch.cat([y.flatten() for y in model(batch)]) for batch in batches]
+
+
+def test_report_has_every_layer_and_progress_is_told(residual_net, images, make_spec, run_model):
+    steps: list[Progress] = []
+    model = residual_net()
+    prepared, report = calibrate(model, images(), make_spec(), run=run_model,
+                                 progress=steps.append)
+    names = [plan.name for plan in prepared.plan.layers]
+    assert sorted(layer.name for layer in report.layers) == sorted(names)
+    assert len(report.folded_batch_norms) == 5
+    floats = [step for step in steps if step.stage == 'float']
+    layers = [step for step in steps if step.stage == 'layers']
+    assert [step.done for step in floats] == [1, 2, 3, 4]
+    assert [step.done for step in layers] == list(range(1, len(names) + 1))
+    assert all(step.total == len(names) for step in layers)
+    assert [step.layer for step in layers] == report.layers
+    for layer in report.layers:
+        first, last = layer.name == 'stem', layer.name in ('classify', 'regress')
+        assert layer.weight_bits == (8 if first or last else 4)
+        assert (layer.activation_bits is None) == first
+        assert layer.rows >= 1 and layer.calls == 4 and layer.error >= 0
+        assert layer.weight_scale[0] > 0
+    assert all(value >= 0 for value in report.seconds.values())
+    assert report.peak_rss_bytes > 0 and report.calibration == {'num_batches': 4, 'seed': 0}
+
+
+def test_model_is_quantized_and_stays_near_the_float_model(residual_net, images, make_spec,
+                                                           run_model):
+    batches, unseen = images(8), images(4, seed=99)
+    model = residual_net().train()
+    wanted = outputs(residual_net(), unseen)
+    errors = {}
+    for name, bits in (('coarse', 2), ('fine', 8)):
+        model = residual_net().train()
+        calibrate(model, batches, make_spec(weight=dict(num_bits=bits), calibration=dict(
+            rows_per_layer=2048)), run=run_model)
+        assert not model.training
+        layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
+        assert len(layers) == 7 and all(layer.quantized for layer in layers)
+        assert not any(isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d))
+                       for m in model.modules())
+        errors[name] = sum(float((a - b).square().mean())
+                           for a, b in zip(outputs(model, unseen), wanted))
+    energy = sum(float(y.var()) for y in wanted)
+    assert errors['fine'] < 0.001 * energy < errors['coarse'] < 0.5 * energy
+
+
+def test_bit_split_beats_rounding_end_to_end(residual_net, images, make_spec, run_model):
+    smooth = nn.AvgPool2d(3, 1, 1)
+    batches, unseen = ([smooth(batch) * 2 for batch in images(8, seed=seed)] for seed in (1, 2))
+    wanted, errors = outputs(residual_net(), unseen), {}
+    for method in ('RoundToNearest', 'BitSplit'):
+        model = residual_net()
+        calibrate(model, batches, make_spec(weight=dict(num_bits=3), method=dict(type=method),
+                                            calibration=dict(rows_per_layer=2048)),
+                  run=run_model)
+        errors[method] = sum(float((a - b).square().mean())
+                             for a, b in zip(outputs(model, unseen), wanted))
+    assert errors['BitSplit'] < 0.7 * errors['RoundToNearest']
+
+
+def test_weights_only(residual_net, images, make_spec, run_model):
+    prepared, report = calibrate(residual_net(), images(), make_spec(
+        activation=dict(num_bits=None)), run=run_model)
+    assert all(layer.activation_bits is None for layer in report.layers)
+    assert all(layer.qparams is None for layer in prepared.layers.values())
+
+
+def test_scope_and_overrides_leave_layers_in_float(residual_net, images, make_spec, run_model):
+    spec = make_spec(scope='stem+blocks', overrides=[
+        dict(match='blocks.1.*', skip=True), dict(match='blocks.0.conv2', weight=dict(num_bits=6))])
+    model = residual_net()
+    _, report = calibrate(model, images(), spec, run=run_model)
+    assert {layer.name: layer.weight_bits for layer in report.layers} == {
+        'stem': 8, 'blocks.0.conv1': 4, 'blocks.0.conv2': 6}
+    reasons = {kept.name: kept.reason for kept in report.kept_float}
+    assert 'scope' in reasons['classify'] and 'override' in reasons['blocks.1.conv1']
+    assert isinstance(model.classify, nn.Linear) and 'bn1' in dict(
+        model.blocks[1].named_children())
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(method=dict(type='Bitspilt')), "'Bitspilt'.*did you mean 'BitSplit'"),
+    (dict(method=dict(type='BitSplit', max_sweep=3)), "'max_sweep'.*did you mean 'max_sweeps'"),
+    (dict(scope='blocs'), "no part 'blocs'.*did you mean 'blocks'"),
+    (dict(overrides=[dict(match='block.*')]), r"overrides\[0\].*'block\.\*' matches no layer"),
+])
+def test_what_is_not_known_is_named_with_the_nearest(changes, message, residual_net, images,
+                                                     make_spec, run_model):
+    model = residual_net()
+    with pytest.raises(ValueError, match=message):
+        calibrate(model, images(), make_spec(**changes), run=run_model)
+    assert not any(isinstance(module, QuantizedLayer) for module in model.modules())
+
+
+@pytest.mark.parametrize('batches', [[], ()])
+def test_no_batches(batches, residual_net, make_spec, run_model):
+    with pytest.raises(ValueError, match='empty.*at least one'):
+        calibrate(residual_net(), batches, make_spec(), run=run_model)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+def test_a_bad_image_is_named_with_the_layer(value, residual_net, images, make_spec, run_model):
+    batches = images(3)
+    batches[1][0, 0, 2, 2] = value
+    model = residual_net()
+    with pytest.raises(ValueError, match="'stem' gets 1 of 384.*on b.jpg"):
+        calibrate(model, batches, make_spec(), run=run_model, labels=['a.jpg', 'b.jpg', 'c.jpg'])
+    assert all('forward' not in vars(module) for module in model.modules())
+
+
+def test_a_model_that_overflows_is_named_by_its_layer(residual_net, images, make_spec, run_model):
+    model = residual_net()
+    model.blocks[0].bn2.weight.data.fill_(float('inf'))
+    with pytest.raises(ValueError, match="'blocks.1.conv1'.*batch 0"):
+        calibrate(model, images(), make_spec(), run=run_model)
+
+
+class Extra(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.unused = net, nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_a_layer_that_is_never_reached(residual_net, images, make_spec, run_model):
+    with pytest.raises(ValueError, match="never reached.*unused.*match='unused', skip=True"):
+        calibrate(Extra(residual_net()), images(), make_spec(), run=run_model)
+    spec = make_spec(overrides=[dict(match='unused', skip=True)])
+    _, report = calibrate(Extra(residual_net()), images(), spec, run=run_model)
+    assert len(report.layers) == 7
+    _, report = calibrate(Extra(residual_net()), images(), make_spec(scope='net'), run=run_model)
+    assert len(report.layers) == 7
+
+
+class NoRows(nn.Module):
+    """The second stage gets no rows at all, as a detector that finds nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.rows = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        return self.rows(x[x.sum(-1) > 1e6])
+
+
+def test_a_layer_without_any_row(seeded, make_spec, run_model):
+    with pytest.raises(ValueError, match="'rows' saw no input position.*match='rows', skip=True"):
+        calibrate(seeded(NoRows), [torch.rand(5, 3), torch.rand(4, 3)], make_spec(),
+                  run=run_model)

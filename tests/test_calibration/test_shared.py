@@ -1,0 +1,242 @@
+"""Layers called several times in one forward are solved with the inputs of all their calls."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmbitsplit.calibration import ReplayPoint, calibrate
+from mmbitsplit.calibration.shared import find_owners
+from mmbitsplit.models import watch
+
+
+class Pyramid(nn.Module):
+    """Makes three levels of different sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.down = nn.ModuleList(nn.Conv2d(4, 4, 3, stride=2, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        levels = [torch.relu(self.stem(x))]
+        for conv in self.down:
+            levels.append(torch.relu(conv(levels[-1])))
+        return levels
+
+
+class LevelHead(nn.Module):
+    """Two towers that all levels share, as in RetinaNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.towers = nn.ModuleList(nn.Sequential(
+            nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1),
+            nn.BatchNorm2d(4), nn.ReLU(inplace=True)) for _ in range(2))
+        self.classify, self.regress = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 2, 1)
+
+    def single(self, x):
+        return self.classify(self.towers[0](x)), self.regress(self.towers[1](x))
+
+    def forward(self, levels):
+        return [self.single(level) for level in levels]
+
+
+class ChangesItsInput(LevelHead):
+    """Changes the maps in place and empties the list it is given."""
+
+    def forward(self, levels):
+        outputs = []
+        while levels:
+            level = levels.pop(0)
+            outputs.append(self.single(level.mul_(0.5).add_(0.1)))
+        return outputs
+
+
+class Recurrent(nn.Module):
+    """A layer that feeds itself, and one after it."""
+
+    def __init__(self, steps: int = 2, pair: bool = False):
+        super().__init__()
+        self.enter, self.leave = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.cell = nn.Conv2d(4, 4, 3, padding=1)
+        self.back = nn.Conv2d(4, 4, 3, padding=1) if pair else nn.Identity()
+        self.steps = steps
+
+    def forward(self, levels):
+        outputs = []
+        for x in levels:
+            x = self.enter(x)
+            for _ in range(self.steps):
+                x = torch.relu(self.cell(x))
+                x = torch.tanh(self.back(x))
+            outputs.append(self.leave(x))
+        return outputs
+
+
+class Detector(nn.Module):
+    def __init__(self, *heads: nn.Module):
+        super().__init__()
+        self.neck, self.heads = Pyramid(), nn.ModuleList(heads)
+        self.end = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        levels = self.neck(x)
+        outputs = [head(list(levels)) for head in self.heads]
+        return outputs, self.end(levels[-1])
+
+
+HEADS = {
+    'one head': lambda: [LevelHead()],
+    'two heads': lambda: [LevelHead(), LevelHead()],
+    'changes its input': lambda: [ChangesItsInput()],
+    'feeds itself': lambda: [Recurrent()],
+    'feeds itself thrice': lambda: [Recurrent(3)],
+    'two layers feed each other': lambda: [Recurrent(2, pair=True)],
+    'two layers feed each other thrice': lambda: [Recurrent(3, pair=True)],
+    'a head of each kind': lambda: [LevelHead(), Recurrent(), ChangesItsInput()],
+}
+
+
+@pytest.mark.parametrize('heads', HEADS)
+def test_shared_heads_agree_with_naive_calibration(heads, seeded, images, make_spec,
+                                                   assert_like_naive):
+    batches = [*images(2, size=8), *images(2, size=12)]
+    model, report = assert_like_naive(lambda: seeded(lambda: Detector(*HEADS[heads]())), batches,
+                                      make_spec())
+    steps = {'feeds itself': 2, 'feeds itself thrice': 3}
+    for layer in report.layers:
+        expected = 1 if not layer.name.startswith('heads') else 3  # levels
+        if '.cell' in layer.name and heads in steps:
+            expected *= steps[heads]
+        if '.cell' not in layer.name and '.back' not in layer.name:
+            assert layer.calls == expected * len(batches), layer.name
+
+
+class Chain(nn.Module):
+    """The model itself calls one layer twice, the second time on its own output."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.shared = nn.Conv2d(4, 4, 3, padding=1)
+        self.middle, self.end = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.shared(x))
+        x = torch.relu(self.middle(x))
+        return self.end(torch.relu(self.shared(x)))
+
+
+def test_a_layer_used_again_further_on(seeded, images, make_spec, assert_like_naive):
+    assert_like_naive(lambda: seeded(Chain), images(), make_spec())
+
+
+class TiedNames(nn.Module):
+    """One layer registered under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.one = nn.Conv2d(4, 4, 3, padding=1)
+        self.other = self.one
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        return self.one(x) + self.other(x.flip(-1))
+
+
+def test_one_layer_under_two_names(seeded, images, make_spec, assert_like_naive):
+    model, report = assert_like_naive(lambda: seeded(TiedNames), images(), make_spec())
+    assert [layer.name for layer in report.layers] == ['stem', 'one']
+    assert model.one is model.other
+
+
+def test_no_layer_is_computed_twice(seeded, images, make_spec, run_model, layer_calls):
+    batches = images(4)
+    model = seeded(lambda: Detector(LevelHead(), LevelHead()))
+    entered = []
+    model.neck.register_forward_pre_hook(lambda module, args: entered.append(1))
+    prepared, report = calibrate(model, batches, make_spec(), run=run_model)
+    assert len(entered) == 2 * len(batches) + 1
+    for layer in report.layers:  # once a call in each pass, shared or not
+        assert layer_calls[id(prepared.layers[layer.name])] == 2 * layer.calls, layer.name
+
+
+def test_owners_are_the_smallest_calls_around(seeded, images):
+    model = seeded(lambda: Detector(LevelHead(), Recurrent()))
+    flow = watch(model, lambda: model(images(1)[0]))
+    owners = find_owners(flow, set(flow.calls))
+    assert set(owners) == {'heads.0', 'heads.1'}
+    assert owners['heads.1'] == {'heads.1.enter', 'heads.1.cell', 'heads.1.leave'}
+    chain = seeded(Chain)
+    flow = watch(chain, lambda: chain(images(1)[0]))
+    assert find_owners(flow, set(flow.calls)) == {'': {'stem', 'shared', 'middle', 'end'}}
+    assert find_owners(flow, {'stem', 'end'}) == {}
+
+
+def test_a_head_may_be_skipped(seeded, images, make_spec, run_model):
+    spec = make_spec(overrides=[dict(match='heads.*.cell', skip=True)])
+    _, report = calibrate(seeded(lambda: Detector(Recurrent())), images(), spec, run=run_model)
+    assert not any('cell' in layer.name for layer in report.layers)
+    assert sum('heads' in layer.name for layer in report.layers) == 2
+
+
+class Stages(nn.Module):
+    """A layer is shared by the parts before and after a choice of rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(6, 6)
+        self.shared = nn.Linear(6, 6)
+        self.score, self.end = nn.Linear(6, 1), nn.Linear(6, 2)
+
+    def select(self, scores):
+        return scores.flatten().topk(5).indices
+
+    def forward(self, x):
+        x = torch.relu(self.shared(torch.relu(self.stem(x))))
+        rows = x[self.select(self.score(x))]
+        return self.end(torch.relu(self.shared(rows)))
+
+
+def test_a_replay_point_inside_an_owner(seeded, make_spec, run_model):
+    generator = torch.Generator().manual_seed(3)
+    batches = [torch.randn(20, 6, generator=generator) for _ in range(4)]
+    model = seeded(Stages)
+    _, report = calibrate(model, batches, make_spec(), run=run_model,
+                          replay_points=[ReplayPoint(model, 'select')])
+    assert {layer.name: layer.calls for layer in report.layers} == {
+        'stem': 4, 'shared': 8, 'score': 4, 'end': 4}
+
+
+def test_run_may_call_parts_of_the_model_itself(seeded, images, make_spec, assert_like_naive):
+    def run(model, batch):  # no module call is around both uses of the head
+        levels = model.neck(batch)
+        return [model.heads[0](levels[:2]), model.heads[0](levels[1:]), model.end(levels[-1])]
+
+    assert_like_naive(lambda: seeded(lambda: Detector(LevelHead())), images(), make_spec(),
+                      run=run)
+
+
+def test_outputs_changed_in_place_do_not_reach_the_next_run(seeded, images, make_spec,
+                                                            assert_like_naive):
+    class AddsInPlace(LevelHead):
+        def single(self, x):
+            out = self.towers[0](x)
+            kept = self.classify(out)
+            kept += 1
+            return kept.relu_(), self.regress(self.towers[1](out.mul_(2)))
+
+    assert_like_naive(lambda: seeded(lambda: Detector(AddsInPlace())), images(), make_spec())
+
+
+def test_fewer_levels_on_some_images(seeded, images, make_spec, assert_like_naive):
+    class Adaptive(LevelHead):
+        def forward(self, levels):
+            return super().forward([level for level in levels if level.shape[-1] >= 3])
+
+    batches = [*images(2, size=12), *images(1, size=8), *images(1, size=12)]
+    _, report = assert_like_naive(lambda: seeded(lambda: Detector(Adaptive())), batches,
+                                  make_spec())
+    assert {layer.calls for layer in report.layers if 'heads' in layer.name} == {11}

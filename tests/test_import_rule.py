@@ -1,0 +1,118 @@
+"""Rooms import only lower rooms, the inner ones only torch, and nothing prints."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / 'mmbitsplit'
+ROOMS = {'structures': 0, 'functional': 1, 'models': 2, 'calibration': 3, 'export': 4,
+         'report': 4, 'engine': 5, 'apis': 6}
+TORCH_ALONE = ('structures', 'functional', 'models', 'calibration')
+OPENMMLAB = ('mmengine', 'mmcv', 'mmdet', 'mmpretrain')
+# Outside the rooms: who may import them. The version is for everybody.
+ALONE = {'datasets': (), 'compat': ('engine', 'apis'), 'registry': ('engine', 'apis')}
+
+
+def imported_names(source: str, package: str) -> Iterator[str]:
+    """Full dotted names that a module imports anywhere, also inside functions and by string."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ''
+            if node.level:
+                parents = package.split('.')[:len(package.split('.')) - node.level + 1]
+                base = '.'.join([*parents, base] if base else parents)
+            yield from (f'{base}.{alias.name}' for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args \
+                and getattr(node.func, 'attr', getattr(node.func, 'id', '')) \
+                in ('import_module', '__import__', 'find_spec') \
+                and isinstance(node.args[0], ast.Constant):
+            yield str(node.args[0].value)
+
+
+def forbidden(room: str, name: str) -> bool:
+    """Whether a module of a room (or of something that stands alone) must not import a name."""
+    top, *rest = name.split('.')
+    if top in OPENMMLAB:
+        return room in (*TORCH_ALONE, 'datasets', 'compat') \
+            or (room == 'registry' and top != 'mmengine')
+    if top != 'mmbitsplit' or not rest or rest[0] in ('version', '__version__', room):
+        return False
+    if rest[0] in ALONE:
+        return room not in ALONE[rest[0]]
+    if room not in ROOMS:  # version, registry, datasets, compat know no room
+        return True
+    return ROOMS.get(rest[0], -1) >= ROOMS[room] or rest[0] not in ROOMS
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob('*.py'))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def package_of(path: Path) -> str:
+    return '.'.join(path.relative_to(ROOT).parts[:-1])
+
+
+@pytest.mark.parametrize('path', sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_imports_only_what_its_room_may(path):
+    names = imported_names(path.read_text(), package_of(path))
+    wrong = [name for name in names if forbidden(room_of(path), name)]
+    assert not wrong, f'{path.relative_to(ROOT)} must not import {", ".join(wrong)}'
+
+
+def test_every_folder_is_a_room_or_stands_alone():
+    folders = {path.name for path in PACKAGE.iterdir() if any(path.glob('*.py'))}
+    assert folders <= {*ROOMS, *ALONE}
+
+
+@pytest.mark.parametrize('path', sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_library_code_never_prints(path):
+    calls = [node.lineno for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'print']
+    assert not calls, f'{path.relative_to(ROOT)} prints in line {calls}'
+
+
+@pytest.mark.parametrize(('room', 'source', 'caught'), [
+    ('functional', 'from mmbitsplit.structures import QParams', []),
+    ('functional', 'from mmbitsplit.functional.affine import quantize', []),
+    ('functional', 'from mmbitsplit import models', ['mmbitsplit.models']),
+    ('functional', 'import mmbitsplit.models.convert', ['mmbitsplit.models.convert']),
+    ('functional', 'from ..models import convert', ['mmbitsplit.models.convert']),
+    ('functional', 'from . import affine', []),
+    ('models', 'def late():\n    from mmengine import Config', ['mmengine.Config']),
+    ('calibration', 'import importlib\nimportlib.import_module("mmdet.apis")', ['mmdet.apis']),
+    ('calibration', 'from mmbitsplit.compat import x', ['mmbitsplit.compat.x']),
+    ('report', 'from mmbitsplit.export import x', ['mmbitsplit.export.x']),
+    ('report', 'import mmengine, mmbitsplit.structures', []),
+    ('engine', 'from mmbitsplit.apis import x', ['mmbitsplit.apis.x']),
+    ('engine', 'from mmbitsplit.compat import x\nfrom mmbitsplit.registry import HOOKS', []),
+    ('apis', 'from mmbitsplit.engine import x\nimport mmdet', []),
+    ('registry', 'from mmengine.registry import Registry', []),
+    ('registry', 'import mmdet', ['mmdet']),
+    ('datasets', 'from mmbitsplit.structures import x', ['mmbitsplit.structures.x']),
+    ('__init__', 'from mmbitsplit.version import __version__', []),
+    ('__init__', 'from mmbitsplit import apis', ['mmbitsplit.apis']),
+])
+def test_the_rule_itself_catches_what_it_should(room, source, caught):
+    names = imported_names(source, f'mmbitsplit.{room}')
+    assert [name for name in names if forbidden(room, name)] == caught
+
+
+def test_importing_the_inner_rooms_loads_torch_alone():
+    """Numba and greenlet are loaded when first needed, OpenMMLab never."""
+    unwanted = ('numba', 'greenlet', 'cv2', *OPENMMLAB)
+    code = ('import sys, mmbitsplit, mmbitsplit.calibration; '
+            f'print([name for name in {unwanted!r} if name in sys.modules])')
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True,
+                            text=True, check=True)
+    assert result.stdout.strip() == '[]'

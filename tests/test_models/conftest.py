@@ -1,0 +1,79 @@
+"""Small networks written in a line, and ways to watch and prepare them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from mmbitsplit.models import DataFlow, PreparedModel, prepare, watch
+from mmbitsplit.structures import QuantSpec
+
+
+@pytest.fixture(scope='package', autouse=True)
+def one_thread():
+    """These tensors are too small to share out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Net(nn.Module):
+    """Modules by name, and a function of (net, inputs) that runs them."""
+
+    def __init__(self, run: Callable, **modules: nn.Module):
+        super().__init__()
+        self.run = run
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, *args, **kwargs):
+        return self.run(self, *args, **kwargs)
+
+
+@pytest.fixture
+def make_net() -> Callable[..., nn.Module]:
+    """Builds a net in eval mode with batch norms that do something."""
+    def make(run: Callable, **modules: nn.Module) -> nn.Module:
+        torch.manual_seed(0)
+        return settle(Net(run, **modules))
+    return make
+
+
+def settle(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        for name in ('running_mean', 'weight', 'bias'):
+            value = getattr(module, name, None)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and value is not None:
+                value.data.normal_().add_(0.3)
+        if getattr(module, 'running_var', None) is not None:
+            module.running_var.uniform_(0.3, 2)
+    return model.eval()
+
+
+@pytest.fixture(name='settle')
+def _settle() -> Callable[[nn.Module], nn.Module]:
+    """Gives every batch norm of a model statistics that do something; eval mode."""
+    return settle
+
+
+@pytest.fixture
+def see() -> Callable[..., DataFlow]:
+    """Watches a model run on some inputs."""
+    def run(model: nn.Module, *args, barriers=(), **kwargs) -> DataFlow:
+        return watch(model, lambda: model(*args, **kwargs), barriers=barriers)
+    return run
+
+
+@pytest.fixture
+def make_ready(see) -> Callable[..., PreparedModel]:
+    """Watches and prepares a model; the spec is given as a dict."""
+    def run(model: nn.Module, *args, spec: dict | None = None) -> PreparedModel:
+        return prepare(model, see(model, *args), QuantSpec.from_dict(spec or {}))
+    return run
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    return torch.randn(2, 3, 10, 12, generator=torch.Generator().manual_seed(0))

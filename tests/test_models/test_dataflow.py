@@ -1,0 +1,231 @@
+"""What one run of a model shows: order, calls, and whose output feeds whom."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mmbitsplit.models.dataflow import IMAGE
+from mmbitsplit.models.roles import layer_role
+
+
+def conv(channels_in=4, channels_out=4):
+    return nn.Conv2d(channels_in, channels_out, 3, padding=1)
+
+
+def roles(flow):
+    return {name: layer_role(name, flow) for name in flow.order}
+
+
+def test_a_classifier(make_net, see, image):
+    net = make_net(lambda net, x: net.fc(net.pool(net.b(net.a(x).relu()).relu()).flatten(1)),
+                   fc=nn.Linear(4, 5), b=conv(), pool=nn.AdaptiveAvgPool2d(1), a=conv(3))
+    flow = see(net, image)
+    assert flow.order == ['a', 'b', 'fc']  # of the calls, not of the registration
+    assert flow.calls == {'a': 1, 'b': 1, 'fc': 1}
+    assert flow.sources == {'a': {IMAGE}, 'b': {'a'}, 'fc': {'b'}}
+    assert flow.feeds == {'a': {'b'}, 'b': {'fc'}}
+    assert flow.unlike_torch == set()
+    assert roles(flow) == {'a': 'first', 'b': 'inner', 'fc': 'last'}
+
+
+def test_two_heads_on_one_trunk(make_net, see, image):
+    def run(net, x):
+        trunk = net.trunk(x).relu()
+        hidden = net.hidden(trunk).relu()
+        return {'cls': net.cls(hidden).sigmoid(), 'reg': [net.reg(trunk) * 4]}
+    flow = see(make_net(run, trunk=conv(3), hidden=conv(), cls=conv(), reg=conv()), image)
+    assert flow.feeds == {'trunk': {'hidden', 'reg'}, 'hidden': {'cls'}}
+    assert roles(flow) == {'trunk': 'first', 'hidden': 'inner', 'cls': 'last', 'reg': 'last'}
+
+
+def test_a_residual_block_that_adds_in_place(make_net, see, image):
+    def run(net, x):
+        identity = net.a(x)
+        identity = torch.nn.functional.relu(identity, inplace=True)
+        out = net.b(identity)
+        out += identity
+        return net.c(out.relu_())
+    flow = see(make_net(run, a=conv(3), b=conv(), c=conv()), image)
+    assert flow.sources == {'a': {IMAGE}, 'b': {'a'}, 'c': {'a', 'b'}}
+    assert roles(flow) == {'a': 'first', 'b': 'inner', 'c': 'last'}
+
+
+def test_a_head_that_is_called_on_two_levels(make_net, see, image):
+    def run(net, x):
+        fine = net.a(x)
+        coarse = net.b(fine)
+        return [net.head(level) for level in (fine, coarse[..., ::2])]
+    flow = see(make_net(run, a=conv(3), b=conv(), head=conv()), image)
+    assert flow.order == ['a', 'b', 'head']
+    assert flow.calls == {'a': 1, 'b': 1, 'head': 2}
+    assert flow.sources['head'] == {'a', 'b'}
+    assert roles(flow)['head'] == 'last'
+
+
+def test_a_layer_that_feeds_itself_can_still_be_last(make_net, see, image):
+    flow = see(make_net(lambda net, x: net.b(net.b(net.a(x))), a=conv(3), b=conv()), image)
+    assert flow.feeds == {'a': {'b'}, 'b': {'b'}}
+    assert roles(flow) == {'a': 'first', 'b': 'last'}
+
+
+@pytest.mark.parametrize('between', [
+    lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2), lambda x: x.flatten(2).view(x.shape),
+    lambda x: x[:, 1:3].repeat(1, 2, 1, 1), lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    lambda x: (x.double() / 2).float(), lambda x: x * x.mean(), lambda x: x.clone(),
+    lambda x: torch.zeros_like(x).copy_(x), lambda x: x.softmax(1).detach()])
+def test_sources_pass_through_operations(make_net, see, image, between):
+    net = make_net(lambda net, x: net.b(between(net.a(x))), a=conv(3), b=conv())
+    assert see(net, image).sources['b'] == {'a'}
+
+
+def test_the_image_reaches_past_operations_but_not_past_layers(make_net, see, image):
+    def run(net, x):
+        normed = (x - x.mean()) / x.std()
+        return net.c(torch.cat([net.a(normed), normed], 1)) + net.b(normed)
+    flow = see(make_net(run, a=conv(3), b=conv(3), c=conv(7)), image)
+    assert flow.sources == {'a': {IMAGE}, 'b': {IMAGE}, 'c': {IMAGE, 'a'}}
+    assert roles(flow) == {'a': 'first', 'b': 'first+last', 'c': 'first+last'}
+
+
+def test_parameters_and_constants_have_no_sources(make_net, see, image):
+    net = make_net(lambda net, x: net.a(x).mean() + net.b(torch.ones(1, 4)),
+                   a=conv(3), b=nn.Linear(4, 4))
+    assert see(net, image).sources['b'] == set()
+
+
+def test_indices_and_masks_carry_no_sources(make_net, see, image):
+    def run(net, x):
+        scores = net.a(x).flatten(1)
+        return net.b(torch.eye(4)[scores.argmax(1) % 4]), net.c((scores[:, :4] > 0).long().float())
+    flow = see(make_net(run, a=conv(3), b=nn.Linear(4, 4), c=nn.Linear(4, 4)), image)
+    assert flow.sources['b'] == flow.sources['c'] == set()
+    assert roles(flow)['a'] == 'first+last'
+
+
+def decoding_net(make_net):
+    """Boxes of the first stage are refined by the second."""
+    net = make_net(lambda net, x: net.second(net.decode(net.first(x))),
+                   first=conv(3), second=nn.Linear(12, 4))
+    net.decode = lambda scores: scores.mean((1, 2)) * 3
+    return net
+
+
+@contextmanager
+def blind_decoding(net, blind):
+    original = net.decode
+
+    def decode(scores):
+        with blind():
+            return original(scores)
+    net.decode = decode
+    yield
+    net.decode = original
+
+
+def test_a_barrier_cuts_the_flow_at_a_data_dependent_step(make_net, see, image):
+    net = decoding_net(make_net)
+    open_flow = see(net, image)
+    assert open_flow.sources['second'] == {'first'}
+    flow = see(net, image, barriers=[lambda blind: blind_decoding(net, blind)])
+    assert flow.sources['second'] == set()
+    assert roles(flow) == {'first': 'first+last', 'second': 'last'}
+    assert see(net, image).sources['second'] == {'first'}  # the barrier is gone
+
+
+def test_memory_that_is_used_again_brings_no_sources(make_net, see, image):
+    """A tensor that no operation made, at the address of one that is gone."""
+    buffer = np.ones((2, 4), dtype=np.float32)
+
+    def run(net, x):
+        torch.from_numpy(buffer).mul_(net.a(x).mean())
+        buffer[:] = 1
+        return net.b(torch.from_numpy(buffer))
+    flow = see(make_net(run, a=conv(3), b=nn.Linear(4, 4)), image)
+    assert flow.sources['b'] == set()
+
+
+class UnseenKernel(nn.Module):
+    """Stands for a compiled operation that no dispatch mode sees."""
+
+    def forward(self, x):
+        return torch.from_numpy(np.array(x.detach().numpy()) * 2)
+
+
+def test_a_leaf_module_passes_sources_even_when_its_operation_is_not_seen(make_net, see, image):
+    net = make_net(lambda net, x: net.b(net.kernel(net.a(x))), a=conv(3), b=conv(),
+                   kernel=UnseenKernel())
+    assert see(net, image).sources['b'] == {'a'}
+
+
+def test_inputs_given_by_name(make_net, see, image):
+    net = make_net(lambda net, *, img, other: net.b(input=net.a(input=img)) + other,
+                   a=conv(3), b=conv())
+    flow = see(net, img=image, other=1)
+    assert flow.sources == {'a': {IMAGE}, 'b': {'a'}}
+
+
+def test_the_module_calls_around_each_layer_call(make_net, see, image):
+    inner = make_net(lambda net, x: net.conv(x), conv=conv())
+    flow = see(make_net(lambda net, x: net.block(net.block(net.stem(x))), stem=conv(3),
+                        block=nn.Sequential(nn.ReLU(), inner)), image)
+    assert flow.stacks['stem'] == [(('', 1),)]
+    assert flow.stacks['block.1.conv'] == [
+        (('', 1), ('block', 1), ('block.1', 1)), (('', 1), ('block', 2), ('block.1', 2))]
+
+
+@pytest.mark.parametrize(('run', 'after', 'readers'), [
+    (lambda net, x: net.n(net.a(x)), 'a', {'n'}),
+    (lambda net, x: net.n(net.a(x)[..., ::2]), None, {'operation', 'n'}),
+    (lambda net, x: net.n(net.a(x).relu()), None, {'operation'}),
+    (lambda net, x: net.n(net.a(x).relu_()), 'a', {'operation', 'n'}),
+    (lambda net, x: net.n(net.a(x)) + net.n(x.repeat(1, 2, 1, 1)[:, :4]), None, {'n'}),
+    (lambda net, x: net.n(net.a(x)) + net.n(net.b(x)), None, {'n'}),
+    (lambda net, x: (lambda y: (y, net.n(y) + net.c(y)))(net.a(x)), 'a', {'n', 'c', 'output'})])
+def test_which_layer_a_norm_follows_and_who_reads_that_layer(
+        make_net, see, image, run, after, readers):
+    flow = see(make_net(run, a=conv(3), b=conv(3), c=conv(), n=nn.BatchNorm2d(4)), image)
+    assert flow.norm_after == {'n': after}
+    assert flow.norm_calls['n'] in (1, 2)
+    assert flow.consumers['a'] == readers
+
+
+class Shifted(nn.Conv2d):
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def test_layers_unlike_torch_are_listed(make_net, see, image):
+    net = make_net(lambda net, x: net.b(net.a(x)), a=Shifted(3, 4, 1), b=conv())
+    assert see(net, image).unlike_torch == {'a'}
+
+
+def test_layers_never_called_are_not_in_the_flow(make_net, see, image):
+    flow = see(make_net(lambda net, x: net.a(x), a=conv(3), unused=conv()), image)
+    assert flow.order == ['a']
+    assert 'unused' not in flow.calls
+
+
+@pytest.mark.parametrize('fail', [False, True])
+def test_watching_leaves_the_model_as_it_was(make_net, see, image, fail):
+    def run(net, x):
+        out = net.norm(net.a(x))
+        if net.fail:
+            raise RuntimeError('no boxes')
+        return out
+    net = make_net(run, a=conv(3), norm=nn.BatchNorm2d(4))
+    net.fail = False
+    before, state = net(image), {k: v.clone() for k, v in net.state_dict().items()}
+    net.fail = fail
+    if fail:
+        with pytest.raises(RuntimeError, match='no boxes'):
+            see(net, image)
+    else:
+        see(net, image)
+    net.fail = False
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    assert torch.equal(net(image), before)
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())

@@ -1,0 +1,166 @@
+"""Options: what is refused, what the message names, and that nothing can be changed later."""
+
+import dataclasses
+import json
+
+import pytest
+
+from mmbitsplit.structures import (
+    ActivationSpec,
+    CalibrationSpec,
+    FirstLastSpec,
+    OverrideSpec,
+    QuantSpec,
+    WeightSpec,
+    from_mapping,
+    merge,
+    nearest,
+)
+
+NOT_BITS = [1, 9, 0, -4, 4.0, '4', True, False, [4]]
+
+
+@pytest.mark.parametrize('bits', range(2, 9))
+def test_bits_from_two_to_eight_are_taken(bits):
+    spec = QuantSpec.from_dict({
+        'weight': {'num_bits': bits}, 'activation': {'num_bits': bits},
+        'first_last': {'weight_bits': bits, 'activation_bits': bits}})
+    assert spec.weight.num_bits == spec.activation.num_bits == bits
+    assert spec.first_last == FirstLastSpec(bits, bits)
+
+
+@pytest.mark.parametrize('bits', NOT_BITS, ids=repr)
+@pytest.mark.parametrize(('part', 'key'), [
+    ('weight', 'num_bits'), ('activation', 'num_bits'), ('first_last', 'weight_bits'),
+    ('first_last', 'activation_bits')])
+def test_other_bits_are_refused_with_name_value_and_range(part, key, bits):
+    with pytest.raises(ValueError) as caught:
+        QuantSpec.from_dict({part: {key: bits}})
+    message = str(caught.value)
+    assert f'quantization.{part}' in message
+    assert f'{key}={bits!r}' in message
+    assert '2 to 8' in message
+
+
+@pytest.mark.parametrize('make', [
+    lambda: ActivationSpec(num_bits=None), lambda: FirstLastSpec(weight_bits=None),
+    lambda: FirstLastSpec(activation_bits=None)])
+def test_bits_that_may_be_left_out(make):
+    make()
+
+
+def test_weights_need_bits():
+    with pytest.raises(ValueError, match='num_bits=None'):
+        WeightSpec(num_bits=None)
+
+
+@pytest.mark.parametrize(('mapping', 'key', 'where', 'hint'), [
+    ({'weigth': {}}, 'weigth', 'quantization', 'weight'),
+    ({'weight': {'num_bit': 4}}, 'num_bit', 'quantization.weight', 'num_bits'),
+    ({'activation': {'symetry': 'auto'}}, 'symetry', 'quantization.activation', 'symmetry'),
+    ({'first_last': {'weights_bits': 8}}, 'weights_bits', 'quantization.first_last',
+     'weight_bits'),
+    ({'calibration': {'num_image': 4}}, 'num_image', 'quantization.calibration', 'num_images'),
+    ({'overrides': [{'match': 'a'}, {'match': 'b', 'skp': True}]}, 'skp',
+     'quantization.overrides[1]', 'skip'),
+    ({'overrides': [{'match': 'a', 'weight': {'bits': 4}}]}, 'bits',
+     'quantization.overrides[0].weight', 'num_bits'),
+    ({'overrides': [{'match': 'a', 'activation': {'modes': 'ecaq'}}]}, 'modes',
+     'quantization.overrides[0].activation', 'mode'),
+])
+def test_unknown_key_names_itself_its_place_and_the_nearest(mapping, key, where, hint):
+    with pytest.raises(ValueError) as caught:
+        QuantSpec.from_dict(mapping)
+    message = str(caught.value)
+    assert f"Unknown key '{key}' in {where}:" in message
+    assert f"did you mean '{hint}'" in message
+
+
+@pytest.mark.parametrize(('mapping', 'value', 'hint'), [
+    ({'weight': {'scale_search': 'mes'}}, 'mes', 'mse'),
+    ({'activation': {'mode': 'per_chanel'}}, 'per_chanel', 'per_channel'),
+    ({'activation': {'symmetry': 'assymetric'}}, 'assymetric', 'asymmetric'),
+    ({'activation': {'scale_search': 'min_max'}}, 'min_max', 'minmax'),
+    ({'overrides': [{'match': 'a', 'activation': {'mode': 'ECAQ'}}]}, 'ECAQ', 'ecaq'),
+])
+def test_unknown_choice_names_value_and_allowed_ones(mapping, value, hint):
+    with pytest.raises(ValueError) as caught:
+        QuantSpec.from_dict(mapping)
+    assert repr(value) in str(caught.value)
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize('mapping', [
+    {'activation': {'strength': 1.5}}, {'activation': {'strength': -0.1}},
+    {'activation': {'strength': 'half'}}, {'activation': {'strength': True}},
+    {'activation': {'strength': float('nan')}},
+    {'calibration': {'num_images': 0}}, {'calibration': {'num_images': 2.0}},
+    {'calibration': {'batch_size': True}}, {'calibration': {'rows_per_layer': 63}},
+    {'calibration': {'seed': -1}}, {'calibration': {'seed': True}},
+    {'calibration': {'holdout': 0.6}}, {'calibration': {'holdout': 'some'}},
+    {'weight': 4}, {'weight': None}, {'method': 'BitSplit'}, {'method': {'init': 'mse'}},
+    {'scope': 3}, {'overrides': {'match': 'a'}}, {'overrides': ['a']}, {'overrides': [{}]},
+    {'overrides': [{'match': 3}]}, {'overrides': [{'match': 'a', 'weight': 4}]},
+    {'overrides': [{'match': 'a', 'skip': 'no'}]},
+    {'overrides': [{'match': 'a', 'weight': {'num_bits': 9}}]},
+], ids=str)
+def test_values_that_make_no_sense_are_refused(mapping):
+    part = next(iter(mapping))
+    with pytest.raises(ValueError, match=part):
+        QuantSpec.from_dict(mapping)
+
+
+def test_defaults_are_w4a8_and_an_empty_dict_gives_them():
+    spec = QuantSpec.from_dict({})
+    assert spec == QuantSpec()
+    assert (spec.weight.num_bits, spec.activation.num_bits) == (4, 8)
+    assert spec.scope == 'all'
+    assert spec.overrides == ()
+
+
+def test_scope_and_overrides_are_read_in_order():
+    spec = QuantSpec.from_dict({'scope': 'backbone+neck', 'overrides': [
+        {'match': 'backbone.*', 'weight': {'num_bits': 3}}, {'match': 'neck.0', 'skip': True}]})
+    assert spec.scope == 'backbone+neck'
+    assert spec.overrides == (OverrideSpec('backbone.*', weight={'num_bits': 3}),
+                              OverrideSpec('neck.0', skip=True))
+
+
+def test_dict_round_trip_through_json():
+    spec = QuantSpec.from_dict({
+        'weight': {'num_bits': 3}, 'activation': {'num_bits': None, 'strength': 0.5},
+        'method': {'type': 'BitSplit', 'init': 'mse'}, 'calibration': {'num_images': 7},
+        'overrides': [{'match': 'a', 'activation': {'mode': 'per_tensor'}}], 'scope': 'neck'})
+    assert QuantSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_reading_leaves_the_mapping_alone():
+    mapping = {'weight': {'num_bits': 3}, 'overrides': [{'match': 'a'}]}
+    QuantSpec.from_dict(mapping)
+    assert mapping == {'weight': {'num_bits': 3}, 'overrides': [{'match': 'a'}]}
+
+
+@pytest.mark.parametrize('spec', [
+    WeightSpec(), ActivationSpec(), FirstLastSpec(), CalibrationSpec(), OverrideSpec('a'),
+    QuantSpec()], ids=lambda spec: type(spec).__name__)
+def test_specs_are_frozen(spec):
+    for field in dataclasses.fields(spec):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(spec, field.name, getattr(spec, field.name))
+
+
+def test_merge_changes_only_what_is_named_and_checks_it():
+    merged = merge(ActivationSpec(num_bits=8, mode='ecaq'), {'num_bits': 4}, 'here')
+    assert merged == ActivationSpec(num_bits=4, mode='ecaq')
+    with pytest.raises(ValueError, match='here.*num_bits=1 '):
+        merge(ActivationSpec(), {'num_bits': 1}, 'here')
+
+
+def test_missing_keys_are_named():
+    with pytest.raises(ValueError, match='there lacks .*match'):
+        from_mapping(OverrideSpec, {'skip': True}, 'there')
+
+
+def test_nearest_without_a_near_name_lists_all():
+    assert nearest('zzz', ['beta', 'alpha']) == 'Allowed: alpha, beta'
+    assert nearest('alhpa', ['beta', 'alpha']) == "did you mean 'alpha'? Allowed: alpha, beta"
