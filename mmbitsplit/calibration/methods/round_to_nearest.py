@@ -35,7 +35,7 @@ class RoundToNearest:
     def solve(self, statistics: LayerStatistics, weight: Tensor, num_bits: int,
               ) -> WeightSolution:
         """See ``Method.solve``."""
-        weight = weight.to(torch.float64)
+        weight = weight.to(statistics.gram)
         scale = weight_scale(weight, num_bits, self.scale_search)
         codes = round_weight(weight, scale, num_bits)
         objective = quadratic_objective(statistics.gram, statistics.cross, statistics.y_sq,

@@ -1,0 +1,138 @@
+"""Requests that cannot work are refused early; Mask R-CNN is quantized whole."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import Runner, load_checkpoint
+
+from mmbitsplit.apis import quantize_config
+from mmbitsplit.calibration import calibrate
+from mmbitsplit.engine import QuantizationHook, QuantizedModel
+from mmbitsplit.engine.calibration_data import load_calibration_data
+from mmbitsplit.engine.presets import replay_points
+from mmbitsplit.engine.quantize_runner import read_spec
+from mmbitsplit.models import QuantizedLayer, describe
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def demo(monkeypatch, tmp_path):
+    monkeypatch.chdir(PROJECT)
+    scope = DefaultScope.get_current_instance()
+
+    def make(name='retinanet_digits_w4a8', **changes):
+        cfg = Config.fromfile(f'configs/demo/{name}.py')
+        cfg.merge_from_dict(changes)
+        cfg.work_dir = str(tmp_path / 'work')
+        return cfg
+
+    from mmdet.utils import register_all_modules
+    register_all_modules(init_default_scope=False)
+    yield make
+    assert DefaultScope.get_current_instance() is scope or scope is None
+
+
+@pytest.fixture
+def no_runner(monkeypatch):
+    def must_not_be_built(cfg):
+        raise AssertionError('a Runner was built')
+    monkeypatch.setattr(Runner, 'from_cfg', must_not_be_built)
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'quantization.weight.nbits': 4}, 'nbits'),
+    ({'quantization.method.type': 'Bitsplit'}, 'BitSplit'),
+    ({'load_from': 'no/such.pth'}, 'no/such.pth does not exist'),
+    ({'load_from': None}, 'No float weights'),
+    ({'test_dataloader.dataset.ann_file': 'gone.json'}, 'gone.json does not exist'),
+])
+def test_nothing_is_built_before_the_request_is_checked(changes, message, demo, no_runner):
+    cfg = demo(**changes)
+    with pytest.raises(ValueError, match=message):
+        quantize_config(cfg, config_name='demo')
+    assert not Path(cfg.work_dir).exists()
+
+
+def test_a_checkpoint_of_another_model_names_tensors(demo, monkeypatch):
+    monkeypatch.setattr(Runner, 'test', lambda self: pytest.fail('it was evaluated'))
+    cfg = demo(load_from='demo/weights/mask_rcnn_digits_float.pth')
+    work_dir = Path(cfg.work_dir)
+    work_dir.mkdir()
+    (work_dir / 'results.json').write_text('an earlier run')
+    with pytest.raises(ValueError, match=r'does not fit the model: \d+ tensors are missing \(such '
+                                         r'as bbox_head\..*\d+ have another shape \(such as '
+                                         r'backbone\.'):
+        quantize_config(cfg, config_name='demo')
+    assert not (work_dir / 'results.json').exists()
+
+
+def test_the_hook_wants_float_weights():
+    class NoWeights:
+        _has_loaded = False
+
+    with pytest.raises(ValueError, match='no float weights'):
+        QuantizationHook().before_test(NoWeights())
+
+
+@pytest.fixture(scope='module')
+def mask_rcnn():
+    """The demo's Mask R-CNN quantized in process: config, prepared model, report, two images."""
+    from mmdet.utils import register_all_modules
+    register_all_modules(init_default_scope=False)
+    with pytest.MonkeyPatch.context() as patch, \
+            DefaultScope.overwrite_default_scope('mmdet'):
+        patch.chdir(PROJECT)
+        cfg = Config.fromfile('configs/demo/mask_rcnn_digits_w4a8.py')
+        cfg.quantization.calibration.update(num_images=4, rows_per_layer=2048)
+        model = MODELS.build(cfg.model).eval()
+        load_checkpoint(model, cfg.load_from, map_location='cpu')
+        spec = read_spec(cfg)
+        data = load_calibration_data(cfg, spec.calibration, [])
+        prepared, report = calibrate(
+            model, data.batches, spec, run=lambda model, batch: model.test_step(batch),
+            replay_points=replay_points(model), labels=data.labels)
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        from mmengine.dataset import pseudo_collate
+        images = [pseudo_collate([dataset[index]]) for index in range(2)]
+        yield cfg, prepared, report, images
+
+
+def test_mask_rcnn_is_quantized_whole(mask_rcnn):
+    _, prepared, report, _ = mask_rcnn
+    names = {layer.name for layer in report.layers}
+    for part in ('backbone.conv1', 'neck.fpn_convs.0.conv', 'rpn_head.rpn_conv',
+                 'roi_head.bbox_head.shared_fcs.0', 'roi_head.bbox_head.shared_fcs.1',
+                 'roi_head.mask_head.convs.0.conv', 'roi_head.mask_head.upsample'):
+        assert part in names, part
+    last = {layer.name for layer in report.layers if layer.role == 'last'}
+    assert last == {'rpn_head.rpn_cls', 'rpn_head.rpn_reg', 'roi_head.bbox_head.fc_cls',
+                    'roi_head.bbox_head.fc_reg', 'roi_head.mask_head.conv_logits'}
+    assert not report.kept_float
+    assert not any(isinstance(module, (torch.nn.Linear, torch.nn.Conv2d,
+                                       torch.nn.ConvTranspose2d))
+                   for module in prepared.model.modules())
+    assert not any('predict_by_feat' in vars(module) for module in prepared.model.modules())
+    for layer in report.layers:
+        assert layer.error <= layer.error_rounding and layer.error < 0.3, layer.name
+
+
+def test_mask_rcnn_reloads_exactly(mask_rcnn):
+    cfg, prepared, _, images = mask_rcnn
+    wrapper = QuantizedModel(prepared.model).eval()
+    wrapper.set_plan(describe(prepared))
+    fresh = QuantizedModel(MODELS.build(cfg.model)).eval()
+    fresh.load_state_dict(wrapper.state_dict())
+    assert all(isinstance(fresh.get_submodule(f'model.{name}'), QuantizedLayer)
+               for name in prepared.layers)
+    found = 0
+    for batch in images:
+        with torch.no_grad():
+            ours, theirs = (model.test_step(batch)[0].pred_instances for model in (wrapper, fresh))
+        for name in ('bboxes', 'scores', 'labels', 'masks'):
+            assert torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(theirs[name])), name
+        found += int((ours.scores > 0.5).sum())
+    assert found > 2

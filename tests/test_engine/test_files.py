@@ -1,0 +1,91 @@
+"""Files are written whole or not at all, and what cannot be written is one clear error."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmbitsplit.engine.files import check_work_dir, write_checkpoint, write_json, write_text
+
+FULL = OSError(errno.ENOSPC, 'No space left on device')
+
+
+def raising(error):
+    def fail(*args, **kwargs):
+        raise error
+    return fail
+
+
+def write_partly(error):
+    def fail(value, path):
+        Path(path).write_bytes(b'half a file')
+        raise error
+    return fail
+
+
+def test_what_is_written_can_be_read(tmp_path):
+    write_json(tmp_path / 'a.json', {'x': [1, 2.5, 'é']})
+    write_text(tmp_path / 'a.txt', 'text')
+    write_checkpoint(tmp_path / 'a.pth', {'x': torch.arange(3)})
+    assert json.loads((tmp_path / 'a.json').read_text('utf-8')) == {'x': [1, 2.5, 'é']}
+    assert (tmp_path / 'a.txt').read_text() == 'text'
+    loaded = torch.load(tmp_path / 'a.pth', weights_only=True)
+    assert torch.equal(loaded['x'], torch.arange(3))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize('error', [FULL, RuntimeError('PytorchStreamWriter failed')])
+@pytest.mark.parametrize('old', [None, b'old'])
+def test_a_failing_save_leaves_nothing_of_itself(error, old, tmp_path, monkeypatch):
+    path = tmp_path / 'quantized.pth'
+    if old:
+        path.write_bytes(old)
+    monkeypatch.setattr(torch, 'save', write_partly(error))
+    with pytest.raises(ValueError, match='quantized.pth cannot be written.*--work-dir'):
+        write_checkpoint(path, {})
+    assert [p.name for p in tmp_path.iterdir()] == (['quantized.pth'] if old else [])
+    assert not old or path.read_bytes() == old
+
+
+def test_a_failing_rename_leaves_nothing_of_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'replace', raising(FULL))
+    with pytest.raises(ValueError, match='No space left'):
+        write_json(tmp_path / 'results.json', {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_json_cannot_say_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        write_json(tmp_path / 'results.json', {'x': object()})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_work_dir_is_made_and_left_empty(tmp_path):
+    path = check_work_dir(tmp_path / 'a' / 'b')
+    assert path == tmp_path / 'a' / 'b' and path.is_dir() and not list(path.iterdir())
+    assert check_work_dir(str(path)) == path
+
+
+def test_a_work_dir_that_is_a_file(tmp_path):
+    (tmp_path / 'file').write_text('')
+    for path in (tmp_path / 'file', tmp_path / 'file' / 'below'):
+        with pytest.raises(ValueError, match='cannot be written.*--work-dir'):
+            check_work_dir(path)
+
+
+def test_a_work_dir_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, 'write_bytes', raising(PermissionError(errno.EACCES, 'denied')))
+    with pytest.raises(ValueError, match='denied.*Make the directory writable'):
+        check_work_dir(tmp_path)
+
+
+def test_too_little_room(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+    check_work_dir(tmp_path, 2**20)
+    with pytest.raises(ValueError, match='1 MiB left and 5 MiB are needed'):
+        check_work_dir(tmp_path, 5 * 2**20)

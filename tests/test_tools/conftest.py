@@ -1,0 +1,60 @@
+"""The command-line tools on the demo, with few images."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+CONFIG = 'configs/demo/retinanet_digits_w4a8.py'
+
+
+# What the set-up arranges for every start of the interpreter; upstream tools need it where
+# torchvision's compiled part does not load.
+UPSTREAM = ('import runpy, sys; '
+            'from mmbitsplit.compat.torchvision_ops import install_import_hook; '
+            'install_import_hook(); sys.argv = sys.argv[1:]; '
+            'runpy.run_path(sys.argv[0], run_name="__main__")')
+
+
+def _run(script, *args, upstream: bool = False) -> subprocess.CompletedProcess:
+    path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get('PYTHONPATH'))))
+    return subprocess.run(
+        [sys.executable, *(['-c', UPSTREAM] if upstream else []), str(script), *map(str, args)], cwd=PROJECT, text=True,
+        capture_output=True, env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'})
+
+
+@pytest.fixture(scope='session')
+def run_tool():
+    """Runs a script from the project's folder; one thread, so that figures repeat exactly."""
+    return _run
+
+
+@pytest.fixture(scope='session')
+def small_evaluation(tmp_path_factory):
+    """Config options that evaluate on 40 images and calibrate on 8."""
+    # The metric compares with its whole annotation file, so the file itself must be short.
+    source = PROJECT / 'data/digits/annotations/instances_val.json'
+    content = json.loads(source.read_text())
+    content['images'] = content['images'][:40]
+    kept = {image['id'] for image in content['images']}
+    content['annotations'] = [annotation for annotation in content['annotations']
+                              if annotation['image_id'] in kept]
+    path = tmp_path_factory.mktemp('annotations') / 'val40.json'
+    path.write_text(json.dumps(content))
+    return [f'test_dataloader.dataset.ann_file={path}', f'test_evaluator.ann_file={path}',
+            'quantization.calibration.num_images=8',
+            'quantization.calibration.rows_per_layer=4096']
+
+
+@pytest.fixture(scope='session')
+def quantized(run_tool, small_evaluation, tmp_path_factory):
+    """Work directory and output of one run of tools/quantize.py."""
+    work_dir = tmp_path_factory.mktemp('quantized')
+    done = run_tool('tools/quantize.py', CONFIG, '--work-dir', work_dir, '--cfg-options',
+                    *small_evaluation)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return work_dir, done
