@@ -1,4 +1,4 @@
-"""mmbitsplit: post-training quantization for OpenMMLab models, without retraining and without tracing."""
+"""Post-training quantization for OpenMMLab models, without retraining and without tracing."""
 
 from mmbitsplit.version import __version__
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -31,8 +32,9 @@ def main() -> int:
     args = parser.parse_args()
     results = [json.loads((work_dir / 'results.json').read_text()) for work_dir in args.work_dirs]
     rows, labels = [], []
-    for work_dir, result in zip(args.work_dirs, results):
-        pairs = draw_pairs(Config.fromfile(result['config']), work_dir, args.images, args.score)
+    for number, (work_dir, result) in enumerate(zip(args.work_dirs, results)):
+        indices = range(number * args.images, (number + 1) * args.images)
+        pairs = draw_pairs(Config.fromfile(result['config']), work_dir, indices, args.score)
         rows += pairs
         labels += [work_dir.name] * len(pairs)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -42,9 +44,9 @@ def main() -> int:
     return 0
 
 
-def draw_pairs(cfg: Config, work_dir: Path, count: int, score: float,
+def draw_pairs(cfg: Config, work_dir: Path, indices: Iterable[int], score: float,
                ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Runs both models on the first validation images and draws what they detect."""
+    """Runs both models on some validation images and draws what they detect."""
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         quantized = load_quantized(work_dir / 'quantized_config.py',
                                    work_dir / 'quantized.pth')
@@ -52,7 +54,7 @@ def draw_pairs(cfg: Config, work_dir: Path, count: int, score: float,
         float_model = MODELS.build(cfg.model).eval()
         load_checkpoint(float_model, cfg.load_from, map_location='cpu')
         return [(draw(float_model, dataset, index, score), draw(quantized, dataset, index, score))
-                for index in range(count)]
+                for index in indices]
 
 
 @torch.no_grad()
@@ -62,6 +64,7 @@ def draw(model: nn.Module, dataset, index: int, score: float) -> np.ndarray:
 
     sample = model.test_step(pseudo_collate([dataset[index]]))[0].cpu()
     image = cv2.cvtColor(cv2.imread(sample.img_path), cv2.COLOR_BGR2RGB)
+    np.random.seed(0)  # mmdet varies the colours of masks: the same ones on both sides
     visualizer = DetLocalVisualizer(line_width=1, alpha=0.5)
     visualizer.dataset_meta = dataset.metainfo
     visualizer.add_datasample('detections', image, sample, draw_gt=False, pred_score_thr=score)

@@ -1,22 +1,25 @@
 """From a config to figures: what ``tools/quantize.py`` does."""
 
 import time
-from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 
 import mmbitsplit.engine  # noqa: F401  registers the hook and the wrapper
-from mmbitsplit.engine.artifacts import (CHECKPOINT, RESULTS, results_table, save_quantized,
-                                         save_results, without_hook)
+from mmbitsplit.engine.artifacts import (
+    CHECKPOINT,
+    RESULTS,
+    results_table,
+    save_quantized,
+    save_results,
+    without_hook,
+)
 from mmbitsplit.engine.files import check_work_dir
 from mmbitsplit.engine.preflight import check_data, check_weights
-from mmbitsplit.engine.quantize_runner import (bare_model, quantize_runner, read_spec,
-                                               tensor_bytes)
+from mmbitsplit.engine.quantize_runner import bare_model, quantize_runner, read_spec, tensor_bytes
 
 
 def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False) -> dict[str, Any]:
@@ -76,12 +79,9 @@ def _build_runner(cfg: Config, seed: int) -> Runner:
 def _load_weights(runner: Runner) -> None:
     """Loads the float weights; a checkpoint that does not fit is an error, not a warning."""
     checkpoint = runner._load_from
-    runner.load_or_resume()
-    state = torch.load(checkpoint, map_location='cpu', weights_only=False) \
-        if Path(checkpoint).is_file() else None
-    if state is None:
-        return
-    state = state.get('state_dict', state)
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    state = {name.removeprefix('module.'): value
+             for name, value in loaded.get('state_dict', loaded).items()}
     wanted = {name: value.shape for name, value in bare_model(runner.model).state_dict().items()}
     missing = [name for name in wanted
                if name not in state and not name.endswith('num_batches_tracked')]
@@ -96,6 +96,7 @@ def _load_weights(runner: Runner) -> None:
         raise ValueError(f'The checkpoint {checkpoint} does not fit the model: '
                          f'{" and ".join(problems)}. Pass the checkpoint that belongs to this '
                          'config.')
+    runner.load_or_resume()
 
 
 def _evaluate(runner: Runner) -> tuple[dict[str, float], float]:

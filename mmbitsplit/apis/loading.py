@@ -1,5 +1,6 @@
 """Loads what ``tools/quantize.py`` left behind."""
 
+import importlib
 from pathlib import Path
 
 from mmengine.config import Config
@@ -24,7 +25,8 @@ def load_quantized(config: str | Path, checkpoint: str | Path) -> nn.Module:
     scope = cfg.get('default_scope', 'mmengine')
     with DefaultScope.overwrite_default_scope(scope):
         if scope != 'mmengine':
-            __import__(scope).utils.register_all_modules(init_default_scope=False)
+            importlib.import_module(f'{scope}.utils').register_all_modules(
+                init_default_scope=False)
         model = MODELS.build(cfg.model)
     load_checkpoint(model, str(checkpoint), map_location='cpu')
     return model.eval()

@@ -1,5 +1,6 @@
 """Calibrates a model: looks at it, prepares it, and solves its layers in lockstep."""
 
+import functools
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -98,7 +99,7 @@ def _watch(model: nn.Module, batches: Sequence[Any], run: Callable[[nn.Module, A
     wanted = sum(layer_kind(module) is not None for module in model.modules())
     best: DataFlow | None = None
     for batch in batches:
-        flow = watch(model, lambda: run(model, batch), barriers=[barrier(replay_points)])
+        flow = watch(model, functools.partial(run, model, batch), barriers=[barrier(replay_points)])
         if best is None or len(flow.order) > len(best.order):
             best = flow
         if len(best.order) == wanted:

@@ -8,12 +8,27 @@ from torch import Tensor
 
 from mmbitsplit.calibration.capture import CallCapture, merge_samples
 from mmbitsplit.calibration.methods import Method, RoundToNearest
-from mmbitsplit.functional import (ActivationSamples, bias_correction, center, channel_scales,
-                                   interpolate_scales, layer_statistics, per_input, product_input,
-                                   rows_to_weight, search_qparams)
+from mmbitsplit.functional import (
+    ActivationSamples,
+    bias_correction,
+    center,
+    channel_scales,
+    interpolate_scales,
+    layer_statistics,
+    per_input,
+    product_input,
+    rows_to_weight,
+    search_qparams,
+)
 from mmbitsplit.models import QuantizedLayer
-from mmbitsplit.structures import (ActivationSpec, LayerPlan, LayerSolution, LayerStatistics,
-                                   QParams, WeightSolution)
+from mmbitsplit.structures import (
+    ActivationSpec,
+    LayerPlan,
+    LayerSolution,
+    LayerStatistics,
+    QParams,
+    WeightSolution,
+)
 
 STRENGTHS = (0.0, 0.3, 0.6, 1.0)  # 0: one scale a tensor, 1: the paper's ECAQ
 # Where activations have no more bits than weights, the strongest ECAQ is taken whose output error

@@ -10,8 +10,11 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmbitsplit.calibration import build_method, calibrate
-from mmbitsplit.engine.calibration_data import (CalibrationData, evaluated_files,
-                                                load_calibration_data)
+from mmbitsplit.engine.calibration_data import (
+    CalibrationData,
+    evaluated_files,
+    load_calibration_data,
+)
 from mmbitsplit.engine.presets import replay_points
 from mmbitsplit.engine.progress import progress_bar
 from mmbitsplit.models import PreparedModel

@@ -4,6 +4,7 @@ Source: Bit-split paper, section 3.2, Eq. 10 to 13. Differs from source: signed 
 inputs, and scales that interpolate between per-tensor and per-channel.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -140,10 +141,10 @@ def _search_asymmetric(samples: ActivationSamples, num_bits: int, search: str) -
     if search == 'minmax':
         return qparams(low_factor, high_factor)
     for _ in range(2):  # one end, then the other, twice: the two hardly depend on each other
-        high_factor = _best_factor(samples.values, lambda f: qparams(low_factor, f), high,
+        high_factor = _best_factor(samples.values, functools.partial(qparams, low_factor), high,
                                    num_bits)
-        low_factor = _best_factor(samples.values, lambda f: qparams(f, high_factor), high,
-                                  num_bits)
+        low_factor = _best_factor(
+            samples.values, functools.partial(qparams, high_factor=high_factor), high, num_bits)
     return qparams(low_factor, high_factor)
 
 

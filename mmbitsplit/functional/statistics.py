@@ -7,7 +7,6 @@ from torch import Tensor
 
 from mmbitsplit.structures import LayerStatistics
 
-
 # Above this many inputs the sums stay in float32: one float64 gram of RetinaNet's P6 layer
 # (N = 18432) takes 2.7 GB, and its ridge keeps the float32 one well-conditioned.
 MOST_INPUTS_IN_DOUBLE = 8192

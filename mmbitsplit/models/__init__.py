@@ -1,7 +1,13 @@
 """Torch modules and model surgery."""
 
-from mmbitsplit.models.convert import (PreparedModel, apply, describe, prepare, quantized_layers,
-                                       rebuild)
+from mmbitsplit.models.convert import (
+                                       PreparedModel,
+                                       apply,
+                                       describe,
+                                       prepare,
+                                       quantized_layers,
+                                       rebuild,
+)
 from mmbitsplit.models.dataflow import DataFlow, layer_input, watch
 from mmbitsplit.models.geometry import layer_geometry, layer_kind
 from mmbitsplit.models.quantized_layers import QuantizedLayer

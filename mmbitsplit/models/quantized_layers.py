@@ -5,8 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmbitsplit.functional import (apply_layer, channel_dim, pack_codes, product_input,
-                                   rows_to_weight, unpack_codes, weight_rows)
+from mmbitsplit.functional import (
+    apply_layer,
+    channel_dim,
+    pack_codes,
+    product_input,
+    rows_to_weight,
+    unpack_codes,
+    weight_rows,
+)
 from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
 
 

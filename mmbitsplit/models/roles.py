@@ -7,8 +7,15 @@ from torch import nn
 
 from mmbitsplit.models.dataflow import IMAGE, DataFlow
 from mmbitsplit.models.geometry import layer_kind
-from mmbitsplit.structures import (ActivationSpec, BitPlan, FloatRemainder, LayerPlan, QuantSpec,
-                                   merge, nearest)
+from mmbitsplit.structures import (
+    ActivationSpec,
+    BitPlan,
+    FloatRemainder,
+    LayerPlan,
+    QuantSpec,
+    merge,
+    nearest,
+)
 
 
 def layer_role(name: str, flow: DataFlow) -> str:

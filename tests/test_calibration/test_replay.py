@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmbitsplit.calibration.replay import (ReplayPoint, Tape, barrier, patched, recording,
-                                           replaying)
+from mmbitsplit.calibration.replay import ReplayPoint, Tape, barrier, patched, recording, replaying
 
 
 class Decoder:

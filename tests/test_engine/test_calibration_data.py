@@ -5,8 +5,12 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from mmbitsplit.engine.calibration_data import (calibration_dataset_config, check_disjoint,
-                                                evaluated_files, load_calibration_data)
+from mmbitsplit.engine.calibration_data import (
+    calibration_dataset_config,
+    check_disjoint,
+    evaluated_files,
+    load_calibration_data,
+)
 from mmbitsplit.engine.quantize_runner import read_spec
 
 pytestmark = pytest.mark.usefixtures('det_scope')

@@ -6,8 +6,7 @@ from mmengine.runner import Runner
 from mmbitsplit.engine.artifacts import save_quantized
 from mmbitsplit.engine.files import check_work_dir
 from mmbitsplit.engine.preflight import check_data
-from mmbitsplit.engine.quantize_runner import (bare_model, quantize_runner, read_spec,
-                                               tensor_bytes)
+from mmbitsplit.engine.quantize_runner import bare_model, quantize_runner, read_spec, tensor_bytes
 from mmbitsplit.registry import HOOKS
 
 
