@@ -19,7 +19,13 @@ from mmbitsplit.engine.artifacts import (
 )
 from mmbitsplit.engine.files import check_work_dir
 from mmbitsplit.engine.preflight import check_data, check_weights
-from mmbitsplit.engine.quantize_runner import bare_model, quantize_runner, read_spec, tensor_bytes
+from mmbitsplit.engine.quantize_runner import (
+    bare_model,
+    prepare_data,
+    quantize_runner,
+    read_spec,
+    tensor_bytes,
+)
 
 
 def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False) -> dict[str, Any]:
@@ -53,9 +59,10 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False) -
     else:
         _load_weights(runner)
     check_work_dir(work_dir, tensor_bytes(bare_model(runner.model)) // 2)
+    data = prepare_data(runner, spec)
     print_log('mmbitsplit: evaluating the float model', logger='current')
     float_metrics, float_seconds = _evaluate(runner)
-    run = quantize_runner(runner, spec)
+    run = quantize_runner(runner, spec, data)
     sizes = {'float': run.float_bytes}
     if runner.rank == 0:
         sizes = save_quantized(work_dir, cfg, spec, run,

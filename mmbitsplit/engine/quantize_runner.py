@@ -17,7 +17,7 @@ from mmbitsplit.engine.calibration_data import (
 )
 from mmbitsplit.engine.presets import replay_points
 from mmbitsplit.engine.progress import progress_bar
-from mmbitsplit.models import PreparedModel
+from mmbitsplit.models import PreparedModel, check_request
 from mmbitsplit.structures import QuantizationReport, QuantSpec
 
 
@@ -52,19 +52,30 @@ def read_spec(cfg: Config) -> QuantSpec:
     return spec
 
 
-def quantize_runner(runner: Runner, spec: QuantSpec) -> QuantizedRun:
+def prepare_data(runner: Runner, spec: QuantSpec) -> CalibrationData:
+    """Loads the calibration images and checks the request against model and data.
+
+    Raises:
+        ValueError: Too few images, images that are also evaluated on, a scope or an override
+            that names nothing.
+    """
+    check_request(bare_model(runner.model), spec)
+    return load_calibration_data(runner.cfg, spec.calibration,
+                                 evaluated_files(runner.test_loop.dataloader.dataset))
+
+
+def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData) -> QuantizedRun:
     """Calibrates and quantizes ``runner.model`` in place; its weights must be loaded.
 
     Args:
         runner: Built from a config with the data sets.
         spec: The request.
+        data: From ``prepare_data``.
 
     Raises:
         ValueError: See ``calibration.calibrate`` and ``engine.calibration_data``.
     """
     model = bare_model(runner.model)
-    data = load_calibration_data(runner.cfg, spec.calibration,
-                                 evaluated_files(runner.test_loop.dataloader.dataset))
     float_bytes = tensor_bytes(model)
     runner.logger.info('mmbitsplit: calibrating on %d images', len(data.paths))
     with progress_bar() as progress:

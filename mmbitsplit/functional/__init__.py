@@ -1,40 +1,40 @@
 """Pure tensor functions: quantizers, statistics, solvers. No module, no state, no model."""
 
 from mmbitsplit.functional.activation import (
-                                              ActivationSamples,
-                                              channel_scales,
-                                              interpolate_scales,
-                                              quantization_error,
-                                              search_qparams,
+    ActivationSamples,
+    channel_scales,
+    interpolate_scales,
+    quantization_error,
+    search_qparams,
 )
 from mmbitsplit.functional.affine import (
-                                              code_range,
-                                              dequantize,
-                                              fake_quantize,
-                                              product_input,
-                                              quantize,
+    code_range,
+    dequantize,
+    fake_quantize,
+    product_input,
+    quantize,
 )
 from mmbitsplit.functional.bit_planes import split_bit_planes, stitch_bit_planes
 from mmbitsplit.functional.bitsplit import solve_bitsplit
 from mmbitsplit.functional.packing import pack_codes, unpack_codes
 from mmbitsplit.functional.patches import (
-                                              apply_layer,
-                                              channel_dim,
-                                              gather_patches,
-                                              output_size,
-                                              per_input,
-                                              rows_to_weight,
-                                              weight_rows,
+    apply_layer,
+    channel_dim,
+    gather_patches,
+    output_size,
+    per_input,
+    rows_to_weight,
+    weight_rows,
 )
 from mmbitsplit.functional.rounding import round_weight, weight_scale
 from mmbitsplit.functional.statistics import (
-                                              add_ridge,
-                                              bias_correction,
-                                              center,
-                                              default_ridge,
-                                              layer_statistics,
-                                              quadratic_objective,
-                                              rescale_inputs,
+    add_ridge,
+    bias_correction,
+    center,
+    default_ridge,
+    layer_statistics,
+    quadratic_objective,
+    rescale_inputs,
 )
 
 __all__ = [

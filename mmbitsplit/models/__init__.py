@@ -1,16 +1,18 @@
 """Torch modules and model surgery."""
 
 from mmbitsplit.models.convert import (
-                                       PreparedModel,
-                                       apply,
-                                       describe,
-                                       prepare,
-                                       quantized_layers,
-                                       rebuild,
+    PreparedModel,
+    apply,
+    describe,
+    prepare,
+    quantized_layers,
+    rebuild,
 )
 from mmbitsplit.models.dataflow import DataFlow, layer_input, watch
 from mmbitsplit.models.geometry import layer_geometry, layer_kind
 from mmbitsplit.models.quantized_layers import QuantizedLayer
+from mmbitsplit.models.roles import check_request
 
-__all__ = ['DataFlow', 'PreparedModel', 'QuantizedLayer', 'apply', 'describe', 'layer_geometry',
-           'layer_input', 'layer_kind', 'prepare', 'quantized_layers', 'rebuild', 'watch']
+__all__ = ['DataFlow', 'PreparedModel', 'QuantizedLayer', 'apply', 'check_request', 'describe',
+           'layer_geometry', 'layer_input', 'layer_kind', 'prepare', 'quantized_layers',
+           'rebuild', 'watch']

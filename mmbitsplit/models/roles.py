@@ -46,8 +46,7 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
         ValueError: A layer of a supported kind was never called, an override matches nothing,
             or ``scope`` names no part of the model.
     """
-    _check_scope(model, spec.scope)
-    _check_overrides(model, spec)
+    check_request(model, spec)
     modules = dict(model.named_modules())
     total = sum(p.numel() for p in model.parameters()) or 1
     _check_reached(modules, flow, spec)
@@ -78,6 +77,12 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
                 p.dim() > 1 for p in module.parameters(recurse=False)):
             keep(name, 'kind of layer that is not supported')
     return BitPlan(tuple(layers), tuple(kept))
+
+
+def check_request(model: nn.Module, spec: QuantSpec) -> None:
+    """Raises ``ValueError`` for a scope or an override that names nothing in the model."""
+    _check_scope(model, spec.scope)
+    _check_overrides(model, spec)
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -1,27 +1,27 @@
 """Frozen dataclasses that the other rooms exchange."""
 
 from mmbitsplit.structures.layers import (
-                                          BitPlan,
-                                          FloatRemainder,
-                                          LayerGeometry,
-                                          LayerPlan,
-                                          LayerReport,
-                                          LayerSolution,
-                                          LayerStatistics,
-                                          QParams,
-                                          QuantizationReport,
-                                          WeightSolution,
-                                          summary,
+    BitPlan,
+    FloatRemainder,
+    LayerGeometry,
+    LayerPlan,
+    LayerReport,
+    LayerSolution,
+    LayerStatistics,
+    QParams,
+    QuantizationReport,
+    WeightSolution,
+    summary,
 )
 from mmbitsplit.structures.options import from_mapping, nearest
 from mmbitsplit.structures.spec import (
-                                          ActivationSpec,
-                                          CalibrationSpec,
-                                          FirstLastSpec,
-                                          OverrideSpec,
-                                          QuantSpec,
-                                          WeightSpec,
-                                          merge,
+    ActivationSpec,
+    CalibrationSpec,
+    FirstLastSpec,
+    OverrideSpec,
+    QuantSpec,
+    WeightSpec,
+    merge,
 )
 
 __all__ = [

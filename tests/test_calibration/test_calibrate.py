@@ -53,7 +53,7 @@ def test_model_is_quantized_and_stays_near_the_float_model(residual_net, images,
         assert not any(isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d))
                        for m in model.modules())
         errors[name] = sum(float((a - b).square().mean())
-                           for a, b in zip(outputs(model, unseen), wanted))
+                           for a, b in zip(outputs(model, unseen), wanted, strict=True))
     energy = sum(float(y.var()) for y in wanted)
     assert errors['fine'] < 0.001 * energy < errors['coarse'] < 0.5 * energy
 
@@ -68,7 +68,7 @@ def test_bit_split_beats_rounding_end_to_end(residual_net, images, make_spec, ru
                                             calibration=dict(rows_per_layer=2048)),
                   run=run_model)
         errors[method] = sum(float((a - b).square().mean())
-                             for a, b in zip(outputs(model, unseen), wanted))
+                             for a, b in zip(outputs(model, unseen), wanted, strict=True))
     assert errors['BitSplit'] < 0.7 * errors['RoundToNearest']
 
 
@@ -122,8 +122,6 @@ def test_a_bad_image_is_named_with_the_layer(value, residual_net, images, make_s
     assert all('forward' not in vars(module) for module in model.modules())
 
 
-@pytest.mark.xfail(strict=True, reason='models.geometry compares outputs without equal_nan: '
-                                       'layers after the NaN count as unlike torch')
 def test_a_model_that_overflows_is_named_by_its_layer(residual_net, images, make_spec, run_model):
     model = residual_net()
     model.blocks[0].bn2.weight.data.fill_(float('nan'))

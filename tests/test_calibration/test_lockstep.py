@@ -120,7 +120,7 @@ def test_inputs_and_methods_are_left_as_they_were(residual_net, images, make_spe
     before = copy.deepcopy(batches)
     model = residual_net()
     prepared, _ = calibrate(model, batches, make_spec(), run=run_model)
-    assert all(torch.equal(a, b) for a, b in zip(batches, before))
+    assert all(torch.equal(a, b) for a, b in zip(batches, before, strict=True))
     assert all('forward' not in vars(module) for module in model.modules())
     assert all(len(layer._forward_pre_hooks) == len(
         QuantizedLayer(layer.geometry, layer.weight, None)._forward_pre_hooks)
@@ -210,7 +210,7 @@ def test_replay_keeps_rows_aligned(rows, seeded, images, make_spec, run_model):
             model(batch)
     # Without replay the coarse model would have chosen otherwise: the test can fail.
     assert not all(a.shape == b.shape and torch.equal(a, b)
-                   for a, b in zip(model.chosen, floats))
+                   for a, b in zip(model.chosen, floats, strict=True))
 
 
 def test_passes_of_different_sizes_are_a_clear_error(seeded, images, make_spec, run_model):

@@ -231,6 +231,18 @@ def test_outputs_changed_in_place_do_not_reach_the_next_run(seeded, images, make
     assert_like_naive(lambda: seeded(lambda: Detector(AddsInPlace())), images(), make_spec())
 
 
+def test_outputs_changed_in_place_that_join_what_comes_later(seeded, images, make_spec,
+                                                             assert_like_naive):
+    class JoinsLate(LevelHead):
+        def single(self, x):
+            early = self.classify(x)
+            early += 1
+            late = self.towers[1](self.towers[0](x))
+            return self.regress(late + early.sum(1, keepdim=True))
+
+    assert_like_naive(lambda: seeded(lambda: Detector(JoinsLate())), images(), make_spec())
+
+
 def test_fewer_levels_on_some_images(seeded, images, make_spec, assert_like_naive):
     class Adaptive(LevelHead):
         def forward(self, levels):

@@ -30,7 +30,7 @@ def test_training_images_through_the_test_pipeline_without_annotations(demo_conf
     assert len(data.batches) == len(data.labels) == len(data.image_ids) == len(data.paths) == 5
     assert all(path.startswith(str(data_root / 'train')) for path in data.paths)
     assert data.labels == data.paths and len(set(data.paths)) == 5
-    for batch, path in zip(data.batches, data.paths):
+    for batch, path in zip(data.batches, data.paths, strict=True):
         image, = batch['inputs']
         assert image.shape == (3, 160, 160)  # resized as in the test
         assert batch['data_samples'][0].img_path == path

@@ -23,8 +23,9 @@ UPSTREAM = ('import runpy, sys; '
 def _run(script, *args, upstream: bool = False) -> subprocess.CompletedProcess:
     path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get('PYTHONPATH'))))
     return subprocess.run(
-        [sys.executable, *(['-c', UPSTREAM] if upstream else []), str(script), *map(str, args)], cwd=PROJECT, text=True,
-        capture_output=True, env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'})
+        [sys.executable, *(['-c', UPSTREAM] if upstream else []), str(script), *map(str, args)],
+        cwd=PROJECT, text=True, capture_output=True,
+        env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'})
 
 
 @pytest.fixture(scope='session')

@@ -6,7 +6,13 @@ from mmengine.runner import Runner
 from mmbitsplit.engine.artifacts import save_quantized
 from mmbitsplit.engine.files import check_work_dir
 from mmbitsplit.engine.preflight import check_data
-from mmbitsplit.engine.quantize_runner import bare_model, quantize_runner, read_spec, tensor_bytes
+from mmbitsplit.engine.quantize_runner import (
+    bare_model,
+    prepare_data,
+    quantize_runner,
+    read_spec,
+    tensor_bytes,
+)
 from mmbitsplit.registry import HOOKS
 
 
@@ -32,7 +38,7 @@ class QuantizationHook(Hook):
         spec = read_spec(runner.cfg)
         check_data(runner.cfg, spec.calibration)
         work_dir = check_work_dir(runner.work_dir, tensor_bytes(bare_model(runner.model)) // 2)
-        run = quantize_runner(runner, spec)
+        run = quantize_runner(runner, spec, prepare_data(runner, spec))
         if runner.rank == 0:
             save_quantized(work_dir, runner.cfg, spec, run,
                            getattr(runner.test_loop.dataloader.dataset, 'metainfo', None))
