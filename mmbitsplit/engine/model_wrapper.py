@@ -25,11 +25,18 @@ class QuantizedModel(BaseModel):
 
     Args:
         model: Config of the upstream float model, or the model itself.
+        data_preprocessor: The model's, where its config does not name one: mmengine hands a
+            config's top-level ``data_preprocessor`` to the outermost model.
     """
 
-    def __init__(self, model: Mapping[str, Any] | nn.Module):
+    def __init__(self, model: Mapping[str, Any] | nn.Module,
+                 data_preprocessor: Mapping[str, Any] | None = None):
         super().__init__()
-        self.model = model if isinstance(model, nn.Module) else ALL_MODELS.build(model)
+        if not isinstance(model, nn.Module):
+            if data_preprocessor is not None and not model.get('data_preprocessor'):
+                model = {**model, 'data_preprocessor': data_preprocessor}
+            model = ALL_MODELS.build(model)
+        self.model = model
         self.data_preprocessor = self.model.data_preprocessor
         self.register_buffer(PLAN_KEY, torch.zeros(0, dtype=torch.uint8))
 
