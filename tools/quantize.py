@@ -1,6 +1,7 @@
 """Quantizes the model of a config: float figures, quantized figures, checkpoint, tables."""
 
 import argparse
+import os
 import os.path as osp
 import sys
 
@@ -8,6 +9,7 @@ from mmengine.config import Config, DictAction
 
 from mmbitsplit.apis import quantize_config
 from mmbitsplit.report import results_text
+from mmbitsplit.structures import nearest
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,6 +35,11 @@ def parse_args() -> argparse.Namespace:
 
 def load_config(args: argparse.Namespace) -> Config:
     """Reads the config and applies the command line to it."""
+    if not osp.isfile(args.config):
+        folder = osp.dirname(args.config) or '.'
+        known = os.listdir(folder) if osp.isdir(folder) else os.listdir('.')
+        raise ValueError(f'The config {args.config} does not exist; '
+                         f'{nearest(osp.basename(args.config), known)}.')
     cfg = Config.fromfile(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
