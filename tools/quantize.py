@@ -37,7 +37,10 @@ def load_config(args: argparse.Namespace) -> Config:
     """Reads the config and applies the command line to it."""
     if not osp.isfile(args.config):
         folder = osp.dirname(args.config) or '.'
-        known = os.listdir(folder) if osp.isdir(folder) else os.listdir('.')
+        if not osp.isdir(folder):
+            raise ValueError(f'The config {args.config} does not exist, nor does its folder; '
+                             'pass a path such as configs/retinanet_r50_w4a8.py.')
+        known = [name for name in os.listdir(folder) if name.endswith('.py')]
         raise ValueError(f'The config {args.config} does not exist; '
                          f'{nearest(osp.basename(args.config), known)}.')
     cfg = Config.fromfile(args.config)

@@ -83,3 +83,10 @@ def test_the_process_ends_with_exit_code_2(run_tool, tmp_path):
     assert len(errors) == 1 and 'no/such/weights.pth' in errors[0]
     assert 'Traceback' not in done.stderr
     assert not (tmp_path / 'results.json').exists()
+
+
+def test_a_config_that_does_not_exist_is_answered_with_the_nearest(run_tool):
+    done = run_tool('tools/quantize.py', 'configs/retinanet_r50_w4a9.py')
+    assert done.returncode == 2 and "did you mean 'retinanet_r50_w4a8.py'?" in done.stderr
+    done = run_tool('tools/quantize.py', 'nowhere/x.py')
+    assert done.returncode == 2 and 'nor does its folder' in done.stderr
