@@ -5,12 +5,13 @@ inputs, and scales that interpolate between per-tensor and per-channel.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mmbitsplit.functional.affine import code_range
+from mmbitsplit.functional.round_trip import round_trip_errors
 from mmbitsplit.structures import QParams
 
 # Asymmetric codes must cut the squared error of signed ones by this much to be chosen by
@@ -59,7 +60,8 @@ def search_qparams(samples: ActivationSamples, num_bits: int, *, symmetry: str =
             return _search_symmetric(view, num_bits, False, search)
         signed = _search_symmetric(view, num_bits, True, search)
         asymmetric = _search_asymmetric(view, num_bits, search)
-        gain = _error(view.values, asymmetric).sum() / _error(view.values, signed).sum()
+        gain = quantization_error(view.values, asymmetric).sum() \
+            / quantization_error(view.values, signed).sum()
         return asymmetric if gain < ASYMMETRIC_GAIN else signed
     if symmetry == 'asymmetric':
         return _search_asymmetric(view, num_bits, search)
@@ -103,12 +105,13 @@ def interpolate_scales(tensor_scale: Tensor, channel_scale: Tensor, strength: fl
 
 
 def quantization_error(values: Tensor, qparams: QParams) -> Tensor:
-    """Mean squared error of the round trip a channel: (C, S) to (C,)."""
-    return _error(values, qparams)
+    """Mean squared error of the round trip a channel: (C, S) to (C,) float64."""
+    return _errors(values, replace(qparams, scale=qparams.scale.unsqueeze(0),
+                                   zero_point=qparams.zero_point.unsqueeze(0)))[0]
 
 
 def _pooled(samples: ActivationSamples) -> ActivationSamples:
-    return ActivationSamples(samples.values.reshape(1, -1), samples.low.min().reshape(1),
+    return ActivationSamples(samples.values, samples.low.min().reshape(1),
                              samples.high.max().reshape(1))
 
 
@@ -157,7 +160,7 @@ def _best_factor(values: Tensor, qparams_at, like: Tensor, num_bits: int) -> Ten
 
     Args:
         values: (C, S).
-        qparams_at: Maps (C,) factors to quantization parameters.
+        qparams_at: Maps (F, C) factors, F candidates, to quantization parameters.
         like: (C,), for dtype and device.
         num_bits: Few bits want a smaller part of the range.
 
@@ -165,28 +168,25 @@ def _best_factor(values: Tensor, qparams_at, like: Tensor, num_bits: int) -> Ten
         (C,) factors of least squared error.
     """
     best = torch.ones_like(like)
-    best_error = _error(values, qparams_at(best))
     lowest = {2: 0.05, 3: 0.1, 4: 0.15}.get(num_bits, 0.25)
     half_width = (1.0 - lowest) / 2
     center = torch.full_like(like, (1.0 + lowest) / 2)
     for steps in (17, 9, 9):
-        spacing = 2 * half_width / (steps - 1)
-        middle = center.clone()
-        for offset in range(steps):
-            factor = (middle - half_width + offset * spacing).clamp(lowest, 1.0)
-            error = _error(values, qparams_at(factor))
-            better = error < best_error
-            best = torch.where(better, factor, best)
-            best_error = torch.where(better, error, best_error)
-        center, half_width = best, spacing
+        offsets = torch.linspace(-half_width, half_width, steps).to(like).view(-1, 1)
+        factors = torch.cat([best.unsqueeze(0), (center + offsets).clamp(lowest, 1.0)])  # (F, C)
+        errors = _errors(values, qparams_at(factors))
+        if like.numel() == 1:  # one scale for all channels
+            errors = errors.mean(1, keepdim=True)
+        best = factors.gather(0, errors.argmin(0, keepdim=True))[0]
+        center, half_width = best, 2 * half_width / (steps - 1)
     return best
 
 
-def _error(values: Tensor, qparams: QParams) -> Tensor:
-    scale, zero_point = qparams.scale.unsqueeze(1), qparams.zero_point.unsqueeze(1)
-    codes = torch.div(values, scale).round_().add_(zero_point)
-    codes.clamp_(qparams.quant_min, qparams.quant_max).sub_(zero_point)
-    return codes.mul_(scale).sub_(values).square_().mean(1)
+def _errors(values: Tensor, qparams: QParams) -> Tensor:
+    """Mean squared errors of candidates: values (C, S), scales (F, C) or (F, 1), to (F, C)."""
+    low, high = (bound - qparams.zero_point for bound in (qparams.quant_min, qparams.quant_max))
+    return round_trip_errors(values, *(part.to(values) for part in (qparams.scale, low, high))
+                             ) / values.shape[1]
 
 
 def _bits(qparams: QParams) -> int:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mmbitsplit.functional.round_trip import round_rows
 from mmbitsplit.structures import QParams
 
 
@@ -55,9 +56,15 @@ def product_input(x: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
     Differs from ``fake_quantize`` when ``qparams.unit``: the scale is in the weights then
     (paper, Eq. 12).
     """
-    codes = quantize(x, qparams, channel_dim)
     scale, zero_point = _aligned(x, qparams, channel_dim)
-    codes.sub_(zero_point)
+    # Zero points are whole: clamping first and leaving them out gives the same codes.
+    low, high = qparams.quant_min - zero_point, qparams.quant_max - zero_point
+    last = channel_dim in (-1, x.dim() - 1)
+    if not x.is_contiguous() or not x.numel() or (last and scale.numel() > 1):
+        codes = torch.div(x, scale).round_().clamp_(low, high)  # keeps the strides of x
+    else:
+        rows = x.view(-1, x.shape[-1]) if last else x.flatten(0, channel_dim).flatten(1)
+        codes = round_rows(rows, scale.flatten(), low.flatten(), high.flatten()).view(x.shape)
     return codes if qparams.unit else codes.mul_(scale)
 
 

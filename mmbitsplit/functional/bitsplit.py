@@ -38,11 +38,12 @@ def solve_bitsplit(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int, *
         max_sweeps: Most rounds of bit optimization (each a sweep a plane) without polish; most
             rounds of polish with it, after one round of bit optimization (more of them end at
             the same objective, later).
-        tolerance: A stage ends when less than this part of the elements moves in a round; 0
-            goes on until nothing moves.
+        tolerance: A row is done with a stage when no more than this part of its elements moved
+            in a round; 0 goes on until nothing moves.
 
     Returns:
-        Codes, scales, objective, number of sweeps, and the objective after each of them.
+        Codes, scales, objective, number of sweeps, and the objective before and after each fit of
+        the scales.
 
     Raises:
         ValueError: Bits outside 2 to 8, an unknown ``init``, shapes that do not fit, or a gram
@@ -59,64 +60,78 @@ def solve_bitsplit(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int, *
     y_sq = torch.zeros_like(cross[..., 0]) if y_sq is None else y_sq.to(gram.dtype)
     start = _feedback_start if init == 'error_feedback' else _rounding_start
     codes, scale = start(gram, cross, weight, num_bits)
-    state = _Descent(gram, cross, codes, scale)
-    history = [float(state.objective(y_sq).sum())]
-    sweeps, few = 0, tolerance * codes.numel()
-    planes = split_bit_planes(state.codes, num_bits)  # (b-1, G, M, N)
+    state = _Descent(gram, cross, y_sq, codes, scale)
+    few, planes = tolerance * codes.shape[-1], split_bit_planes(codes, num_bits)  # (b-1, G, M, N)
     for _ in range(min(max_sweeps, 1) if polish else max_sweeps):
-        state.fit_scale_()
         moved = 0
         for m in range(num_bits - 1):
-            moved += state.sweep_(planes[m], step=2.0 ** m, low=-1, high=1)
-        sweeps += num_bits - 1
-        history.append(float(state.objective(y_sq).sum()))
-        if moved <= few * (num_bits - 1):
+            moved = moved + state.sweep_(planes[m], step=2.0 ** m, low=-1, high=1)
+        state.take_(stitch_bit_planes(planes), moved <= few * (num_bits - 1))
+        if state.closed.all():
             break
-    state.codes = stitch_bit_planes(planes)
     if polish:
         smallest, largest = code_range(num_bits, signed=True, narrow_range=True)
+        state.reopen_()
         for _ in range(max_sweeps):
-            state.fit_scale_()
             moved = state.sweep_(state.codes, step=1.0, low=smallest, high=largest)
-            sweeps += 1
-            history.append(float(state.objective(y_sq).sum()))
-            if moved <= few:
+            state.take_(state.codes, moved <= few)
+            if state.closed.all():
                 break
-    state.fit_scale_()
-    objective = state.objective(y_sq)
-    return WeightSolution(state.codes.to(torch.int8), state.scale, objective, sweeps,
-                          (*history, float(objective.sum())))
+    return WeightSolution(state.codes.to(torch.int8), state.scale, state.objective,
+                          state.num_sweeps, tuple(state.history))
 
 
 class _Descent:
-    """Codes, scale and ``codes @ gram``, kept consistent while elements move."""
+    """Codes, scale and ``codes @ gram``, kept consistent while elements move.
 
-    def __init__(self, gram: Tensor, cross: Tensor, codes: Tensor, scale: Tensor):
-        self.gram, self.cross, self.codes, self.scale = gram, cross, codes, scale
+    Rows are independent: each is closed when it has come to rest, whatever the others do, so
+    that a row's solution is the same in whatever company it is solved.
+    """
+
+    def __init__(self, gram: Tensor, cross: Tensor, y_sq: Tensor, codes: Tensor, scale: Tensor):
+        self.gram, self.cross, self.y_sq, self.scale = gram, cross, y_sq, scale
         self.product = codes @ gram  # (G, M, N)
+        self.num_sweeps = 0
+        self.history: list[float] = []
+        self.reopen_()
+        self.take_(codes, self.closed)
 
-    def sweep_(self, values: Tensor, *, step: float, low: float, high: float) -> int:
-        """One pass over ``values``, a bit plane or the codes themselves."""
-        tracked = values is self.codes
-        before = None if tracked else values.clone()
-        moved = sweep_(values, self.product, self.cross / self.scale.unsqueeze(-1), self.gram,
-                       step=step, low=low, high=high)
-        if moved and not tracked:
-            self.codes = self.codes + (values - before) * step
-        return moved
+    def reopen_(self) -> None:
+        """Opens all rows, for the next stage."""
+        self.closed = torch.zeros_like(self.scale, dtype=torch.bool)
 
-    def fit_scale_(self) -> None:
-        """Closed-form scale (Eq. 4); a row without codes or with a scale <= 0 keeps its own."""
-        correlation = (self.codes * self.cross).sum(-1)
-        energy = (self.codes * self.product).sum(-1)
+    def sweep_(self, values: Tensor, *, step: float, low: float, high: float) -> Tensor:
+        """One pass over ``values``, a bit plane or the codes themselves; moves a row, (G, M)."""
+        self.num_sweeps += 1
+        return sweep_(values, self.product, self.target, self.gram, step=step, low=low,
+                      high=high, closed=self.closed)
+
+    def take_(self, codes: Tensor, at_rest: Tensor) -> None:
+        """Ends a round: fits the scales to the codes (Eq. 4) and closes rows at rest.
+
+        A row without codes, or whose best scale would not be positive, keeps its own.
+        """
+        self.codes = codes
+        correlation = _dot(codes, self.cross)
+        energy = _dot(codes, self.product)
+        before = self._objective(correlation, energy)
         usable = (energy > 0) & (correlation > 0)
         self.scale = torch.where(usable, correlation / torch.where(usable, energy, 1.0),
-                                 self.scale)
+                                 self.scale.double()).to(self.scale)
+        self.objective = self._objective(correlation, energy)
+        self.history += [float(before.sum()), float(self.objective.sum())]
+        self.target = self.cross / self.scale.unsqueeze(-1)
+        self.closed = self.closed | at_rest
 
-    def objective(self, y_sq: Tensor) -> Tensor:
+    def _objective(self, correlation: Tensor, energy: Tensor) -> Tensor:
         """(G, M) sum of squared output errors (Eq. 2)."""
-        return (y_sq - 2 * self.scale * (self.codes * self.cross).sum(-1)
-                + self.scale.square() * (self.codes * self.product).sum(-1))
+        scale = self.scale.double()
+        return self.y_sq.double() - 2 * scale * correlation + scale.square() * energy
+
+
+def _dot(codes: Tensor, values: Tensor) -> Tensor:
+    """(G, M) inner products of rows, summed in float64."""
+    return (codes * values).sum(-1, dtype=torch.float64)
 
 
 def _rounding_start(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int):

@@ -1,6 +1,7 @@
-"""Inner loops compiled with Numba, parallel over output channels; imported when first needed.
+"""Loops compiled with Numba, parallel over output channels or rows; imported when first needed.
 
-Each has a plain torch counterpart (``descent``, ``error_feedback``) that gives the same codes.
+Each has a plain torch counterpart (``descent``, ``error_feedback``, ``affine``) that gives the
+same codes. Rows never exchange anything, so the result does not depend on the number of threads.
 """
 
 import numba
@@ -8,39 +9,96 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Columns whose moves are collected before the other columns hear of them: what lies inside stays
+# in the first cache.
+BLOCK = 64
+# Rows that share a block of the gram while it is in the second cache.
+TILE = 16
+# Below this many multiplications of the dense product, starting threads costs more than it brings.
+SERIAL_WORK = 1 << 18
+OPTIONS = dict(cache=True, error_model='numpy', nogil=True, fastmath={'contract', 'nsz'})
+SUMMING = dict(OPTIONS, fastmath={'contract', 'nsz', 'reassoc'})  # sums of vectors, not in order
 
-@numba.njit(parallel=True, cache=True, error_model='numpy')
-def descent_block(values, residual, gram, step, low, high):  # pragma: no cover (compiled)
-    """Visits the columns of a block one after another.
+
+def _descent_sweep(values, product, target, gram, step, low, high, moved):  # pragma: no cover
+    """Visits every column of every open row once.
 
     Args:
-        values, residual: (G, M, B), changed in place.
-        gram: (G, B, B).
+        values, product: (G, M, N), changed in place; ``product`` is ``codes @ gram``.
+        target: (G, M, N).
+        gram: (G, N, N) symmetric.
+        moved: (G, M) int64: a negative number closes a row; written for the others: how many
+            of its elements moved.
     """
     groups, rows, columns = values.shape
-    for row in numba.prange(groups * rows):
-        g, m = row // rows, row % rows
-        for k in range(columns):
-            curvature = gram[g, k, k]
-            if curvature <= 0.0:
-                continue
-            old = values[g, m, k]
-            new = np.rint(old + residual[g, m, k] / (step * curvature))
-            new = min(max(new, low), high)
-            if new != old:
-                values[g, m, k] = new
-                change = (new - old) * step
-                for j in range(k, columns):
-                    residual[g, m, j] -= change * gram[g, k, j]
+    tiles = -(-rows // TILE)
+    for tile in numba.prange(groups * tiles):
+        g, first = tile // tiles, tile % tiles * TILE
+        residual = np.empty(BLOCK, values.dtype)
+        change = np.empty(BLOCK, values.dtype)
+        index = np.empty(BLOCK, np.int64)
+        for m in range(first, min(first + TILE, rows)):
+            moved[g, m] = min(moved[g, m], 0)
+        for start in range(0, columns, BLOCK):
+            stop = min(start + BLOCK, columns)
+            for m in range(first, min(first + TILE, rows)):
+                if moved[g, m] < 0:
+                    continue
+                for k in range(start, stop):
+                    residual[k - start] = target[g, m, k] - product[g, m, k]
+                count = 0
+                for k in range(start, stop):
+                    curvature = gram[g, k, k]
+                    if curvature <= 0.0:
+                        continue
+                    old = values[g, m, k]
+                    new = np.rint(old + residual[k - start] / (step * curvature))
+                    new = min(max(new, low), high)
+                    if new != old:
+                        values[g, m, k] = new
+                        delta = (new - old) * step
+                        for j in range(k, stop):
+                            residual[j - start] -= delta * gram[g, k, j]
+                        index[count], change[count] = k, delta
+                        count += 1
+                # After the first sweep few elements move: adding their rows of the gram, four
+                # at a time, is less work than a matrix product over all.
+                i = 0
+                while i + 4 <= count:
+                    p, q, r, s = index[i], index[i + 1], index[i + 2], index[i + 3]
+                    dp, dq, dr, ds = change[i], change[i + 1], change[i + 2], change[i + 3]
+                    for j in range(columns):
+                        product[g, m, j] += (dp * gram[g, p, j] + dq * gram[g, q, j]
+                                             + (dr * gram[g, r, j] + ds * gram[g, s, j]))
+                    i += 4
+                while i < count:
+                    p, dp = index[i], change[i]
+                    for j in range(columns):
+                        product[g, m, j] += dp * gram[g, p, j]
+                    i += 1
+                moved[g, m] += count
 
 
-@numba.njit(parallel=True, cache=True, error_model='numpy')
-def feedback_block(block, errors, codes, scale, factor, low, high):  # pragma: no cover (compiled)
+_serial_sweep = numba.njit(**OPTIONS)(_descent_sweep)
+_parallel_sweep = numba.njit(parallel=True, **OPTIONS)(_descent_sweep)
+
+
+def descent_sweep(values: Tensor, product: Tensor, target: Tensor, gram: Tensor, step: float,
+                  low: float, high: float, moved: Tensor) -> None:
+    """One sweep over contiguous CPU tensors; see ``descent.sweep_`` and ``_descent_sweep``."""
+    groups, rows, columns = values.shape
+    arrays = [value.numpy() for value in (values, product, target, gram)]
+    real = arrays[0].dtype.type  # a float64 scalar would turn float32 rows into float64 ones
+    _run(_serial_sweep, _parallel_sweep, groups * rows * columns * columns, *arrays,
+         real(step), real(low), real(high), moved.numpy())
+
+
+def _feedback_block(block, codes, scale, factor, low, high):  # pragma: no cover
     """Rounds the columns of a block one after another, errors going to the later ones.
 
     Args:
         block: (G, M, B) what is left to round, changed in place.
-        errors, codes: (G, M, B), written.
+        codes: (G, M, B), written.
         scale: (G, M).
         factor: (G, B, B) upper triangular.
     """
@@ -50,21 +108,103 @@ def feedback_block(block, errors, codes, scale, factor, low, high):  # pragma: n
         for k in range(columns):
             value = block[g, m, k]
             code = min(max(np.rint(value / scale[g, m]), low), high)
-            error = (value - code * scale[g, m]) / factor[g, k, k]
             codes[g, m, k] = code
-            errors[g, m, k] = error
+            error = (value - code * scale[g, m]) / factor[g, k, k]
             for j in range(k + 1, columns):
                 block[g, m, j] -= error * factor[g, k, j]
 
 
-def run_compiled(loop, *arguments) -> None:
-    """Calls a compiled loop on contiguous CPU tensors, with as many threads as torch has.
+_serial_feedback = numba.njit(**OPTIONS)(_feedback_block)
+_parallel_feedback = numba.njit(parallel=True, **OPTIONS)(_feedback_block)
+
+
+def feedback_block(block: Tensor, codes: Tensor, scale: Tensor, factor: Tensor, low: float,
+                   high: float) -> None:
+    """Error feedback inside one block of contiguous CPU tensors; see ``error_feedback``."""
+    arrays = [value.numpy() for value in (block, codes, scale, factor)]
+    real = arrays[0].dtype.type
+    _run(_serial_feedback, _parallel_feedback, block.numel() * block.shape[-1], *arrays,
+         real(low), real(high))
+
+
+def _quantize_rows(x, scale, low, high, out):  # pragma: no cover
+    """Divides, rounds and clamps (R, L) rows; scale, low, high (C,) repeat every C rows."""
+    rows, length = x.shape
+    channels = scale.shape[0]
+    for row in numba.prange(rows):
+        c = row % channels
+        step, smallest, largest = scale[c], low[c], high[c]
+        for j in range(length):
+            code = np.rint(x[row, j] / step)
+            if code < smallest:  # written so that NaN stays NaN
+                code = smallest
+            elif code > largest:
+                code = largest
+            out[row, j] = code
+
+
+_serial_quantize = numba.njit(**OPTIONS)(_quantize_rows)
+_parallel_quantize = numba.njit(parallel=True, **OPTIONS)(_quantize_rows)
+
+
+def quantize_rows(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Returns ``clamp(round(x / scale), low, high)`` in one pass over contiguous CPU tensors.
+
+    Args:
+        x: (R, L).
+        scale, low, high: (C,) of the dtype of x, R a multiple of C.
+    """
+    out = torch.empty_like(x)
+    _run(_serial_quantize, _parallel_quantize, 4 * x.numel(),
+         *(value.detach().numpy() for value in (x, scale, low, high, out)))
+    return out
+
+
+def _round_trip_errors(x, scale, low, high, errors):  # pragma: no cover
+    """Sums squared round-trip errors of (R, L) rows at (F, C) scales into (F, R) float64."""
+    rows, length = x.shape
+    candidates, channels = scale.shape
+    for row in numba.prange(rows):
+        c = row % channels
+        for f in range(candidates):
+            errors[f, row] = 0.0
+        # A piece stays in the first cache for all candidates; float32 sums stay short.
+        for start in range(0, length, 1024):
+            stop = min(start + 1024, length)
+            for f in range(candidates):
+                step, smallest, largest = scale[f, c], low[f, c], high[f, c]
+                inverse = x.dtype.type(1) / step
+                part = x.dtype.type(0)
+                for j in range(start, stop):
+                    code = min(max(np.rint(x[row, j] * inverse), smallest), largest)
+                    error = x[row, j] - step * code
+                    part += error * error
+                errors[f, row] += part
+
+
+_serial_errors = numba.njit(**SUMMING)(_round_trip_errors)
+_parallel_errors = numba.njit(parallel=True, **SUMMING)(_round_trip_errors)
+
+
+def round_trip_errors(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """See ``round_trip.round_trip_errors``; contiguous CPU tensors."""
+    errors = torch.empty(scale.shape[0], x.shape[0], dtype=torch.float64)
+    _run(_serial_errors, _parallel_errors, x.numel() * scale.shape[0],
+         *(value.detach().numpy() for value in (x, scale, low, high, errors)))
+    return errors
+
+
+def _run(serial, parallel, work: int, *arguments) -> None:
+    """Calls a compiled loop, in parallel where it pays, with as many threads as torch has.
 
     More threads would fight with torch's own for the cores; and when Numba starts its OpenMP
     threads it also sets the number that torch uses, which is put back here.
     """
     threads = torch.get_num_threads()
+    if work <= SERIAL_WORK or threads == 1:
+        serial(*arguments)
+        return
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    loop(*(value.numpy() if isinstance(value, Tensor) else value for value in arguments))
+    parallel(*arguments)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)

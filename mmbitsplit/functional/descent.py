@@ -1,10 +1,12 @@
-"""Blocked coordinate descent on a lattice: the inner loop of bit optimization and of polish.
+"""Coordinate descent on a lattice: the inner loop of bit optimization and of polish.
 
 One element moves to ``clip(round(value + residual_k / (step * gram_kk)))`` with all others
 fixed, which is the exact minimiser of the objective over that element (paper, Eq. 8, written
 for values; a ternary plane is the lattice -1, 0, 1 with a step of 2^m, whole codes are the
 lattice of all codes with step 1). ``residual = cross / scale - codes @ gram``.
 """
+
+import importlib.util
 
 import torch
 from torch import Tensor
@@ -13,11 +15,11 @@ BLOCK = 64
 
 
 def sweep_(values: Tensor, product: Tensor, target: Tensor, gram: Tensor, *, step: float,
-           low: float, high: float) -> int:
+           low: float, high: float, closed: Tensor | None = None) -> Tensor:
     """Visits every element once, in place; the objective never rises.
 
     Residuals of a block of columns come from ``product``, the sequential part stays inside the
-    block, and what moved reaches the other columns by one matrix product a block.
+    block, and what moved then reaches the other columns at once.
 
     Args:
         values: (G, M, N) lattice values, changed in place.
@@ -26,12 +28,31 @@ def sweep_(values: Tensor, product: Tensor, target: Tensor, gram: Tensor, *, ste
         gram: (G, N, N).
         step: What one unit of a value adds to the code.
         low, high: Range of the values.
+        closed: (G, M) bool, rows to leave alone.
 
     Returns:
-        Number of elements that moved.
+        (G, M) int64, how many elements of each row moved.
     """
+    if values.device.type == 'cpu':
+        from mmbitsplit.functional.compiled import descent_sweep
+        moved = torch.zeros(values.shape[:2], dtype=torch.int64)
+        if closed is None:
+            descent_sweep(values, product, target, gram, step, low, high, moved)
+            return moved
+        moved[closed] = -1  # closes a row
+        descent_sweep(values, product, target, gram, step, low, high, moved)
+        return moved.clamp_(min=0)
+    if closed is None:
+        closed = torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device)
+    return sweep_by_blocks_(values, product, target, gram, step=step, low=low, high=high,
+                            closed=closed)
+
+
+def sweep_by_blocks_(values: Tensor, product: Tensor, target: Tensor, gram: Tensor, *,
+                     step: float, low: float, high: float, closed: Tensor) -> Tensor:
+    """The same on any device: one matrix product a block carries what moved to the others."""
     num_columns = values.shape[-1]
-    moved = 0
+    moved = torch.zeros_like(closed, dtype=torch.int64)
     for start in range(0, num_columns, BLOCK):
         block = slice(start, min(start + BLOCK, num_columns))
         residual = target[..., block] - product[..., block]
@@ -39,23 +60,27 @@ def sweep_(values: Tensor, product: Tensor, target: Tensor, gram: Tensor, *, ste
         after = before.clone(memory_format=torch.contiguous_format)  # never a view of before
         block_loop(after, residual.contiguous(), gram[:, block, block].contiguous(), step, low,
                    high)
+        after = torch.where(closed.unsqueeze(-1), before, after)
         change = after - before
-        count = int(torch.count_nonzero(change))
-        if count:
-            values[..., block] = after
-            product.baddbmm_(change, gram[:, block, :], alpha=step)
-            moved += count
+        moved += torch.count_nonzero(change, dim=-1)
+        values[..., block] = after
+        product.baddbmm_(change, gram[:, block, :], alpha=step)
     return moved
 
 
 def block_loop(values: Tensor, residual: Tensor, gram: Tensor, step: float, low: float,
                high: float) -> None:
-    """The sequential part of a sweep: compiled on the CPU, plain torch elsewhere."""
-    if values.device.type == 'cpu':
-        from mmbitsplit.functional.compiled import descent_block, run_compiled
-        run_compiled(descent_block, values, residual, gram, float(step), float(low), float(high))
+    """The sequential part of a block: a Triton kernel where there is one, else plain torch."""
+    if has_triton(values):
+        from mmbitsplit.functional.triton_loops import descent_block
+        descent_block(values, residual, gram, float(step), float(low), float(high))
     else:
         block_loop_torch(values, residual, gram, step, low, high)
+
+
+def has_triton(values: Tensor) -> bool:
+    """Whether Triton kernels run on a tensor; CUDA builds of torch for Linux bring Triton."""
+    return values.is_cuda and importlib.util.find_spec('triton') is not None
 
 
 def block_loop_torch(values: Tensor, residual: Tensor, gram: Tensor, step: float, low: float,

@@ -1,14 +1,18 @@
 """Rounding with error feedback: what one column's rounding spoils, later columns make good.
 
-Optimal-brain quantization in the Cholesky form (Frantar et al., GPTQ, 2022), applied to the
-objective of the Bit-split paper: columns in falling order of the gram diagonal, target the
-ridge solution of ``gram w = cross`` instead of the float weight, because inputs are quantized.
+Optimal-brain quantization (Frantar et al., GPTQ, 2022), applied to the objective of the
+Bit-split paper: columns in falling order of the gram diagonal, target the ridge solution of
+``gram w = cross`` instead of the float weight, because inputs are quantized. Computed as what it
+is geometrically, Babai's nearest plane: with the columns read backwards and ``gram = L L^T``, the
+best value of a column, given those already rounded, follows from its row of L. One factorization,
+and no inverse of the gram.
 """
 
 import torch
 from torch import Tensor
 
 from mmbitsplit.functional.affine import code_range
+from mmbitsplit.functional.descent import has_triton
 
 BLOCK = 64
 
@@ -21,25 +25,20 @@ class FeedbackFactor:
         cross: (G, M, N).
 
     Attributes:
+        order: (G, N) columns by rising diagonal; they are rounded from the last to the first.
+        lower: (G, N, N) Cholesky factor of the ordered gram.
         target: (G, M, N) float solution of ``gram w = cross``, columns ordered.
-        order: (G, N) columns by falling diagonal.
-        factor: (G, N, N) upper Cholesky factor R of the inverse of the ordered gram.
+
+    Raises:
+        torch.linalg.LinAlgError: The gram is not positive definite.
     """
 
     def __init__(self, gram: Tensor, cross: Tensor):
-        self.order = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-        # The upper Cholesky factor R of the inverse, inverse = R^T R, is the inverse of the
-        # factor of the gram read backwards: one factorization, and no inverse of the gram.
-        backward = torch.stack([one[order][:, order]
-                                for one, order in zip(gram, self.order.flip(1))])
-        lower = torch.linalg.cholesky(backward)
-        del backward  # one gram of a large layer is a gigabyte
-        identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-        inverse = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
-        del lower, identity
-        self.factor = inverse.flip(1, 2)
-        ordered = _take(cross, self.order)
-        self.target = (ordered @ self.factor.transpose(1, 2)) @ self.factor
+        falling = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+        self.order = falling.flip(1)
+        self.lower = torch.linalg.cholesky(torch.stack(
+            [one[order][:, order] for one, order in zip(gram, self.order)]))
+        self.target = torch.cholesky_solve(_take(cross, self.order).mT, self.lower).mT
 
     def round(self, scale: Tensor, num_bits: int) -> Tensor:
         """Rounds the target at the given scales, feeding errors forward.
@@ -52,51 +51,65 @@ class FeedbackFactor:
             (G, M, N) codes in the dtype of the gram, in the caller's column order.
         """
         smallest, largest = code_range(num_bits, signed=True, narrow_range=True)
-        remaining = self.target.clone()
-        codes = torch.empty_like(remaining)
-        num_columns = remaining.shape[-1]
-        for start in range(0, num_columns, BLOCK):
-            stop = min(start + BLOCK, num_columns)
-            inside = self.factor[:, start:stop, start:stop].contiguous()
-            block = remaining[..., start:stop].contiguous()
-            errors, rounded = torch.empty_like(block), torch.empty_like(block)
-            feedback_loop(block, errors, rounded, scale.contiguous(), inside, smallest, largest)
-            codes[..., start:stop] = rounded
-            if stop < num_columns:
-                remaining[..., stop:].baddbmm_(errors, self.factor[:, start:stop, stop:],
-                                               alpha=-1)
+        codes = torch.empty_like(self.target, memory_format=torch.contiguous_format)
+        scale = scale.contiguous()
+        pull = torch.zeros_like(codes)  # sum over rounded columns j of error_j L_jk
+        for start in reversed(range(0, codes.shape[-1], BLOCK)):
+            block = slice(start, min(start + BLOCK, codes.shape[-1]))
+            inside = self.lower[:, block, block]
+            # The best values of the block, all its columns open, and its own feedback factor:
+            # columns flipped, because loops run forwards.
+            factor = _inverse(inside).flip(1, 2).contiguous()
+            wanted = (self.target[..., block]
+                      + torch.linalg.solve_triangular(inside, pull[..., block], upper=False,
+                                                      left=False))
+            wanted = wanted.flip(2).contiguous()
+            rounded = torch.empty_like(wanted)
+            feedback_loop(wanted, rounded, scale, factor, smallest, largest)
+            codes[..., block] = rounded.flip(2)
+            if start:
+                errors = self.target[..., block] - codes[..., block] * scale.unsqueeze(-1)
+                pull[..., :start].baddbmm_(errors, self.lower[:, block, :start])
         return torch.empty_like(codes).scatter_(
             2, self.order.unsqueeze(1).expand_as(codes), codes)
 
 
-def feedback_loop(block: Tensor, errors: Tensor, codes: Tensor, scale: Tensor, factor: Tensor,
-                  low: float, high: float) -> None:
-    """The sequential part of a block: compiled on the CPU, plain torch elsewhere.
+def feedback_loop(block: Tensor, codes: Tensor, scale: Tensor, factor: Tensor, low: float,
+                  high: float) -> None:
+    """The sequential part of a block: compiled where there is a kernel, else plain torch.
 
     Args:
         block: (G, M, B) what is left to round, changed in place.
-        errors, codes: (G, M, B), written.
+        codes: (G, M, B), written.
         scale: (G, M).
-        factor: (G, B, B) upper triangular.
+        factor: (G, B, B) upper triangular: the upper Cholesky factor of the inverse of the
+            block's gram, rows scaled in any way.
         low, high: Range of the codes.
     """
     if block.device.type == 'cpu':
-        from mmbitsplit.functional.compiled import feedback_block, run_compiled
-        run_compiled(feedback_block, block, errors, codes, scale, factor, float(low),
-                     float(high))
+        from mmbitsplit.functional.compiled import feedback_block
+        feedback_block(block, codes, scale, factor, low, high)
+    elif has_triton(block):
+        from mmbitsplit.functional.triton_loops import feedback_block
+        feedback_block(block, codes, scale, factor, low, high)
     else:
-        feedback_loop_torch(block, errors, codes, scale, factor, low, high)
+        feedback_loop_torch(block, codes, scale, factor, low, high)
 
 
-def feedback_loop_torch(block: Tensor, errors: Tensor, codes: Tensor, scale: Tensor,
-                        factor: Tensor, low: float, high: float) -> None:
+def feedback_loop_torch(block: Tensor, codes: Tensor, scale: Tensor, factor: Tensor, low: float,
+                        high: float) -> None:
     """The same in plain torch: one column after another, all output channels at once."""
     for k in range(block.shape[-1]):
         column = block[..., k]
-        code = (column / scale).round_().clamp_(low, high)
-        error = (column - code * scale) / factor[:, k, k].unsqueeze(1)
-        codes[..., k], errors[..., k] = code, error
+        codes[..., k] = (column / scale).round_().clamp_(low, high)
+        error = (column - codes[..., k] * scale) / factor[:, k, k].unsqueeze(1)
         block[..., k + 1:] -= error.unsqueeze(2) * factor[:, k, k + 1:].unsqueeze(1)
+
+
+def _inverse(lower: Tensor) -> Tensor:
+    """Inverse of (G, B, B) lower triangular matrices."""
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+    return torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
 
 
 def _take(values: Tensor, order: Tensor) -> Tensor:

@@ -69,6 +69,24 @@ def gather_patches(x: Tensor, positions: Tensor, geometry: LayerGeometry) -> Ten
     return patches.view(geometry.groups, geometry.inputs_per_output, positions.numel())
 
 
+def gather_outputs(output: Tensor, positions: Tensor, geometry: LayerGeometry) -> Tensor:
+    """Gathers a layer's outputs at some positions: (G, M, K), a copy.
+
+    Args:
+        output: (B, M * G, H, W), or (..., M) of a linear layer.
+        positions: (K,) int64, flat indices into ``output_size``.
+        geometry: The layer.
+    """
+    if geometry.kind == 'linear':
+        rows = output.reshape(-1, output.shape[-1]).index_select(0, positions).t()
+    else:
+        maps = output.flatten(2)  # (B, M * G, H * W)
+        image, place = positions // maps.shape[2], positions % maps.shape[2]
+        rows = maps[0].index_select(1, place) if len(maps) == 1 else maps[image, :, place].t()
+    return rows.contiguous().view(geometry.groups, geometry.out_channels // geometry.groups,
+                                  positions.numel())
+
+
 def _input_index(out: Tensor, geometry: LayerGeometry, axis: int, size: int,
                  ) -> tuple[Tensor, Tensor]:
     """Input coordinate under each kernel tap, (k, K), and whether there is an input."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.functional.affine import code_range
+from mmbitsplit.functional.round_trip import round_trip_errors
 
 
 def weight_scale(weight: Tensor, num_bits: int, search: str = 'mse', steps: int = 60) -> Tensor:
@@ -26,14 +27,12 @@ def weight_scale(weight: Tensor, num_bits: int, search: str = 'mse', steps: int 
     scale = torch.where(top > 0, top / largest, 1.0)
     if search == 'minmax':
         return scale
-    best, best_error = scale, _rounding_error(weight, scale, largest)
     lowest = 0.2 if num_bits < 4 else 0.4
-    for factor in torch.linspace(lowest, 1.0, steps, dtype=torch.float64).tolist():
-        candidate = scale * factor
-        error = _rounding_error(weight, candidate, largest)
-        better = error < best_error
-        best = torch.where(better, candidate, best)
-        best_error = torch.where(better, error, best_error)
+    factors = torch.cat([torch.ones(1), torch.linspace(lowest, 1.0, steps)]).to(weight)
+    candidates = factors.unsqueeze(1) * scale.flatten()  # (F, rows)
+    bound = torch.full_like(candidates, largest)
+    errors = round_trip_errors(weight.reshape(-1, weight.shape[-1]), candidates, -bound, bound)
+    best = candidates.gather(0, errors.argmin(0, keepdim=True)).view(scale.shape)
     codes = round_weight(weight, best, num_bits)
     energy = codes.square().sum(-1)
     return torch.where(energy > 0, (codes * weight).sum(-1) / energy.clamp(min=1), best)
@@ -43,8 +42,3 @@ def round_weight(weight: Tensor, scale: Tensor, num_bits: int) -> Tensor:
     """Rounds to the nearest code in the narrow range; codes keep the dtype of ``weight``."""
     smallest, largest = code_range(num_bits, signed=True, narrow_range=True)
     return torch.div(weight, scale.unsqueeze(-1)).round_().clamp_(smallest, largest)
-
-
-def _rounding_error(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
-    codes = torch.div(weight, scale.unsqueeze(-1)).round_().clamp_(-largest, largest)
-    return codes.mul_(scale.unsqueeze(-1)).sub_(weight).square_().sum(-1)

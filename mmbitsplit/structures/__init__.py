@@ -4,12 +4,14 @@ from mmbitsplit.structures.layers import (
     BitPlan,
     FloatRemainder,
     LayerGeometry,
+    LayerMeans,
     LayerPlan,
     LayerReport,
     LayerSolution,
     LayerStatistics,
     QParams,
     QuantizationReport,
+    RowStatistics,
     WeightSolution,
     summary,
 )
@@ -26,7 +28,7 @@ from mmbitsplit.structures.spec import (
 
 __all__ = [
     'ActivationSpec', 'BitPlan', 'CalibrationSpec', 'FirstLastSpec', 'FloatRemainder',
-    'LayerGeometry', 'LayerPlan', 'LayerReport', 'LayerSolution', 'LayerStatistics',
-    'OverrideSpec', 'QParams', 'QuantSpec', 'QuantizationReport', 'WeightSolution', 'WeightSpec',
-    'from_mapping', 'merge', 'nearest', 'summary',
+    'LayerGeometry', 'LayerMeans', 'LayerPlan', 'LayerReport', 'LayerSolution', 'LayerStatistics',
+    'OverrideSpec', 'QParams', 'QuantSpec', 'QuantizationReport', 'RowStatistics',
+    'WeightSolution', 'WeightSpec', 'from_mapping', 'merge', 'nearest', 'summary',
 ]

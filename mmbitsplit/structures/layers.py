@@ -103,24 +103,63 @@ class QParams:
     unit: bool = True
 
 
-@dataclass(frozen=True)
-class LayerStatistics:
-    """Sums over K sampled positions; x what enters the product, y the float output, bias removed.
+@dataclass(frozen=True, kw_only=True)
+class LayerMeans:
+    """Means over K sampled positions; x what enters the product, y the float output, no bias.
 
-    Shapes: ``gram`` (G, N, N), ``cross`` (G, M, N), ``y_sq`` (G, M), ``x_sum`` (G, N),
-    ``y_sum`` (G, M), all float64; ``count`` is K.
+    Args:
+        x_sum: (G, N).
+        y_sum: (G, M).
+        count: K.
+    """
+
+    x_sum: Tensor
+    y_sum: Tensor
+    count: int
+
+    @property
+    def x_mean(self) -> Tensor:
+        """(G, N)."""
+        return self.x_sum / self.count
+
+    @property
+    def y_mean(self) -> Tensor:
+        """(G, M)."""
+        return self.y_sum / self.count
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStatistics(LayerMeans):
+    """Sums of products over the positions: all that a solver needs of them.
+
+    Shapes: ``gram`` (G, N, N), ``cross`` (G, M, N), ``y_sq`` (G, M); all sums are float64 for
+    small layers and float32 for large ones.
     """
 
     gram: Tensor
     cross: Tensor
     y_sq: Tensor
-    x_sum: Tensor
-    y_sum: Tensor
-    count: int
 
     def __add__(self, other: 'LayerStatistics') -> 'LayerStatistics':
-        return LayerStatistics(*(getattr(self, name) + getattr(other, name) for name in (
-            'gram', 'cross', 'y_sq', 'x_sum', 'y_sum', 'count')))
+        return LayerStatistics(**{name: getattr(self, name) + getattr(other, name) for name in (
+            'gram', 'cross', 'y_sq', 'x_sum', 'y_sum', 'count')})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowStatistics(LayerMeans):
+    """The positions themselves, for layers whose gram would be larger than they are.
+
+    Args:
+        x: (G, N, K) what enters the product.
+        y: (G, M, K) float outputs without bias.
+        centred: Whether means are to be taken out (the bias is fitted too).
+        lowest: Given when x holds integers from here to 255 more.
+    """
+
+    x: Tensor
+    y: Tensor
+    centred: bool = False
+    lowest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +171,7 @@ class WeightSolution:
         scale: (G, M) float, real units a code step.
         objective: (G, M) sum of squared output errors over the statistics it was solved on.
         num_sweeps: Sweeps over all columns that the descent took.
-        history: Total objective after the start and after every sweep.
+        history: Total objective before and after every fit of the scales, the start's first.
     """
 
     codes: Tensor
@@ -189,7 +228,21 @@ class LayerReport:
 
 @dataclass
 class QuantizationReport:
-    """What ``quantize_model`` did, ready for JSON."""
+    """What ``quantize_model`` did, ready for JSON.
+
+    Args:
+        layers: A row a layer, in the order they were solved.
+        kept_float: What was not quantized, and why.
+        folded_batch_norms: Names.
+        seconds: ``calibration`` in all, of which: ``watch`` (finding out how values flow),
+            ``float_forward``, ``quantized_forward``, ``sampling`` (positions taken from both),
+            ``solve``, and of that ``solve_scales`` (input scales, strength),
+            ``solve_statistics`` and ``solve_codes``.
+        calibration: Batches, seed, processes, layers taken over from an interrupted run.
+        method: The method's options.
+        peak_rss_bytes: Most memory that this process ever held.
+        estimated_bytes: What the calibration was expected to add to what was held before.
+    """
 
     layers: list[LayerReport]
     kept_float: list[FloatRemainder]
@@ -198,6 +251,7 @@ class QuantizationReport:
     calibration: dict[str, Any]
     method: dict[str, Any]
     peak_rss_bytes: int
+    estimated_bytes: int
 
 
 def summary(values: Tensor) -> tuple[float, float]:

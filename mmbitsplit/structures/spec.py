@@ -103,6 +103,8 @@ class CalibrationSpec:
         batch_size: Images of one forward; detectors take images of different shapes, hence 1.
         rows_per_layer: Sampled output positions of a layer over all images.
         holdout: Part of them that no solver sees; the guard judges on it. 0 turns it off.
+        memory_budget: Most memory that calibration may add, GB (10^9 bytes); ``None`` for 80 %
+            of what is available. More is refused before anything is computed.
         dataloader: An mmengine dataloader config of its own; ``None`` takes the training set
             with the test pipeline. Used by ``mmbitsplit.engine`` only.
     """
@@ -112,6 +114,7 @@ class CalibrationSpec:
     batch_size: int = 1
     rows_per_layer: int = 16384
     holdout: float = 0.125
+    memory_budget: float | None = None
     dataloader: Mapping[str, Any] | None = None
 
     def __post_init__(self):
@@ -124,6 +127,10 @@ class CalibrationSpec:
             raise ValueError(f'seed={self.seed!r} is not supported; allowed are integers from 0.')
         if not _is_number(self.holdout) or not 0 <= self.holdout <= 0.5:
             raise ValueError(f'holdout={self.holdout!r} is not supported; allowed is 0 to 0.5.')
+        if self.memory_budget is not None and not (
+                _is_number(self.memory_budget) and self.memory_budget > 0):
+            raise ValueError(f'memory_budget={self.memory_budget!r} is not supported; allowed are '
+                             'None or a positive number of GB.')
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ def test_weight_shape_and_inputs_agree_with_torch(geometry, module):
 
 
 def test_statistics_add_field_by_field():
-    first = LayerStatistics(*(torch.full((1,), float(k)) for k in range(1, 6)), count=6)
-    second = LayerStatistics(*(torch.full((1,), float(10 * k)) for k in range(1, 6)), count=60)
+    names = [field.name for field in dataclasses.fields(LayerStatistics)]
+    first, second = (LayerStatistics(**{name: torch.full((1,), float(factor * k))
+                                        for k, name in enumerate(names, 1)}) for factor in (1, 10))
     total = first + second
-    assert [float(getattr(total, field.name)) for field in dataclasses.fields(total)] \
-        == [11, 22, 33, 44, 55, 66]
-    assert float(first.gram) == 1  # the terms stay what they were
+    assert [float(getattr(total, name)) for name in names] == [11, 22, 33, 44, 55, 66]
+    assert float(first.gram) == names.index('gram') + 1  # the terms stay what they were
 
 
 @pytest.mark.parametrize('value', [
