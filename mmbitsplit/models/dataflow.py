@@ -4,6 +4,7 @@ Nothing is traced or rewritten. A dispatch mode sees every operation and carries
 tensor storage, the set of nearest layers upstream; module hooks tell which layer is running.
 """
 
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,13 @@ class DataFlow:
             name, ``'operation'``, and ``'output'`` when the model returns it.
         stacks: For each layer and call, the module calls around it from the outside in, each
             as (module name, which of its calls).
+        returned: For each module with children, the layers whose values reach what its calls
+            return without another layer between.
+        deciding: Layers whose values became an index, a mask or a number without another layer
+            between: what follows depends on them in ways that no flow of values shows.
+        output_sizes: For each layer and call, the number of elements of its output.
+        live_bytes: For each layer, most bytes that the run had made and still held when one of
+            its calls began.
     """
 
     order: list[str] = field(default_factory=list)
@@ -50,6 +58,10 @@ class DataFlow:
     norm_calls: dict[str, int] = field(default_factory=dict)
     consumers: dict[str, set[str]] = field(default_factory=dict)
     stacks: dict[str, list[tuple[tuple[str, int], ...]]] = field(default_factory=dict)
+    returned: dict[str, set[str]] = field(default_factory=dict)
+    deciding: set[str] = field(default_factory=set)
+    output_sizes: dict[str, list[int]] = field(default_factory=dict)
+    live_bytes: dict[str, int] = field(default_factory=dict)
 
 
 def watch(model: nn.Module, run: Callable[[], Any], *, barriers: Iterable[Any] = (),
@@ -84,7 +96,8 @@ class _Watcher(TorchDispatchMode):
         self.flow = DataFlow()
         # By storage: the nearest layers upstream, and the layer that made it with its output.
         self.sources: dict[StorageWeakRef, set[str]] = {}
-        self.produced: dict[StorageWeakRef, tuple[str, Tensor]] = {}
+        self.produced: dict[StorageWeakRef, tuple[str, weakref.ref[Tensor]]] = {}
+        self.made: dict[StorageWeakRef, int] = {}  # bytes of what the run made
         self.inside: list[str] = []  # layers and norms now running
         self.blinded = 0
         self.stack: list[tuple[str, int]] = []
@@ -105,11 +118,18 @@ class _Watcher(TorchDispatchMode):
                 if made is not None:
                     self.flow.consumers[made[0]].add('operation')
         merged = set().union(*(self._of(t) for t in inputs)) if inputs else set()
+        if not outputs:  # a number was read
+            self.flow.deciding |= merged
         for tensor in outputs:
+            storage = _storage(tensor)
             if not tensor.dtype.is_floating_point:
-                self.sources.pop(_storage(tensor), None)  # an index or a mask is no activation
+                self.sources.pop(storage, None)  # an index or a mask is no activation
+                self.flow.deciding |= merged
             else:
-                self.sources[_storage(tensor)] = set(merged)
+                self.sources[storage] = set(merged)
+            if storage not in self.made and not any(
+                    storage == _storage(tensor) for tensor in inputs):
+                self.made[storage] = tensor.untyped_storage().nbytes()
 
     def _of(self, tensor: Tensor) -> set[str]:
         return self.sources.get(_storage(tensor), set()) if tensor.numel() else set()
@@ -129,7 +149,7 @@ class _Watcher(TorchDispatchMode):
                    self.model.register_forward_hook(self._leave_model)]
         for name, module in self.model.named_modules():
             handles.append(module.register_forward_pre_hook(self._push(name)))
-            handles.append(module.register_forward_hook(self._pop, always_call=True))
+            handles.append(module.register_forward_hook(self._pop(name), always_call=True))
         for name, module in self.model.named_modules():
             if layer_kind(module) is not None:
                 handles.append(module.register_forward_pre_hook(
@@ -166,8 +186,20 @@ class _Watcher(TorchDispatchMode):
             self.stack.append((name, self.module_calls[name]))
         return hook
 
-    def _pop(self, module, args, output):
-        self.stack.pop()
+    def _pop(self, name: str):
+        def hook(module, args, output):
+            self.stack.pop()
+            if any(True for _ in module.children()):
+                self.flow.returned.setdefault(name, set()).update(
+                    *(self._of(leaf) for leaf in tree_flatten(output)[0]
+                      if isinstance(leaf, Tensor)))
+        return hook
+
+    def _live_bytes(self) -> int:
+        """Bytes of what the run made and still holds."""
+        self.made = {storage: size for storage, size in self.made.items()
+                     if not storage.expired()}
+        return sum(self.made.values())
 
     def _enter_layer(self, name: str):
         def hook(module, args, kwargs):
@@ -177,6 +209,7 @@ class _Watcher(TorchDispatchMode):
                 flow.consumers[name] = set()
             flow.calls[name] = flow.calls.get(name, 0) + 1
             flow.stacks.setdefault(name, []).append(tuple(self.stack[:-1]))
+            flow.live_bytes[name] = max(flow.live_bytes.get(name, 0), self._live_bytes())
             sources = self._of(x)
             flow.sources.setdefault(name, set()).update(sources)
             for source in sources - {IMAGE}:
@@ -194,14 +227,15 @@ class _Watcher(TorchDispatchMode):
                 if not computes_like_torch(module, layer_input(args, kwargs), output):
                     self.flow.unlike_torch.add(name)
             self.sources[_storage(output)] = {name}
-            self.produced[_storage(output)] = (name, output)  # held, so storage is not reused
+            self.produced[_storage(output)] = (name, weakref.ref(output))
+            self.flow.output_sizes.setdefault(name, []).append(output.numel())
         return hook
 
     def _enter_norm(self, name: str):
         def hook(module, args, kwargs):
             x = layer_input(args, kwargs)
             made = self.produced.get(_storage(x))
-            producer = made[0] if made is not None and x is made[1] else None
+            producer = made[0] if made is not None and x is made[1]() else None
             if producer is not None and not self._channels_agree(producer, x):
                 producer = None
             if self.flow.norm_after.setdefault(name, producer) != producer:
