@@ -1,7 +1,11 @@
 """Runs a model on calibration images and solves its layers."""
 
-from mmbitsplit.calibration.calibrate import Progress, calibrate
+from mmbitsplit.calibration.calibrate import calibrate
+from mmbitsplit.calibration.journal import Journal
+from mmbitsplit.calibration.layer_solver import Progress
 from mmbitsplit.calibration.methods import METHODS, build_method, register_method
 from mmbitsplit.calibration.replay import ReplayPoint
+from mmbitsplit.calibration.team import ProcessTeam, Team, current_team
 
-__all__ = ['METHODS', 'Progress', 'ReplayPoint', 'build_method', 'calibrate', 'register_method']
+__all__ = ['METHODS', 'Journal', 'ProcessTeam', 'Progress', 'ReplayPoint', 'Team', 'build_method',
+           'calibrate', 'current_team', 'register_method']

@@ -3,37 +3,32 @@
 import functools
 import resource
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from mmbitsplit.calibration.capture import CallCapture, Sampler
-from mmbitsplit.calibration.float_pass import FloatRecord, check_finite, float_pass
+from mmbitsplit.calibration.capture import Sampler
+from mmbitsplit.calibration.float_pass import FloatRecord, float_pass
+from mmbitsplit.calibration.journal import Journal
+from mmbitsplit.calibration.layer_solver import LayerSolver, Progress
 from mmbitsplit.calibration.lockstep import Lockstep
+from mmbitsplit.calibration.memory import (
+    BUDGET,
+    MemoryEstimate,
+    available_bytes,
+    batch_size,
+    check_memory,
+    estimate_memory,
+)
 from mmbitsplit.calibration.methods import build_method
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, barrier, recording, replaying
-from mmbitsplit.calibration.shared import find_owners
-from mmbitsplit.calibration.solve_layer import Solved, solve_layer
-from mmbitsplit.models import DataFlow, PreparedModel, apply, layer_kind, prepare, watch
-from mmbitsplit.structures import LayerPlan, LayerReport, QuantizationReport, QuantSpec, summary
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One step of the calibration, for whoever shows it.
-
-    Args:
-        stage: ``'float'`` (images through the float model) or ``'layers'``.
-        done, total: Steps of the stage.
-        layer: Report of the layer just solved, in the second stage.
-    """
-
-    stage: str
-    done: int
-    total: int
-    layer: LayerReport | None = None
+from mmbitsplit.calibration.shared import Owner, find_owners
+from mmbitsplit.calibration.stopwatch import Stopwatch
+from mmbitsplit.calibration.team import Team
+from mmbitsplit.models import DataFlow, PreparedModel, layer_kind, prepare, watch
+from mmbitsplit.structures import QuantizationReport, QuantSpec
 
 
 def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
@@ -41,141 +36,121 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
               replay_points: Sequence[ReplayPoint] = (),
               labels: Sequence[str] | None = None,
               progress: Callable[[Progress], None] = lambda step: None,
+              team: Team | None = None, journal: Journal | None = None,
               ) -> tuple[PreparedModel, QuantizationReport]:
     """Quantizes a model in place: two forwards a batch, layer after layer.
 
     Args:
         model: Float model; put into eval mode.
-        batches: Calibration batches, at least one; all are kept in memory.
+        batches: Calibration batches, at least one; all are kept in memory. With a team of
+            several, this process's share: ``team.batches`` says which.
         spec: The request.
         run: Runs the model on a batch, as ``run(model, batch)``.
         replay_points: Calls whose results are recorded in the float pass and replayed.
         labels: What each batch is called in error messages.
         progress: Told every step.
+        team: The processes that calibrate together; this one alone when not given.
+        journal: Layers that an interrupted calibration has solved are taken over from it, those
+            solved now are added; the first process of a team has it, the others give ``None``.
 
     Returns:
         The prepared model, every planned layer quantized, and the report.
 
     Raises:
         ValueError: No batches, an unknown method or option, activations that are not finite, a
-            layer that is never reached, overrides or a scope that match nothing.
+            layer that is never reached, overrides or a scope that match nothing, more than the
+            memory budget.
     """
-    if not len(batches):
+    team = team or Team()
+    total = team.total(len(batches))
+    if not total:
         raise ValueError('The calibration set is empty; at least one batch of images is needed.')
+    numbers = team.batches(total)
+    assert len(numbers) == len(batches), (team.rank, len(batches), numbers)
     method = build_method(spec.method)
-    labels = labels or [f'batch {index}' for index in range(len(batches))]
-    started = time.perf_counter()
+    by_number = dict(zip(numbers, batches))
+    labels = dict(zip(numbers, labels or [f'batch {number}' for number in numbers]))
+    stopwatch, started = Stopwatch(), time.perf_counter()
     model.eval()
-    flow = _watch(model, batches, run, replay_points)
+    with stopwatch('watch'):
+        flow, sizes = _watch(model, by_number, run, replay_points, team)
     prepared = prepare(model, flow, spec)
-    calls = {name: flow.calls[name] for name in prepared.layers}
-    sampler = Sampler(spec.calibration, len(batches), calls)
+    owners = find_owners(flow, set(prepared.layers))
+    estimate = _check_memory(model, flow, prepared, owners, sizes, spec, total)
+    entries = team.from_first(journal.entries if journal is not None else [])
+    done = {entry.name for entry in entries}
+    sampler = Sampler(spec.calibration, total,
+                      {name: flow.calls[name] for name in prepared.layers}, stopwatch)
     tape, current = Tape(), {'batch': 0}
-    with recording(replay_points, tape, lambda: current['batch']):
-        record = float_pass(
-            prepared, batches, lambda batch: run(model, batch), sampler, labels,
-            enter=lambda batch: current.update(batch=batch),
-            progress=lambda done, total: progress(Progress('float', done, total)))
-    solver = _Solver(prepared, record, method, labels, progress)
-    lockstep = Lockstep(prepared, batches, lambda batch: run(model, batch), record.counts,
-                        find_owners(flow, set(prepared.layers)), sampler, tape, solver)
-    with replaying(replay_points, tape, lockstep.current_batch):
-        lockstep.run()
+    record = FloatRecord()
+    if len(done) < len(prepared.layers):
+        with stopwatch('float_pass'), recording(replay_points, tape, lambda: current['batch']):
+            record = float_pass(
+                prepared, by_number, lambda batch: run(model, batch), sampler, labels, done,
+                enter=lambda batch: current.update(batch=batch),
+                progress=lambda step, steps: progress(Progress('float', step, steps)))
+        if journal is not None:
+            journal.remember(float_forward=record.seconds_forward)
+    elif journal is not None:
+        record.seconds_forward = journal.facts['float_forward']
+    solver = LayerSolver(prepared, record, method, labels, team, journal, stopwatch, progress)
+    solver.take_over(entries)
+    if len(done) < len(prepared.layers):
+        lockstep = Lockstep(prepared, by_number, lambda batch: run(model, batch), record.counts,
+                            owners, sampler, tape, solver, team)
+        with stopwatch('quantized_pass'), replaying(replay_points, tape, lockstep.current_batch):
+            lockstep.run()
     solver.check_complete()
-    report = QuantizationReport(
+    return prepared, QuantizationReport(
         layers=solver.reports, kept_float=list(prepared.plan.kept_float),
         folded_batch_norms=sorted(prepared.folded),
-        seconds={'float_forward': record.seconds_forward, 'capture': record.seconds_capture,
-                 'solve': solver.seconds, 'calibration': time.perf_counter() - started},
-        calibration={'num_batches': len(batches), 'seed': spec.calibration.seed},
+        seconds=_seconds(stopwatch, record, time.perf_counter() - started),
+        calibration={'num_batches': total, 'seed': spec.calibration.seed,
+                     'processes': team.size, 'layers_taken_over': len(done)},
         method=dict(spec.method),
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    return prepared, report
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        estimated_bytes=estimate.total)
 
 
-def _watch(model: nn.Module, batches: Sequence[Any], run: Callable[[nn.Module, Any], Any],
-           replay_points: Sequence[ReplayPoint]) -> DataFlow:
-    """Looks at batches until one reaches every layer; keeps the one that reaches most."""
+def _watch(model: nn.Module, batches: Mapping[int, Any], run: Callable[[nn.Module, Any], Any],
+           replay_points: Sequence[ReplayPoint], team: Team,
+           ) -> tuple[DataFlow, dict[int, float]]:
+    """Looks at batches until one reaches every layer; keeps the one that reaches most.
+
+    Returns:
+        The data flow, the same in every process, and the sizes of this process's batches in
+        units of the batch that was kept.
+    """
     wanted = sum(layer_kind(module) is not None for module in model.modules())
-    best: DataFlow | None = None
-    for batch in batches:
+    best, size = DataFlow(), 1
+    for batch in batches.values():
         flow = watch(model, functools.partial(run, model, batch), barriers=[barrier(replay_points)])
-        if best is None or len(flow.order) > len(best.order):
-            best = flow
+        if len(flow.order) > len(best.order):
+            best, size = flow, batch_size(batch)
         if len(best.order) == wanted:
             break
-    return best
+    best, size = max(team.gather((best, size)), key=lambda seen: len(seen[0].order))
+    return best, {number: batch_size(batch) / size for number, batch in batches.items()}
 
 
-class _Solver:
-    """Solves a layer when the lockstep pass has its inputs, and reports it."""
-
-    def __init__(self, prepared: PreparedModel, record: FloatRecord, method, labels,
-                 progress: Callable[[Progress], None]):
-        self.prepared, self.record, self.method = prepared, record, method
-        self.labels, self.progress = labels, progress
-        self.plans: dict[str, LayerPlan] = {plan.name: plan for plan in prepared.plan.layers}
-        self.reports: list[LayerReport] = []
-        self.seconds = 0.0
-
-    def __call__(self, name: str, offers: dict[int, list[CallCapture]]) -> None:
-        started = time.perf_counter()
-        captures, targets = self._align(name, offers)
-        layer, plan = self.prepared.layers[name], self.plans[name]
-        if not sum(target.shape[-1] for target in targets):
-            raise ValueError(f"Layer '{name}' saw no input position on any calibration image "
-                             '(no detections?); use other images, or leave it in float with '
-                             f"overrides=[dict(match='{name}', skip=True)].")
-        solved = solve_layer(layer, plan, self.method, captures, targets)
-        apply(layer, solved.solution)
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        report = _report(layer, plan, solved, captures, seconds)
-        self.reports.append(report)
-        self.progress(Progress('layers', len(self.reports), len(self.plans), report))
-
-    def _align(self, name: str, offers: dict[int, list[CallCapture]],
-               ) -> tuple[list[CallCapture], list[Tensor]]:
-        """Pairs the calls of both passes, batch by batch."""
-        captures, targets = [], []
-        for batch in sorted(offers):
-            wanted = self.record.targets.pop((name, batch))
-            # Whole shapes: of inputs of different sizes equally many positions may be sampled.
-            if [capture.shape for capture in offers[batch]] != self.record.shapes[name, batch]:
-                raise RuntimeError(
-                    f"Layer '{name}' on {self.labels[batch]}: the two passes see inputs of "
-                    'different sizes. A step whose result depends on the data comes before; '
-                    'name it as a replay point.')
-            for capture in offers[batch]:
-                check_finite(name, capture.patches, self.labels[batch], 'quantized')
-            captures += offers[batch]
-            targets += wanted
-        return captures, targets
-
-    def check_complete(self) -> None:
-        """Raises ``ValueError`` for planned layers that the passes never reached."""
-        missing = [name for name in self.plans if not self.prepared.layers[name].quantized]
-        if missing:
-            raise ValueError(f'{len(missing)} layer(s) were not solved: {", ".join(missing[:5])}.'
-                             ' The calibration images do not reach them; use others, or leave '
-                             'them in float with an override (skip=True).')
+def _check_memory(model: nn.Module, flow: DataFlow, prepared: PreparedModel,
+                  owners: Mapping[str, Owner], sizes: Mapping[int, float], spec: QuantSpec,
+                  num_batches: int) -> MemoryEstimate:
+    estimate = estimate_memory(flow, prepared.layers, owners, sizes,
+                               spec.calibration.rows_per_layer, num_batches)
+    budget = spec.calibration.memory_budget
+    device = next((value.device for value in model.parameters()), torch.device('cpu'))
+    check_memory(estimate, BUDGET * available_bytes(device) if budget is None else budget * 1e9,
+                 len(sizes) * spec.calibration.batch_size)
+    return estimate
 
 
-def _report(layer, plan: LayerPlan, solved: Solved, captures: list[CallCapture],
-            seconds: float) -> LayerReport:
-    qparams = solved.solution.qparams
-    symmetry = None
-    if qparams is not None:
-        symmetry = 'asymmetric' if bool((qparams.zero_point != 0).any()) else \
-            'signed' if qparams.quant_min < 0 else 'unsigned'
-    return LayerReport(
-        name=plan.name, kind=layer.geometry.kind, shape=tuple(layer.geometry.weight_shape),
-        role=plan.role, weight_bits=plan.weight.num_bits,
-        activation_bits=plan.activation.num_bits,
-        activation_mode=plan.activation.mode if qparams is not None else None,
-        activation_symmetry=symmetry, strength=solved.strength,
-        weight_scale=summary(solved.solution.weight_scale),
-        activation_scale=None if qparams is None else summary(qparams.scale),
-        error_rounding=solved.error_rounding, error=solved.error, sweeps=solved.sweeps,
-        guard_taken=solved.guard_taken, calls=len(captures),
-        rows=sum(capture.patches.shape[-1] for capture in captures), seconds=seconds)
+def _seconds(stopwatch: Stopwatch, record: FloatRecord, total: float) -> dict[str, float]:
+    """Where the time went; see ``QuantizationReport``."""
+    parts = stopwatch.seconds
+    sampling = parts['sampling'] - record.seconds_sampling  # in the quantized pass
+    return {'float_forward': record.seconds_forward,
+            'quantized_forward': parts['quantized_pass'] - parts['solve'] - sampling,
+            **{name: parts[name] for name in (
+                'watch', 'sampling', 'solve', 'solve_scales', 'solve_statistics', 'solve_codes')},
+            'calibration': total}

@@ -1,13 +1,21 @@
 """Takes from one layer call what calibration needs: patches, samples, range."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mmbitsplit.calibration.sampling import is_held_out, rows_per_call, sample_positions
-from mmbitsplit.functional import ActivationSamples, channel_dim, gather_patches, output_size
+from mmbitsplit.calibration.stopwatch import Stopwatch
+from mmbitsplit.calibration.team import Team
+from mmbitsplit.functional import (
+    ActivationSamples,
+    channel_dim,
+    gather_outputs,
+    gather_patches,
+    output_size,
+)
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import CalibrationSpec
 
@@ -24,6 +32,7 @@ class CallCapture:
         low, high: (C,) range of the whole input.
         held_out: (K,) bool.
         shape: Shape of the input, for error messages.
+        batch: Number of the batch, over all processes.
     """
 
     patches: Tensor
@@ -32,6 +41,7 @@ class CallCapture:
     high: Tensor
     held_out: Tensor
     shape: tuple[int, ...]
+    batch: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,11 +52,13 @@ class Sampler:
         spec: Rows, seed, holdout.
         num_batches: Batches of the calibration.
         calls: Number of calls by layer name.
+        stopwatch: Told what sampling takes.
     """
 
     spec: CalibrationSpec
     num_batches: int
     calls: dict[str, int]
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def positions(self, name: str, layer: QuantizedLayer, call: int, batch: int,
                   shape: torch.Size) -> Tensor:
@@ -63,10 +75,29 @@ class Sampler:
         positions = self.positions(name, layer, call, batch, x.shape)
         return gather_patches(x.detach(), positions.to(x.device), layer.geometry)
 
+    def target(self, name: str, layer: QuantizedLayer, call: int, batch: int,
+               shape: torch.Size, output: Tensor) -> Tensor:
+        """A call's outputs at those positions, (G, M, K), without bias and never a view.
+
+        Args:
+            shape: Of the call's input.
+            output: What the call gave.
+        """
+        with self.stopwatch('sampling'):
+            positions = self.positions(name, layer, call, batch, shape)
+            target = gather_outputs(output.detach(), positions.to(output.device), layer.geometry)
+            if layer.bias is not None:
+                target -= layer.bias.detach().view(layer.geometry.groups, -1, 1)
+        return target
+
     def capture(self, name: str, layer: QuantizedLayer, call: int, batch: int, x: Tensor,
                 ) -> CallCapture:
         """Everything that solving needs of a call of the quantized pass."""
-        x = x.detach()
+        with self.stopwatch('sampling'):
+            return self._capture(name, layer, call, batch, x.detach())
+
+    def _capture(self, name: str, layer: QuantizedLayer, call: int, batch: int, x: Tensor,
+                 ) -> CallCapture:
         patches = self.patches(name, layer, call, batch, x)
         channels = x.movedim(channel_dim(layer.geometry), 0)
         channels = channels.reshape(channels.shape[0], -1)  # (C, positions)
@@ -80,12 +111,15 @@ class Sampler:
         return CallCapture(
             patches, channels[:, chosen.to(x.device)], low, high,
             is_held_out(batch, self.num_batches, patches.shape[-1], self.spec.holdout),
-            tuple(x.shape))
+            tuple(x.shape), batch)
 
 
-def merge_samples(captures: Sequence[CallCapture]) -> ActivationSamples:
-    """Joins the samples and ranges of all calls of a layer."""
+def merge_samples(captures: Sequence[CallCapture], team: Team) -> ActivationSamples:
+    """Joins the samples and ranges of all calls of a layer, those of other processes too."""
+    mine = [(capture.batch, capture.samples, capture.low, capture.high) for capture in captures]
+    calls = [call for part in team.gather(mine) for call in part]
+    calls.sort(key=lambda call: call[0])  # the order of one process alone; calls stay in theirs
     return ActivationSamples(
-        torch.cat([capture.samples for capture in captures], 1),
-        torch.stack([capture.low for capture in captures]).amin(0),
-        torch.stack([capture.high for capture in captures]).amax(0))
+        torch.cat([samples for _, samples, _, _ in calls], 1),
+        torch.stack([low for _, _, low, _ in calls]).amin(0),
+        torch.stack([high for _, _, _, high in calls]).amax(0))

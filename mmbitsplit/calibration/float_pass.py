@@ -1,7 +1,7 @@
 """The float pass: one forward a batch, nothing kept but targets at the sampled positions."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,31 +22,31 @@ class FloatRecord:
         shapes: By (layer, batch), the input's shape of each call.
         counts: By batch, number of calls by layer name.
         seconds_forward: Time of the forwards alone, s.
-        seconds_capture: Time spent on targets, s.
+        seconds_sampling: Time spent on targets, s.
     """
 
     targets: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
     shapes: dict[tuple[str, int], list[tuple[int, ...]]] = field(default_factory=dict)
-    counts: list[dict[str, int]] = field(default_factory=list)
+    counts: dict[int, dict[str, int]] = field(default_factory=dict)
     seconds_forward: float = 0.0
-    seconds_capture: float = 0.0
+    seconds_sampling: float = 0.0
 
 
-def float_pass(prepared: PreparedModel, batches: Sequence[Any], run: Callable[[Any], Any],
-               sampler: Sampler, labels: Sequence[str], enter: Callable[[int], None],
-               progress: Callable[[int, int], None]) -> FloatRecord:
+def float_pass(prepared: PreparedModel, batches: Mapping[int, Any], run: Callable[[Any], Any],
+               sampler: Sampler, labels: Mapping[int, str], done: Container[str],
+               enter: Callable[[int], None], progress: Callable[[int, int], None]) -> FloatRecord:
     """Runs every batch through the float model.
 
-    Targets are computed from the float input and the float weight: a captured output may be
-    changed in place by what comes after.
+    A target is copied from the layer's output at once: what comes after may change it in place.
 
     Args:
         prepared: The model, its layers still in float.
-        batches: One after another, handed to ``run``.
+        batches: By number; one after another handed to ``run``.
         run: Runs the model on a batch.
         sampler: Positions.
         labels: What each batch is called in error messages.
-        enter: Told the index of the batch that starts.
+        done: Layers solved already, whose targets nobody asks for.
+        enter: Told the number of the batch that starts.
         progress: Told (batches done, batches in all).
 
     Raises:
@@ -55,29 +55,28 @@ def float_pass(prepared: PreparedModel, batches: Sequence[Any], run: Callable[[A
     record = FloatRecord()
     current = {'batch': 0}
 
-    def take(name: str, layer: QuantizedLayer, x: Tensor) -> None:
-        started = time.perf_counter()
+    def take(name: str, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
         batch = current['batch']
         check_finite(name, x, labels[batch], 'float')
         counts = record.counts[batch]
         call = counts.get(name, 0)
         counts[name] = call + 1
+        if name in done:
+            return
         record.shapes.setdefault((name, batch), []).append(tuple(x.shape))
-        patches = sampler.patches(name, layer, call, batch, x)
-        record.targets.setdefault((name, batch), []).append(layer.float_rows() @ patches)
-        record.seconds_capture += time.perf_counter() - started
+        record.targets.setdefault((name, batch), []).append(
+            sampler.target(name, layer, call, batch, x.shape, output))
 
+    started, sampled_before = time.perf_counter(), sampler.stopwatch.seconds['sampling']
     with _taking(prepared, take), torch.no_grad():
-        for batch, data in enumerate(batches):
+        for step, (batch, data) in enumerate(batches.items()):
             current['batch'] = batch
-            record.counts.append({})
+            record.counts[batch] = {}
             enter(batch)
-            captured = record.seconds_capture
-            started = time.perf_counter()
             run(data)
-            record.seconds_forward += (time.perf_counter() - started
-                                       - (record.seconds_capture - captured))
-            progress(batch + 1, len(batches))
+            progress(step + 1, len(batches))
+    record.seconds_sampling = sampler.stopwatch.seconds['sampling'] - sampled_before
+    record.seconds_forward = time.perf_counter() - started - record.seconds_sampling
     return record
 
 
@@ -93,14 +92,15 @@ def check_finite(name: str, x: Tensor, label: str, which: str) -> None:
 
 
 @contextmanager
-def _taking(prepared: PreparedModel, take: Callable[[str, QuantizedLayer, Tensor], None]):
-    """Calls ``take`` before every call of every planned layer."""
+def _taking(prepared: PreparedModel,
+            take: Callable[[str, QuantizedLayer, Tensor, Tensor], None]):
+    """Calls ``take`` right after every call of every planned layer."""
     def hook_for(name: str):
-        def hook(module, args, kwargs):
-            take(name, module, layer_input(args, kwargs))
+        def hook(module, args, kwargs, output):
+            take(name, module, layer_input(args, kwargs), output)
         return hook
 
-    handles = [layer.register_forward_pre_hook(hook_for(name), with_kwargs=True)
+    handles = [layer.register_forward_hook(hook_for(name), with_kwargs=True)
                for name, layer in prepared.layers.items()]
     try:
         yield

@@ -7,7 +7,7 @@ image is run once, whatever the depth, and nothing of the model is known beforeh
 layers it calls.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,8 +16,13 @@ from torch import Tensor
 
 from mmbitsplit.calibration.capture import CallCapture, Sampler
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, patched
-from mmbitsplit.calibration.shared import RUN, Offer, OwnerRuns
+from mmbitsplit.calibration.shared import RUN, Offer, Owner, OwnerRuns
+from mmbitsplit.calibration.team import Team
 from mmbitsplit.models import PreparedModel
+
+# What a process says of a layer: none of its batches reaches it (or it is solved), all that do
+# have offered their inputs, some are still on their way.
+_NOT_HERE, _READY, _WAITING = range(3)
 
 
 class Lockstep:
@@ -25,23 +30,25 @@ class Lockstep:
 
     Args:
         prepared: The model; its layers are solved one after another by ``solve``.
-        batches: Calibration batches.
+        batches: This process's calibration batches, by number.
         run: Runs the model on one batch.
         counts: By batch, calls of each layer in the float pass.
-        owners: By module name, layers called several times inside it (``shared``).
+        owners: By module name, calls that are repeated for layers inside (``shared``).
         sampler: Positions.
         tape: Results that are replayed; taken back when an owner is run again.
         solve: Solves a layer and writes the solution into it; given the layer's name and, by
             batch, what was captured of each call.
+        team: The processes that run batches side by side with this one.
     """
 
-    def __init__(self, prepared: PreparedModel, batches: Sequence[Any],
-                 run: Callable[[Any], Any], counts: Sequence[dict[str, int]],
-                 owners: dict[str, set[str]], sampler: Sampler,
-                 tape: Tape, solve: Callable[[str, dict[int, list[CallCapture]]], None]):
+    def __init__(self, prepared: PreparedModel, batches: Mapping[int, Any],
+                 run: Callable[[Any], Any], counts: Mapping[int, dict[str, int]],
+                 owners: dict[str, Owner], sampler: Sampler,
+                 tape: Tape, solve: Callable[[str, dict[int, list[CallCapture]]], None],
+                 team: Team):
         self.prepared, self.batches, self.run_model = prepared, batches, run
         self.counts, self.owners, self.sampler, self.solve = counts, owners, sampler, solve
-        self.tape = tape
+        self.tape, self.team = tape, team
         self.workers: list[_Worker] = []
 
     def current_batch(self) -> int:
@@ -51,13 +58,13 @@ class Lockstep:
     def run(self) -> None:
         """Runs all batches to the end; afterwards every reachable layer is solved."""
         greenlet = _greenlet()
-        self.workers = [_Worker(batch, self._work) for batch in range(len(self.batches))]
+        self.workers = [_Worker(batch, self._work) for batch in self.batches]
         with ExitStack() as stack, torch.no_grad():
             self._intercept(stack)
             try:
                 for worker in self.workers:
                     worker.wake()
-                while not all(worker.dead for worker in self.workers):
+                while self.team.total(sum(not worker.dead for worker in self.workers)):
                     self._step()
             finally:
                 for worker in self.workers:
@@ -67,28 +74,35 @@ class Lockstep:
     def _step(self) -> None:
         """Solves every layer that all its batches offer, and wakes those that offered it."""
         sleeping = [worker for worker in self.workers if not worker.dead]
-        solved = False
-        for name in self.prepared.layers:
-            offers = {worker.batch: worker.offer[name] for worker in sleeping
-                      if name in worker.offer}
-            expected = [batch for batch, counts in enumerate(self.counts) if counts.get(name)]
-            if offers and sorted(offers) == expected:
-                self.solve(name, offers)
-                solved = True
-                for worker in sleeping:
-                    if name in worker.offer:
-                        del worker.offer[name]
-                        worker.due = True
-        if not solved:
-            waiting = sorted({name for worker in sleeping for name in worker.offer})
+        states = self.team.gather(self._states(sleeping))
+        ready = [name for name, seen in zip(self.prepared.layers, zip(*states))
+                 if _WAITING not in seen and _READY in seen]
+        if not ready:
+            waiting = sorted({name for part in self.team.gather(
+                [name for worker in sleeping for name in worker.offer]) for name in part})
             raise RuntimeError(
                 'The quantized pass does not follow the float pass: batches wait at '
                 f'{", ".join(waiting) or "no layer"} and no layer has all of its batches. '
                 'A step whose result depends on the data comes before; name it as a replay '
                 'point.')
+        for name in ready:
+            offering = [worker for worker in sleeping if name in worker.offer]
+            self.solve(name, {worker.batch: worker.offer.pop(name) for worker in offering})
+            for worker in offering:
+                worker.due = True
         for worker in sleeping:
             if worker.due:
                 worker.wake()
+
+    def _states(self, sleeping: list['_Worker']) -> list[int]:
+        """Of each layer, whether this process's batches that will reach it have done so."""
+        states = []
+        for name, layer in self.prepared.layers.items():
+            offered = sorted(worker.batch for worker in sleeping if name in worker.offer)
+            expected = [batch for batch in self.batches if self.counts[batch].get(name)]
+            states.append(_NOT_HERE if layer.quantized or not expected
+                          else _READY if offered == expected else _WAITING)
+        return states
 
     def _work(self, batch: int) -> None:
         run = self.run_model
@@ -104,12 +118,11 @@ class Lockstep:
         for name, layer in self.prepared.layers.items():
             stack.enter_context(patched([ReplayPoint(layer, 'forward')],
                                         self._layer_forward(name)))
-        for owner, names in self.owners.items():
-            if owner == RUN:
-                continue
-            module = self.prepared.model.get_submodule(owner)
-            stack.enter_context(patched([ReplayPoint(module, 'forward')],
-                                        self._owner_forward(names)))
+        for name, owner in self.owners.items():
+            if name != RUN:
+                module = self.prepared.model.get_submodule(name)
+                stack.enter_context(patched([ReplayPoint(module, 'forward')],
+                                            self._owner_forward(owner)))
 
     def _layer_forward(self, name: str) -> Callable:
         layer = self.prepared.layers[name]
@@ -126,16 +139,18 @@ class Lockstep:
             return intercepted
         return wrap
 
-    def _owner_forward(self, names: set[str]) -> Callable:
-        layers = {name: layer for name, layer in self.prepared.layers.items() if name in names}
+    def _owner_forward(self, owner: Owner) -> Callable:
+        layers = {name: layer for name, layer in self.prepared.layers.items()
+                  if name in owner.layers}
 
         def wrap(forward: Callable) -> Callable:
             def intercepted(*args, **kwargs) -> Any:
                 worker = self._current()
                 if worker.owner_runs is not None:  # the owner's class calls itself
                     return forward(*args, **kwargs)
-                worker.owner_runs = OwnerRuns(layers, self.counts[worker.batch], self.sampler,
-                                              worker.batch, self.tape.bookmark(worker.batch))
+                worker.owner_runs = OwnerRuns(layers, owner.readers, self.counts[worker.batch],
+                                              self.sampler, worker.batch,
+                                              self.tape.bookmark(worker.batch))
                 try:
                     return worker.owner_runs.run(forward, args, kwargs, worker.arrive)
                 finally:

@@ -5,7 +5,9 @@ come after outputs that need the solved layer. The smallest module call around a
 owner, is therefore run several times on the same inputs: solved layers answer from memory,
 layers not yet solved answer NaN at once, and what arrives without NaN is a layer's true input.
 Each run thus knows the inputs of one more layer of every chain, at the cost of the cheap
-operations between layers; no layer is computed twice.
+operations between layers; no layer is computed twice. An output is forgotten, and answered by NaN
+too, when the layers that read it have answers of their own; what was seen of the model says which
+those are, and where that was not the whole truth, NaN shows it and the layer is computed again.
 """
 
 from collections.abc import Callable
@@ -24,7 +26,20 @@ Offer = dict[str, list[CallCapture]]
 RUN = '<run>'  # names as owner the run itself, when no module call is around all calls
 
 
-def find_owners(flow: DataFlow, planned: set[str]) -> dict[str, set[str]]:
+@dataclass(frozen=True)
+class Owner:
+    """A module call that must be repeated.
+
+    Args:
+        layers: Names of the planned layers called inside it.
+        readers: For each of them whose output only layers among them read: those layers.
+    """
+
+    layers: frozenset[str]
+    readers: dict[str, frozenset[str]]
+
+
+def find_owners(flow: DataFlow, planned: set[str]) -> dict[str, Owner]:
     """Finds the module calls that must be repeated.
 
     Args:
@@ -32,8 +47,7 @@ def find_owners(flow: DataFlow, planned: set[str]) -> dict[str, set[str]]:
         planned: Names of the layers that are quantized.
 
     Returns:
-        By owner's module name (or ``RUN``), the planned layers called inside it. Owners do not
-        overlap.
+        By owner's module name (or ``RUN``). Owners do not overlap.
     """
     calls = set()
     for name in planned:
@@ -51,7 +65,16 @@ def find_owners(flow: DataFlow, planned: set[str]) -> dict[str, set[str]]:
         inside = {name for name in planned
                   if any(stack[:len(call)] == call for stack in flow.stacks[name])}
         owners.setdefault(call[-1][0] if call else RUN, set()).update(inside)
-    return owners
+    return {name: Owner(frozenset(inside), _readers(name, inside, flow))
+            for name, inside in owners.items()}
+
+
+def _readers(owner: str, inside: set[str], flow: DataFlow) -> dict[str, frozenset[str]]:
+    # What the whole run returns was not seen, only what the model's call did.
+    return {} if owner == RUN else {
+        name: frozenset(flow.feeds[name]) for name in inside
+        if flow.feeds.get(name) and flow.feeds[name] <= inside
+        and name not in flow.deciding and name not in flow.returned.get(owner, inside)}
 
 
 @dataclass
@@ -60,6 +83,7 @@ class OwnerRuns:
 
     Args:
         layers: Planned layers inside the owner.
+        readers: See ``Owner``.
         counts: Calls of each layer in this batch's float forward.
         sampler: Positions.
         batch: Index of the batch.
@@ -67,11 +91,15 @@ class OwnerRuns:
     """
 
     layers: dict[str, QuantizedLayer]
+    readers: dict[str, frozenset[str]]
     counts: dict[str, int]
     sampler: Sampler
     batch: int
     rewind: Callable[[], None]
     memory: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    answered: dict[str, int] = field(default_factory=dict)  # calls whose output was computed
+    forgotten: set[str] = field(default_factory=set)
+    forgets: bool = True
     offer: Offer = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     provisional: str | None = None
@@ -97,18 +125,49 @@ class OwnerRuns:
             complete = {name: calls for name, calls in self.offer.items()
                         if len(calls) == self.counts[name]}
             arrive(complete)
+        return self._finish(forward, keep, args, kwargs)
+
+    def _finish(self, forward: Callable, keep: '_InputKeeper', args: tuple, kwargs: dict) -> Any:
+        """The last run, every layer answering from memory, or computing what was never asked."""
+        if self.forgotten and not self._result_is_known(forward, keep):
+            self._remember_all()
         self.final = True
-        self.calls.clear()
-        self.rewind()
+        self._restart()
         return forward(*args, **kwargs)
 
+    def _result_is_known(self, forward: Callable, keep: '_InputKeeper') -> bool:
+        """Whether what is in memory is enough, tried before the run whose effects stay."""
+        self._restart()
+        args, kwargs = keep.inputs()
+        try:
+            result = forward(*args, **kwargs)
+        except Exception:  # NaN upset a step
+            return False
+        return not any(bool(torch.isnan(leaf.sum())) for leaf in tree_flatten(result)[0]
+                       if isinstance(leaf, Tensor) and leaf.is_floating_point())
+
+    def _restart(self) -> None:
+        self.calls.clear()
+        self.rewind()
+
     def _probe(self, forward: Callable, keep: '_InputKeeper') -> None:
+        error = self._attempts(forward, keep)
+        if not self._has_inputs() and self.forgotten:
+            self._remember_all()
+            error = self._attempts(forward, keep)
+        if not self._has_inputs():
+            raise RuntimeError(
+                f"Batch {self.batch}: the inputs of layer '{self.pending()[0]}', which is called "
+                f'{self.counts[self.pending()[0]]} times, could not be found.') from error
+        self._forget()
+
+    def _attempts(self, forward: Callable, keep: '_InputKeeper') -> Exception | None:
+        error = None
         for provisional in (None, self.pending()[0]):
             # The second attempt serves layers whose own output comes back to them: the layers
             # not yet solved answer as in float then.
             self.offer, self.provisional = {}, provisional
-            self.calls.clear()
-            self.rewind()
+            self._restart()
             args, kwargs = keep.inputs()
             error = None
             try:
@@ -117,17 +176,35 @@ class OwnerRuns:
                 error = raised
             else:
                 keep.check()
-            if any(len(calls) == self.counts[name] for name, calls in self.offer.items()):
-                return
-        raise RuntimeError(
-            f"Batch {self.batch}: the inputs of layer '{self.pending()[0]}', which is called "
-            f'{self.counts[self.pending()[0]]} times, could not be found.') from error
+            if self._has_inputs():
+                break
+        return error
+
+    def _has_inputs(self) -> bool:
+        """Whether the last run knew all inputs of a layer."""
+        return any(len(calls) == self.counts[name] for name, calls in self.offer.items())
+
+    def _forget(self) -> None:
+        """Drops outputs whose readers all have outputs in memory."""
+        done = {name for name, count in self.answered.items() if count == self.counts[name]}
+        for name, readers in self.readers.items():
+            if self.forgets and name in done and name not in self.forgotten and readers <= done:
+                self.forgotten.add(name)
+                for index in range(self.counts[name]):
+                    self.memory.pop((name, index), None)
+
+    def _remember_all(self) -> None:
+        """Forgets no more: something reads outputs that was not seen."""
+        self.forgotten.clear()
+        self.forgets = False
 
     def call(self, name: str, x: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
         """Answers one call of a planned layer during a run of the owner."""
         layer = self.layers[name]
         index = self.calls.get(name, 0)
         self.calls[name] = index + 1
+        if name in self.forgotten:
+            return _unknown_output(layer, x)
         if self.final:
             known = self.memory.pop((name, index), None)
             return forward(x) if known is None else known
@@ -137,6 +214,7 @@ class OwnerRuns:
         unknown = bool(torch.isnan(x.sum()))
         if layer.quantized and not unknown and self.provisional is None:
             self.memory[name, index] = forward(x)
+            self.answered[name] = self.answered.get(name, 0) + (self.forgets)
             return self.memory[name, index].clone()
         if not layer.quantized and not unknown and self.provisional in (None, name):
             self.offer.setdefault(name, []).append(

@@ -7,71 +7,26 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.calibration.capture import CallCapture, merge_samples
-from mmbitsplit.calibration.methods import Method, RoundToNearest
-from mmbitsplit.functional import (
-    ActivationSamples,
-    bias_correction,
-    center,
-    channel_scales,
-    interpolate_scales,
-    layer_statistics,
-    per_input,
-    product_input,
-    rows_to_weight,
-    search_qparams,
+from mmbitsplit.calibration.evidence import collect_evidence
+from mmbitsplit.calibration.input_scales import (
+    Candidate,
+    choose_candidate,
+    input_candidates,
 )
+from mmbitsplit.calibration.methods import Method
+from mmbitsplit.calibration.output_error import output_error
+from mmbitsplit.calibration.rows import LayerRows
+from mmbitsplit.calibration.stopwatch import Stopwatch
+from mmbitsplit.calibration.team import Team
+from mmbitsplit.functional import round_weight, rows_to_weight, weight_scale
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import (
-    ActivationSpec,
     LayerPlan,
     LayerSolution,
     LayerStatistics,
-    QParams,
+    RowStatistics,
     WeightSolution,
 )
-
-STRENGTHS = (0.0, 0.3, 0.6, 1.0)  # 0: one scale a tensor, 1: the paper's ECAQ
-# Where activations have no more bits than weights, the strongest ECAQ is taken whose output error
-# is within this factor of the least: at equal error in its own layer it spends the codes of every
-# channel better, and later layers gain (CIFAR ResNet-20 W3A3, three seeds: 78.9 -> 79.4 %). With
-# fewer weight bits the rescaled weights are what is hard to quantize, and the least error is
-# taken (W2A4: 77.9 %, 77.5 % with the factor).
-STRENGTH_TOLERANCE = 1.05
-# Above this many inputs of an output one gram is a gigabyte, and the strength is not tried out:
-# by the same reasoning it is 1 where activations have no more bits than weights, else 0.
-MOST_INPUTS_FOR_STRENGTH = 4608
-# Rows that the choice of the strength solves and judges on; the final solve takes all.
-ROWS_FOR_STRENGTH, ROWS_TO_JUDGE = 4096, 8192
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to quantize a layer's input.
-
-    Args:
-        qparams: ``None`` for a float input.
-        strength: Of ECAQ, ``None`` in other modes.
-    """
-
-    qparams: QParams | None
-    strength: float | None = None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Sampled positions of a layer, as columns.
-
-    Args:
-        x: (G, N, K) real inputs of the product in the quantized model.
-        y: (G, M, K) float outputs without bias.
-    """
-
-    x: Tensor
-    y: Tensor
-
-    def take(self, chosen: Tensor) -> 'Rows':
-        """The columns that ``chosen``, indices or a mask, names."""
-        return Rows(self.x[..., chosen], self.y[..., chosen])
 
 
 @dataclass(frozen=True)
@@ -85,6 +40,8 @@ class Solved:
         error_rounding: The same of plain rounding with the same input quantization.
         guard_taken: Whether plain rounding was taken instead of the method's codes.
         sweeps: Sweeps of the descent.
+        rows: Positions looked at, over all processes.
+        calls: Calls that they come from, over all processes.
     """
 
     solution: LayerSolution
@@ -93,128 +50,77 @@ class Solved:
     error_rounding: float
     guard_taken: bool
     sweeps: int
+    rows: int
+    calls: int
 
 
 def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
-                captures: Sequence[CallCapture], targets: Sequence[Tensor]) -> Solved:
-    """Quantizes one layer.
+                captures: Sequence[CallCapture], targets: Sequence[Tensor],
+                team: Team | None = None, stopwatch: Stopwatch | None = None) -> Solved:
+    """Quantizes one layer; every process of the team returns the same.
 
     Args:
         layer: Still in float.
         plan: Bits and modes.
         method: Chooses the codes.
-        captures: Of every call in the quantized model.
+        captures: Of every call in the quantized model, this process's.
         targets: Float outputs (G, M, K) of the same calls at the same positions.
+        team: The processes that hold the other calls; this one alone when not given.
+        stopwatch: Told what the parts take.
     """
-    rows = Rows(torch.cat([capture.patches for capture in captures], -1),
-                torch.cat(list(targets), -1))
-    held_out = torch.cat([capture.held_out for capture in captures]).to(rows.x.device)
-    fit, judge = rows.take(~held_out), rows.take(held_out)
-    if not held_out.any() or held_out.all():  # nothing apart to judge on
-        fit = judge = rows
-    weight = layer.float_rows()
-    candidates = input_candidates(merge_samples(captures), plan.activation)
-    best = _choose(candidates, rows, fit, weight, layer, plan, method)
-    statistics, scaled = _statistics(fit, best, weight, layer, method)
-    solved = method.solve(statistics, scaled, plan.weight.num_bits)
-    plain = RoundToNearest(plan.weight.scale_search).solve(statistics, scaled,
-                                                           plan.weight.num_bits)
-    error, bias = _judge(solved, statistics, judge, best, layer, method)
-    error_rounding, bias_rounding = _judge(plain, statistics, judge, best, layer, method)
-    guard_taken = method.guard and not error <= error_rounding  # NaN is no solution either
+    team, stopwatch = team or Team(), stopwatch or Stopwatch()
+    rows = LayerRows(captures, targets, team)
+    geometry, weight = layer.geometry, layer.float_rows()
+    with stopwatch('solve_scales'):
+        candidates = input_candidates(merge_samples(captures, team), plan.activation)
+        best = choose_candidate(candidates, rows, layer, plan, method)
+    with stopwatch('solve_statistics'):
+        fit, judge = rows.split()
+        inputs, y = best.inputs(judge.x, geometry), judge.y
+        del judge  # of a large layer each is half a gigabyte
+        fit_inputs, fit_y = best.inputs(fit.x, geometry), fit.y
+        del fit
+        evidence = collect_evidence(fit_inputs, fit_y, best.lowest, method.bias_correction, team)
+        del fit_inputs, fit_y
+    with stopwatch('solve_codes'):
+        scaled = best.weight(weight, geometry).to(evidence.x_sum.dtype)
+        solved = _solve_in_shares(method, evidence, scaled, plan.weight.num_bits, team)
+    codes, scale, judged = solved.codes, solved.scale, output_error(
+        solved.codes, solved.scale, evidence, inputs, y, method, team)
+    plain_scale = weight_scale(scaled, plan.weight.num_bits, plan.weight.scale_search)
+    plain_codes = round_weight(scaled, plain_scale, plan.weight.num_bits)
+    plain = output_error(plain_codes, plain_scale, evidence, inputs, y, method, team)
+    guard_taken = method.guard and not judged.error <= plain.error  # NaN is no solution either
     if guard_taken:
-        solved, error, bias = replace(plain, num_sweeps=solved.num_sweeps), error_rounding, \
-            bias_rounding
-    return Solved(_solution(solved, bias, best, layer, plan), best.strength, error, error_rounding,
-                  guard_taken, solved.num_sweeps)
+        codes, scale, judged = plain_codes.to(torch.int8), plain_scale, plain
+    calls, sampled = map(sum, zip(*team.gather(
+        (len(captures), sum(capture.patches.shape[-1] for capture in captures)))))
+    return team.from_first(Solved(
+        _solution(codes, scale, judged.bias, best, layer, plan), best.strength, judged.error,
+        plain.error, guard_taken, solved.num_sweeps, sampled, calls))
 
 
-def input_candidates(samples: ActivationSamples, spec: ActivationSpec) -> list[Candidate]:
-    """Lists the input quantizations that the spec leaves open: one, or one a strength."""
-    if spec.num_bits is None:
-        return [Candidate(None)]
-    search = dict(symmetry=spec.symmetry, search=spec.scale_search)
-    if spec.mode == 'per_channel':
-        return [Candidate(search_qparams(samples, spec.num_bits, per_channel=True, **search))]
-    tensor = search_qparams(samples, spec.num_bits, **search)
-    if spec.mode == 'per_tensor':
-        return [Candidate(replace(tensor, unit=True))]
-    by_channel = channel_scales(samples, tensor, spec.scale_search)
-    strengths = STRENGTHS if spec.strength == 'auto' else (float(spec.strength),)
-    return [Candidate(QParams(
-        interpolate_scales(tensor.scale, by_channel, strength),
-        tensor.zero_point.expand_as(by_channel), tensor.quant_min, tensor.quant_max, unit=True),
-        strength) for strength in strengths]
+def _solve_in_shares(method: Method, evidence: LayerStatistics | RowStatistics, weight: Tensor,
+                     num_bits: int, team: Team) -> WeightSolution:
+    """Every process solves some of the output channels, which do not depend on each other."""
+    solve = method.solve_rows if isinstance(evidence, RowStatistics) else method.solve
+    if team.size == 1 or weight.shape[1] < team.size:
+        return solve(evidence, weight, num_bits)
+    share = team.share(weight.shape[1])
+    names = ('y_sum', 'y') if isinstance(evidence, RowStatistics) else ('y_sum', 'cross', 'y_sq')
+    mine = replace(evidence, **{name: getattr(evidence, name)[:, share] for name in names})
+    parts = team.gather(solve(mine, weight[:, share], num_bits))
+    return WeightSolution(
+        *(torch.cat([getattr(part, name) for part in parts], 1)
+          for name in ('codes', 'scale', 'objective')),
+        num_sweeps=max(part.num_sweeps for part in parts))
 
 
-def _choose(candidates: list[Candidate], rows: Rows, fit: Rows, weight: Tensor,
-            layer: QuantizedLayer, plan: LayerPlan, method: Method) -> Candidate:
-    """Returns the candidate of least output error, or the strongest that comes close to it.
-
-    Each is solved quickly on a part of ``fit`` and judged on ``rows``.
-    """
-    generous = plan.activation.num_bits is not None \
-        and plan.activation.num_bits <= plan.weight.num_bits
-    if len(candidates) == 1 or layer.geometry.inputs_per_output > MOST_INPUTS_FOR_STRENGTH:
-        return candidates[-1 if generous else 0]
-    method = method.quick()
-    part, judged = _thin(fit, ROWS_FOR_STRENGTH), _thin(rows, ROWS_TO_JUDGE)
-    errors = []
-    for candidate in candidates:
-        statistics, scaled = _statistics(part, candidate, weight, layer, method)
-        solved = method.solve(statistics, scaled, plan.weight.num_bits)
-        errors.append(_judge(solved, statistics, judged, candidate, layer, method)[0])
-    limit = min(errors) * (STRENGTH_TOLERANCE if generous else 1.0)
-    return [candidate for candidate, error in zip(candidates, errors) if error <= limit][-1]
-
-
-def _thin(rows: Rows, most: int) -> Rows:
-    step = -(-rows.x.shape[-1] // most)
-    return rows.take(slice(None, None, step))
-
-
-def _product_rows(x: Tensor, candidate: Candidate, layer: QuantizedLayer) -> Tensor:
-    """What enters the product: (G, N, K) real inputs through the input quantization."""
-    if candidate.qparams is None:
-        return x
-    groups, inputs, positions = x.shape
-    scale = per_input(candidate.qparams.scale, layer.geometry).reshape(-1)
-    zero_point = per_input(candidate.qparams.zero_point, layer.geometry).reshape(-1)
-    spread = replace(candidate.qparams, scale=scale, zero_point=zero_point)
-    return product_input(x.reshape(-1, positions), spread, channel_dim=0).view_as(x)
-
-
-def _statistics(rows: Rows, candidate: Candidate, weight: Tensor, layer: QuantizedLayer,
-                method: Method) -> tuple[LayerStatistics, Tensor]:
-    """Sums for one candidate, and the float weight on their scale (paper, Eq. 13)."""
-    statistics = layer_statistics(_product_rows(rows.x, candidate, layer), rows.y)
-    if method.bias_correction:
-        statistics = center(statistics)
-    if candidate.qparams is not None and candidate.qparams.unit:
-        weight = weight * per_input(candidate.qparams.scale, layer.geometry).unsqueeze(1)
-    return statistics, weight.to(statistics.gram)
-
-
-def _judge(solved: WeightSolution, statistics: LayerStatistics, rows: Rows,
-           candidate: Candidate, layer: QuantizedLayer, method: Method,
-           ) -> tuple[float, Tensor | None]:
-    """Returns the relative squared error on ``rows``, and the bias correction (G, M)."""
-    weight = solved.codes.to(solved.scale) * solved.scale.unsqueeze(-1)
-    error = rows.y - weight.to(rows.y) @ _product_rows(rows.x, candidate, layer)
-    bias = None
-    if method.bias_correction:
-        bias = bias_correction(statistics, weight)
-        error = error - bias.to(error).unsqueeze(-1)
-    spread = rows.y - rows.y.mean(-1, keepdim=True)
-    energy = spread.double().square().sum()
-    return float(error.double().square().sum() / torch.where(energy > 0, energy, 1.0)), bias
-
-
-def _solution(solved: WeightSolution, bias: Tensor | None, candidate: Candidate,
+def _solution(codes: Tensor, scale: Tensor, bias: Tensor | None, candidate: Candidate,
               layer: QuantizedLayer, plan: LayerPlan) -> LayerSolution:
     total = layer.bias
     if bias is not None:
         total = bias.reshape(-1) + (0.0 if layer.bias is None else layer.bias.double())
-    return LayerSolution(rows_to_weight(solved.codes, layer.geometry), plan.weight.num_bits,
-                         solved.scale.reshape(-1).float(),
+    return LayerSolution(rows_to_weight(codes, layer.geometry), plan.weight.num_bits,
+                         scale.reshape(-1).float(),
                          None if total is None else total.detach().float(), candidate.qparams)

@@ -78,12 +78,12 @@ def _spec(**changes) -> QuantSpec:
 
 
 @contextmanager
-def _inputs_of(layer: nn.Module):
-    """Collects copies of the layer's inputs."""
+def _calls_of(layer: nn.Module):
+    """Collects copies of the layer's inputs and outputs."""
     seen = []
-    handle = layer.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(layer_input(args, kwargs).clone()),
-        with_kwargs=True)
+    handle = layer.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append(
+            (layer_input(args, kwargs).clone(), output.clone())), with_kwargs=True)
     try:
         yield seen
     finally:
@@ -102,15 +102,14 @@ def _naive_calibrate(model: nn.Module, batches, spec: QuantSpec, run=call) -> Pr
         layer, captures, targets = prepared.layers[plan.name], [], []
         for index, batch in enumerate(batches):
             with torch.no_grad():
-                with _inputs_of(reference.get_submodule(plan.name)) as float_inputs:
+                with _calls_of(reference.get_submodule(plan.name)) as float_calls:
                     run(reference, batch)
-                with _inputs_of(layer) as quantized_inputs:
+                with _calls_of(layer) as quantized_calls:
                     run(model, batch)
-            assert len(float_inputs) == len(quantized_inputs)
-            for number, x in enumerate(float_inputs):
-                targets.append(layer.float_rows()
-                               @ sampler.patches(plan.name, layer, number, index, x))
-            for number, x in enumerate(quantized_inputs):
+            assert len(float_calls) == len(quantized_calls)
+            for number, (x, output) in enumerate(float_calls):
+                targets.append(sampler.target(plan.name, layer, number, index, x.shape, output))
+            for number, (x, _) in enumerate(quantized_calls):
                 captures.append(sampler.capture(plan.name, layer, number, index, x))
         apply(layer, solve_layer(layer, plan, method, captures, targets).solution)
     return prepared

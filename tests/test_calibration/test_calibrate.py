@@ -34,7 +34,14 @@ def test_report_has_every_layer_and_progress_is_told(residual_net, images, make_
         assert layer.rows >= 1 and layer.calls == 4 and layer.error >= 0
         assert layer.weight_scale[0] > 0
     assert all(value >= 0 for value in report.seconds.values())
-    assert report.peak_rss_bytes > 0 and report.calibration == {'num_batches': 4, 'seed': 0}
+    assert sum(report.seconds[name] for name in (
+        'watch', 'float_forward', 'quantized_forward', 'sampling', 'solve')
+        ) <= report.seconds['calibration']
+    assert sum(report.seconds[name] for name in (
+        'solve_scales', 'solve_statistics', 'solve_codes')) <= report.seconds['solve']
+    assert report.peak_rss_bytes > report.estimated_bytes > 0
+    assert report.calibration == {'num_batches': 4, 'seed': 0, 'processes': 1,
+                                  'layers_taken_over': 0}
 
 
 def test_model_is_quantized_and_stays_near_the_float_model(residual_net, images, make_spec,

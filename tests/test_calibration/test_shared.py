@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmbitsplit.calibration import ReplayPoint, calibrate
-from mmbitsplit.calibration.shared import find_owners
+from mmbitsplit.calibration.shared import OwnerRuns, find_owners
 from mmbitsplit.models import watch
 
 
@@ -73,6 +73,38 @@ class Recurrent(nn.Module):
         return outputs
 
 
+class Chained(nn.Module):
+    """Five layers in a row over all levels; what else reads the first one's output varies."""
+
+    def __init__(self, aside=None):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(5))
+        self.aside = aside
+
+    def forward(self, levels):
+        outputs = []
+        for x in levels:
+            first = torch.relu(self.convs[0](x))
+            x = first
+            for conv in self.convs[1:4]:
+                x = torch.relu(conv(x))
+            outputs.append(self.convs[4](x if self.aside is None else self.aside(first, x)))
+        return outputs
+
+
+def unseen_sum(first, x):
+    """NumPy's work is not seen by a dispatch mode: the sum seems to have no sources."""
+    return torch.from_numpy(first.numpy() + x.numpy())
+
+
+def masked(first, x):
+    return x * (first > first.mean()).to(x)
+
+
+def switched(first, x):
+    return x if float(first.mean()) > 0.2 else -x
+
+
 class Detector(nn.Module):
     def __init__(self, *heads: nn.Module):
         super().__init__()
@@ -93,6 +125,11 @@ HEADS = {
     'feeds itself thrice': lambda: [Recurrent(3)],
     'two layers feed each other': lambda: [Recurrent(2, pair=True)],
     'two layers feed each other thrice': lambda: [Recurrent(3, pair=True)],
+    'a chain': lambda: [Chained()],
+    'a chain and a shortcut': lambda: [Chained(torch.add)],
+    'a chain and an unseen shortcut': lambda: [Chained(unseen_sum)],
+    'a chain and a mask': lambda: [Chained(masked)],
+    'a chain and a switch': lambda: [Chained(switched)],
     'a head of each kind': lambda: [LevelHead(), Recurrent(), ChangesItsInput()],
 }
 
@@ -163,15 +200,42 @@ def test_no_layer_is_computed_twice(seeded, images, make_spec, run_model, layer_
         assert layer_calls[id(prepared.layers[layer.name])] == 2 * layer.calls, layer.name
 
 
+@pytest.mark.parametrize('aside, forgotten, most', [
+    (None, {0, 1, 2}, 2), (torch.add, {1, 2}, 3), (masked, {1, 2}, 3), (switched, {1, 2}, 3),
+    (unseen_sum, set(), 4)])
+def test_outputs_that_nobody_reads_again_are_forgotten(aside, forgotten, most, seeded, images,
+                                                       make_spec, run_model, monkeypatch):
+    held, runs = [], []
+    probe, finish = OwnerRuns._probe, OwnerRuns._finish
+
+    def counting_probe(self, *args):
+        probe(self, *args)
+        held.append(len({name for name, _ in self.memory}))
+
+    def counting_finish(self, *args):
+        result = finish(self, *args)
+        runs.append({name for name in self.forgotten})
+        return result
+
+    monkeypatch.setattr(OwnerRuns, '_probe', counting_probe)
+    monkeypatch.setattr(OwnerRuns, '_finish', counting_finish)
+    calibrate(seeded(lambda: Detector(Chained(aside))), images(), make_spec(), run=run_model)
+    expected = {f'heads.0.convs.{index}' for index in forgotten}
+    assert runs and all(run == expected for run in runs)
+    assert max(held) <= most
+
+
 def test_owners_are_the_smallest_calls_around(seeded, images):
     model = seeded(lambda: Detector(LevelHead(), Recurrent()))
     flow = watch(model, lambda: model(images(1)[0]))
     owners = find_owners(flow, set(flow.calls))
     assert set(owners) == {'heads.0', 'heads.1'}
-    assert owners['heads.1'] == {'heads.1.enter', 'heads.1.cell', 'heads.1.leave'}
+    assert owners['heads.1'].layers == {'heads.1.enter', 'heads.1.cell', 'heads.1.leave'}
     chain = seeded(Chain)
     flow = watch(chain, lambda: chain(images(1)[0]))
-    assert find_owners(flow, set(flow.calls)) == {'': {'stem', 'shared', 'middle', 'end'}}
+    owners = find_owners(flow, set(flow.calls))
+    assert {name: owner.layers for name, owner in owners.items()} == {
+        '': {'stem', 'shared', 'middle', 'end'}}
     assert find_owners(flow, {'stem', 'end'}) == {}
 
 

@@ -5,7 +5,13 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from mmbitsplit.structures import LayerStatistics, WeightSolution, from_mapping, nearest
+from mmbitsplit.structures import (
+    LayerStatistics,
+    RowStatistics,
+    WeightSolution,
+    from_mapping,
+    nearest,
+)
 
 
 class Method(Protocol):
@@ -27,6 +33,14 @@ class Method(Protocol):
             statistics: Sums over the sampled positions, centred when ``bias_correction``.
             weight: (G, M, N) float weight on the scale of the inputs of the sums.
             num_bits: 2 to 8.
+        """
+
+    def solve_rows(self, rows: RowStatistics, weight: Tensor, num_bits: int) -> WeightSolution:
+        """The same for a layer too large for sums of products.
+
+        Args:
+            rows: The positions, to be centred when ``bias_correction``.
+            weight, num_bits: As for ``solve``.
         """
 
     def quick(self) -> 'Method':

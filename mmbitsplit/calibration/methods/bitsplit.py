@@ -5,9 +5,14 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from mmbitsplit.calibration.methods.base import register_method
-from mmbitsplit.functional import add_ridge, solve_bitsplit
+from mmbitsplit.functional import (
+    add_ridge,
+    default_ridge,
+    solve_bitsplit,
+    solve_bitsplit_rows,
+)
 from mmbitsplit.functional.bitsplit import INITS
-from mmbitsplit.structures import LayerStatistics, WeightSolution
+from mmbitsplit.structures import LayerStatistics, RowStatistics, WeightSolution
 from mmbitsplit.structures.options import check_choice
 
 
@@ -23,7 +28,8 @@ class BitSplit:
         init: ``'error_feedback'`` or ``'mse'``, see ``functional.solve_bitsplit``.
         polish: Descend on whole codes after stitching.
         max_sweeps: Most rounds, see ``functional.solve_bitsplit``.
-        tolerance: Where rounds end early, see ``functional.solve_bitsplit``.
+        tolerance: Where rounds end early, see ``functional.solve_bitsplit``; layers of more than
+            8192 inputs end by ``functional.solve_bitsplit_rows``'s own.
         ridge: Pull toward the float weight, a multiple of the mean gram diagonal; ``None``
             takes it from the number of positions (``functional.default_ridge``).
         bias_correction: Fit the bias together with the weights.
@@ -48,6 +54,14 @@ class BitSplit:
         return solve_bitsplit(statistics.gram, statistics.cross, weight, num_bits,
                               y_sq=statistics.y_sq, init=self.init, polish=self.polish,
                               max_sweeps=self.max_sweeps, tolerance=self.tolerance)
+
+    def solve_rows(self, rows: RowStatistics, weight: Tensor, num_bits: int) -> WeightSolution:
+        """See ``Method.solve_rows``."""
+        ridge = self.ridge
+        if ridge is None:
+            ridge = default_ridge(weight.shape[-1], rows.count)
+        return solve_bitsplit_rows(rows, weight, num_bits, ridge=ridge, init=self.init,
+                                   polish=self.polish, max_rounds=self.max_sweeps)
 
     def quick(self) -> 'BitSplit':
         """The start and one round: enough to compare input scales by."""

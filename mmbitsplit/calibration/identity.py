@@ -1,0 +1,105 @@
+"""Says by name what differs between what was asked for now and when a journal was begun."""
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+AGAIN = 'Run without --resume to start again, or use another work directory.'
+_SHA256 = re.compile(r'(?:sha256[:-]?)?([0-9a-f]{64})')
+_MOST_DIFFERENCES = 5
+_LONGEST_VALUE = 60
+
+
+def check_identity(folder: Path, ours: dict[str, Any], stored: dict[str, Any]) -> None:
+    """Raises ``ValueError`` naming what differs between two JSON values.
+
+    Args:
+        folder: The journal's, for the message.
+        ours: What is asked for now.
+        stored: What the journal was begun for.
+    """
+    differences = list(_differences('', ours, stored))
+    if not differences:
+        return
+    named = differences[:_MOST_DIFFERENCES]
+    if len(differences) > len(named):
+        named.append(f'and {len(differences) - len(named)} more')
+    raise ValueError(f'The calibration kept in {folder} is another one than this and cannot be '
+                     f'resumed: {"; ".join(named)}. {AGAIN}')
+
+
+def _differences(path: str, ours: Any, stored: Any) -> Iterator[str]:
+    """Names what differs between two JSON values, a line each."""
+    if isinstance(ours, dict) and isinstance(stored, dict):
+        for key in [*ours, *(key for key in stored if key not in ours)]:
+            inner = f'{path}.{key}' if path else key
+            if key not in stored:
+                yield f'{inner} is {_shorten(ours[key])}, the journal has no such entry'
+            elif key not in ours:
+                yield f'{inner} is not given, the journal has {_shorten(stored[key])}'
+            else:
+                yield from _differences(inner, ours[key], stored[key])
+    elif isinstance(ours, list) and isinstance(stored, list):
+        yield from _list_differences(path, ours, stored)
+    elif not _same(ours, stored):
+        yield _value_difference(path, ours, stored)
+
+
+def _list_differences(path: str, ours: list[Any], stored: list[Any]) -> Iterator[str]:
+    nested = any(isinstance(item, (dict, list)) for item in ours + stored)
+    if nested and len(ours) == len(stored):
+        for index, (our_item, stored_item) in enumerate(zip(ours, stored)):
+            yield from _differences(f'{path}[{index}]', our_item, stored_item)
+        return
+    pairs = list(zip(ours, stored))
+    if len(ours) == len(stored) and all(_same(*pair) for pair in pairs):
+        return
+    # As text: dicts and lists cannot be counted, and True is not 1.
+    here, there = (Counter(json.dumps(item) for item in items) for items in (ours, stored))
+    added, removed = list((here - there).elements()), list((there - here).elements())
+    if len(ours) != len(stored):
+        yield (f'{path} has {len(ours)} items, the journal {len(stored)}'
+               + (f', only here such as {_shorten(json.loads(added[0]))}' if added else '')
+               + (f', only there such as {_shorten(json.loads(removed[0]))}' if removed else ''))
+    elif added:
+        our_text, stored_text = _shorten_pair(json.loads(added[0]), json.loads(removed[0]))
+        yield (f'{len(added)} of {len(ours)} {path} differ, such as {our_text} (the journal has '
+               f'{stored_text})')
+    else:
+        moved = next(index for index, pair in enumerate(pairs) if not _same(*pair))
+        yield f'the {len(ours)} {path} are in another order, from number {moved} on'
+
+
+def _same(ours: Any, stored: Any) -> bool:
+    if isinstance(ours, float) and isinstance(stored, float) and math.isnan(ours):
+        return math.isnan(stored)
+    return ours == stored and isinstance(ours, bool) == isinstance(stored, bool)
+
+
+def _value_difference(path: str, ours: Any, stored: Any) -> str:
+    digests = [_SHA256.fullmatch(value) for value in (ours, stored) if isinstance(value, str)]
+    if len(digests) == 2 and all(digests):
+        return f'{path} differ (sha256 {digests[0][1][:8]}… / {digests[1][1][:8]}…)'
+    our_text, stored_text = _shorten_pair(ours, stored)
+    return f'{path} is {our_text}, the journal has {stored_text}'
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + '…'
+
+
+def _shorten_pair(ours: Any, stored: Any) -> tuple[str, str]:
+    """Shortens two values such that the first place where they differ stays visible."""
+    texts = repr(ours), repr(stored)
+    if max(map(len, texts)) <= _LONGEST_VALUE:
+        return texts
+    start = max(0, len(os.path.commonprefix(texts)) - _LONGEST_VALUE // 3)
+    end = start + _LONGEST_VALUE
+    return tuple(('…' if start else '') + text[start:end] + ('…' if len(text) > end else '')
+                 for text in texts)

@@ -1,0 +1,50 @@
+"""How far a layer's output is from the float layer's, over the positions of all processes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmbitsplit.calibration.methods import Method
+from mmbitsplit.calibration.team import Team
+from mmbitsplit.functional import bias_correction
+from mmbitsplit.structures import LayerMeans
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of a solution.
+
+    Args:
+        error: Squared output error relative to the spread of the float outputs.
+        bias: (G, M) bias correction, ``None`` without.
+    """
+
+    error: float
+    bias: Tensor | None
+
+
+def output_error(codes: Tensor, scale: Tensor, means: LayerMeans, inputs: Tensor,
+                 y: Tensor, method: Method, team: Team) -> Judgement:
+    """Judges codes by the outputs they give.
+
+    Args:
+        codes, scale: (G, M, N) and (G, M).
+        means: Of the positions they were fitted to.
+        inputs: (G, N, K) what enters the product at the positions to judge on.
+        y: (G, M, K) float outputs there.
+        method: Whether the bias is corrected.
+        team: Who holds the other positions.
+    """
+    weight = codes.to(scale) * scale.unsqueeze(-1)
+    bias = bias_correction(means, weight) if method.bias_correction else None
+    error = torch.baddbmm(y, weight.to(y), inputs, alpha=-1)
+    if bias is not None:
+        error -= bias.to(error).unsqueeze(-1)
+    sums = torch.cat([y.sum(-1, dtype=torch.float64).flatten(),
+                      y.double().square().sum().view(1), error.double().square().sum().view(1),
+                      torch.tensor([float(y.shape[-1])], dtype=torch.float64, device=y.device)])
+    team.add_(sums)
+    y_sum, (y_sq, error_sq, count) = sums[:-3], sums[-3:]
+    spread = y_sq - y_sum.square().sum() / count
+    return Judgement(float(error_sq / torch.where(spread > 0, spread, 1.0)), bias)

@@ -1,0 +1,70 @@
+"""Sampled positions of a layer, joined from what its calls left."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmbitsplit.calibration.capture import CallCapture
+from mmbitsplit.calibration.team import Team
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Positions as columns.
+
+    Args:
+        x: (G, N, K) real inputs of the product in the quantized model.
+        y: (G, M, K) float outputs without bias.
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """All positions of a layer that this process holds.
+
+    Args:
+        captures: Of every call in the quantized model.
+        targets: Float outputs (G, M, K) of the same calls at the same positions.
+        team: Who holds the others.
+    """
+
+    captures: Sequence[CallCapture]
+    targets: Sequence[Tensor]
+    team: Team
+
+    def split(self) -> tuple[Rows, Rows]:
+        """Positions to fit to, and those held out to judge on; all twice when none are apart."""
+        fit = sum(int((~capture.held_out).sum()) for capture in self.captures)
+        held_out = sum(int(capture.held_out.sum()) for capture in self.captures)
+        fit, held_out = map(sum, zip(*self.team.gather((fit, held_out))))
+        if not fit or not held_out:
+            everything = self._join(lambda capture: slice(None))
+            return everything, everything
+        return (self._join(lambda capture: _chosen(~capture.held_out)),
+                self._join(lambda capture: _chosen(capture.held_out)))
+
+    def thin(self, most: int) -> Rows:
+        """About ``most`` positions over all processes, evenly from every call."""
+        held = sum(capture.held_out.numel() for capture in self.captures)
+        step = max(1, self.team.total(held) // most)
+        return self._join(lambda capture: slice(None, None, step))
+
+    def _join(self, choose: Callable[[CallCapture], Tensor | slice]) -> Rows:
+        x, y = [], []
+        for capture, target in zip(self.captures, self.targets):
+            chosen = choose(capture)
+            x.append(capture.patches[..., chosen])
+            y.append(target[..., chosen])
+        return Rows(torch.cat(x, -1), torch.cat(y, -1))
+
+
+def _chosen(mask: Tensor) -> Tensor | slice:
+    """A slice where all or none are meant: whole images are held out, and slices copy nothing."""
+    if mask.all():
+        return slice(None)
+    return mask if mask.any() else slice(0)
