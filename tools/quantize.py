@@ -8,6 +8,7 @@ import sys
 from mmengine.config import Config, DictAction
 
 from mmbitsplit.apis import quantize_config
+from mmbitsplit.engine.distributed import Processes, end_with, work_together
 from mmbitsplit.report import results_text
 from mmbitsplit.structures import nearest
 
@@ -25,6 +26,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--weight-bits', type=int, help='2 to 8')
     parser.add_argument('--activation-bits', type=int, help='2 to 8')
     parser.add_argument('--seed', type=int, help='chooses calibration images and positions')
+    parser.add_argument('--resume', action='store_true',
+                        help='go on where an interrupted run in the work directory stopped')
     parser.add_argument('--untrained', action='store_true',
                         help='quantize random weights: measures speed and memory, not accuracy')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -58,18 +61,21 @@ def load_config(args: argparse.Namespace) -> Config:
 
 def main() -> int:
     args = parse_args()
-    try:
+
+    def work(processes: Processes) -> None:
         cfg = load_config(args)
-        results = quantize_config(cfg, config_name=args.config, untrained=args.untrained)
-    except (ValueError, FileNotFoundError) as error:
-        if args.debug:
-            raise
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    print(results_text([results]))
-    print(f'Files are in {cfg.work_dir}')
-    return 0
+        results = quantize_config(cfg, config_name=args.config, untrained=args.untrained,
+                                  resume=args.resume)
+        if processes.rank == 0:
+            print(results_text([results]))
+            print(f'Files are in {cfg.work_dir}')
+
+    return work_together(args.launcher, work, say_error, args.debug)
+
+
+def say_error(message: str) -> None:
+    print(f'error: {message}', file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    end_with(main)

@@ -10,6 +10,13 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 import mmbitsplit.engine  # noqa: F401  registers the hook and the wrapper
+from mmbitsplit.engine.distributed import (
+    Processes,
+    end_with,
+    prepare_config,
+    unite,
+    work_together,
+)
 from mmbitsplit.engine.files import write_json
 
 
@@ -25,7 +32,8 @@ def main() -> int:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'],
                         default='none')
     args = parser.parse_args()
-    try:
+
+    def work(processes: Processes) -> None:
         cfg = Config.fromfile(args.config)
         if args.cfg_options is not None:
             cfg.merge_from_dict(args.cfg_options)
@@ -34,15 +42,21 @@ def main() -> int:
         cfg.load_from, cfg.launcher = args.checkpoint, args.launcher
         if not osp.isfile(args.checkpoint):
             raise ValueError(f'{args.checkpoint} does not exist; pass the checkpoint file.')
-        metrics = Runner.from_cfg(cfg).test()
-    except ValueError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    if args.out:
-        write_json(Path(args.out), metrics)
-    print(json.dumps(metrics, indent=2))
-    return 0
+        prepare_config(cfg)
+        runner = Runner.from_cfg(cfg)
+        unite(runner)
+        metrics = runner.test()
+        if processes.rank == 0:
+            if args.out:
+                write_json(Path(args.out), metrics)
+            print(json.dumps(metrics, indent=2))
+
+    return work_together(args.launcher, work, say_error)
+
+
+def say_error(message: str) -> None:
+    print(f'error: {message}', file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    end_with(main)

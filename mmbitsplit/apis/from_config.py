@@ -9,15 +9,19 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
 import mmbitsplit.engine  # noqa: F401  registers the hook and the wrapper
+from mmbitsplit.calibration import Journal, Team, current_team
 from mmbitsplit.engine.artifacts import (
     CHECKPOINT,
     RESULTS,
+    numbers,
     results_table,
     save_quantized,
     save_results,
     without_hook,
 )
+from mmbitsplit.engine.distributed import prepare_config, unite
 from mmbitsplit.engine.files import check_work_dir
+from mmbitsplit.engine.interruption import finished_results, open_journal
 from mmbitsplit.engine.preflight import check_data, check_weights
 from mmbitsplit.engine.quantize_runner import (
     bare_model,
@@ -28,20 +32,22 @@ from mmbitsplit.engine.quantize_runner import (
 )
 
 
-def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False) -> dict[str, Any]:
+def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
+                    resume: bool = False) -> dict[str, Any]:
     """Evaluates the float model, quantizes it, evaluates again, writes the work directory.
 
     Args:
         cfg: Config with a ``quantization`` dict, ``work_dir`` and ``load_from``.
         config_name: What ``results.json`` calls it.
         untrained: Quantize randomly initialised weights, for measuring speed and memory.
+        resume: Go on where an interrupted run in the same work directory stopped.
 
     Returns:
         The contents of ``results.json``.
 
     Raises:
         ValueError: The user can mend it; nothing was computed when data, weights or options
-            are at fault.
+            are at fault, or when the run to resume was of something else.
     """
     spec = read_spec(cfg)
     check_data(cfg, spec.calibration)
@@ -51,18 +57,25 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False) -
     else:
         cfg.load_from = check_weights(cfg.get('load_from'))
     work_dir = check_work_dir(cfg.work_dir)
-    for name in (RESULTS, CHECKPOINT):  # an earlier run's must not pass for this one's
-        (work_dir / name).unlink(missing_ok=True)
     runner = _build_runner(cfg, spec.calibration.seed)
     if untrained:
         _initialise(runner)
     else:
         _load_weights(runner)
+    unite(runner)
     check_work_dir(work_dir, tensor_bytes(bare_model(runner.model)) // 2)
     data = prepare_data(runner, spec)
-    print_log('mmbitsplit: evaluating the float model', logger='current')
-    float_metrics, float_seconds = _evaluate(runner)
-    run = quantize_runner(runner, spec, data)
+    team = current_team()
+    journal = open_journal(runner, cfg, spec, data, resume) if team.rank == 0 else None
+    earlier = team.from_first(finished_results(journal, work_dir))
+    if earlier is not None:
+        print_log(f'mmbitsplit: {work_dir} holds the results of this very run', logger='current')
+        return earlier
+    if team.rank == 0:  # an earlier run's must not pass for this one's
+        for name in (RESULTS, CHECKPOINT):
+            (work_dir / name).unlink(missing_ok=True)
+    float_metrics, float_seconds = _evaluate_float(runner, journal, team)
+    run = quantize_runner(runner, spec, data, journal)
     sizes = {'float': run.float_bytes}
     if runner.rank == 0:
         sizes = save_quantized(work_dir, cfg, spec, run,
@@ -73,6 +86,7 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False) -
                             float_seconds + quantized_seconds, untrained)
     if runner.rank == 0:
         save_results(work_dir, results)
+        journal.finish()
     return results
 
 
@@ -80,6 +94,7 @@ def _build_runner(cfg: Config, seed: int) -> Runner:
     cfg = cfg.copy()
     cfg.custom_hooks = without_hook(cfg.get('custom_hooks') or [])  # we evaluate float first
     cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
+    prepare_config(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
@@ -106,10 +121,23 @@ def _load_weights(runner: Runner) -> None:
     runner.load_or_resume()
 
 
+def _evaluate_float(runner: Runner, journal: Journal | None, team: Team,
+                    ) -> tuple[dict[str, float], float]:
+    """Figures of the float model, from the journal where an interrupted run had them."""
+    known = team.from_first(journal.facts.get('float') if journal is not None else None)
+    if known is not None:
+        return known['metrics'], known['seconds']
+    print_log('mmbitsplit: evaluating the float model', logger='current')
+    metrics, seconds = _evaluate(runner)
+    if journal is not None:
+        journal.remember(float={'metrics': metrics, 'seconds': seconds})
+    return metrics, seconds
+
+
 def _evaluate(runner: Runner) -> tuple[dict[str, float], float]:
     started = time.perf_counter()
-    metrics = runner.test()
-    return metrics or {}, time.perf_counter() - started
+    metrics = numbers(runner.test())
+    return metrics, time.perf_counter() - started
 
 
 def _forget_pretrained(model: Any) -> None:

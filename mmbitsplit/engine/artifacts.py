@@ -113,7 +113,6 @@ def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[s
                   float_metrics: dict[str, float], quantized_metrics: dict[str, float],
                   evaluation_seconds: float, untrained: bool) -> dict[str, Any]:
     """Returns ``results.json``, see DESIGN section 6 of the project."""
-    float_metrics, quantized_metrics = _numbers(float_metrics), _numbers(quantized_metrics)
     seconds = {**run.report.seconds, 'evaluation': evaluation_seconds}
     return {
         'config': config, 'method': dict(spec.method),
@@ -123,7 +122,8 @@ def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[s
                  if name in quantized_metrics},
         'size_bytes': sizes, 'seconds': seconds,
         'peak_rss_bytes': run.report.peak_rss_bytes,
-        'calibration': {'image_ids': run.data.image_ids, 'seed': spec.calibration.seed},
+        'estimated_bytes': run.report.estimated_bytes,
+        'calibration': {**run.report.calibration, 'image_ids': run.data.image_ids},
         'versions': versions(), **({'untrained': True} if untrained else {}),
     }
 
@@ -133,8 +133,9 @@ def save_results(work_dir: Path, results: dict[str, Any]) -> None:
     write_json(work_dir / RESULTS, results)
 
 
-def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items()
+def numbers(metrics: dict[str, Any] | None) -> dict[str, float]:
+    """Returns the figures among an evaluator's results as plain floats."""
+    return {name: float(value) for name, value in (metrics or {}).items()
             if isinstance(value, (int, float))}
 
 

@@ -10,8 +10,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
-from torch.utils.data import Subset
+from torch.utils.data import SequentialSampler, Subset
 
+from mmbitsplit.calibration import Team
 from mmbitsplit.structures import CalibrationSpec
 
 
@@ -20,8 +21,8 @@ class CalibrationData:
     """Batches ready for the model, and where they come from.
 
     Args:
-        batches: As the dataloader collates them.
-        labels: The image file(s) of each batch.
+        batches: As the dataloader collates them; of several processes, this one's share.
+        labels: The image file(s) of each of those batches.
         image_ids: Of every image, in order: the data set's own, or the file's name.
         paths: File of every image.
     """
@@ -76,13 +77,14 @@ def _find_pipeline(dataset: Mapping[str, Any]) -> list | None:
 
 
 def load_calibration_data(cfg: Config, spec: CalibrationSpec, evaluated: Sequence[str],
-                          ) -> CalibrationData:
-    """Chooses and loads the calibration images.
+                          team: Team | None = None) -> CalibrationData:
+    """Chooses the calibration images and loads this process's share of them.
 
     Args:
         cfg: The whole config.
         spec: How many, which seed, how many a batch.
         evaluated: Files that the model is evaluated on.
+        team: The processes that share the batches; this one alone when not given.
 
     Raises:
         ValueError: Fewer images than asked for, or images that are also evaluated on.
@@ -102,14 +104,17 @@ def load_calibration_data(cfg: Config, spec: CalibrationSpec, evaluated: Sequenc
     paths = [str(info.get('img_path', info.get('img_id', index)))
              for index, info in zip(indices, infos)]
     check_disjoint(paths, evaluated)
+    starts = range(0, len(paths), spec.batch_size)
+    shares = [slice(starts[number], starts[number] + spec.batch_size)
+              for number in (team or Team()).batches(len(starts))]
+    # A sequential sampler: mmengine's default one would share the images out once more.
     loader = Runner.build_dataloader(dict(
-        dataset=Subset(dataset, indices), batch_size=spec.batch_size, num_workers=0,
-        sampler=dict(type='DefaultSampler', shuffle=False), drop_last=False,
-        collate_fn=_collate(cfg, spec)))
-    labels = [', '.join(paths[start:start + spec.batch_size])
-              for start in range(0, len(paths), spec.batch_size)]
+        dataset=Subset(dataset, [index for share in shares for index in indices[share]]),
+        batch_size=spec.batch_size, num_workers=0, drop_last=False,
+        sampler=dict(type=SequentialSampler), collate_fn=_collate(cfg, spec)))
     ids = [info.get('img_id', os.path.basename(path)) for info, path in zip(infos, paths)]
-    return CalibrationData(list(loader), labels, ids, paths)
+    return CalibrationData(list(loader), [', '.join(paths[share]) for share in shares], ids,
+                           paths)
 
 
 def _collate(cfg: Config, spec: CalibrationSpec) -> Mapping[str, Any]:

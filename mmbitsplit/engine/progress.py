@@ -12,15 +12,16 @@ TITLES = {'float': 'float pass, batches', 'layers': 'solving layers'}
 
 
 @contextmanager
-def progress_bar(stream=None):
+def progress_bar(stream=None, shown: bool = True):
     """Yields a function that takes ``calibration.Progress`` and draws a bar a stage.
 
     Args:
         stream: Where to draw; standard error when not given. Nothing is drawn, and nothing
             printed, when it is not a terminal.
+        shown: ``False`` draws nothing: another process does.
     """
     stream = stream or sys.stderr
-    if not stream.isatty():
+    if not shown or not stream.isatty():
         yield lambda step: None
         return
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),

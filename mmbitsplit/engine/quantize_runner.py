@@ -9,7 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmbitsplit.calibration import build_method, calibrate
+from mmbitsplit.calibration import Journal, build_method, calibrate, current_team
 from mmbitsplit.engine.calibration_data import (
     CalibrationData,
     evaluated_files,
@@ -61,16 +61,19 @@ def prepare_data(runner: Runner, spec: QuantSpec) -> CalibrationData:
     """
     check_request(bare_model(runner.model), spec)
     return load_calibration_data(runner.cfg, spec.calibration,
-                                 evaluated_files(runner.test_loop.dataloader.dataset))
+                                 evaluated_files(runner.test_loop.dataloader.dataset),
+                                 current_team())
 
 
-def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData) -> QuantizedRun:
+def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData,
+                    journal: Journal | None = None) -> QuantizedRun:
     """Calibrates and quantizes ``runner.model`` in place; its weights must be loaded.
 
     Args:
         runner: Built from a config with the data sets.
         spec: The request.
         data: From ``prepare_data``.
+        journal: Of the first process: keeps solved layers and gives those of an earlier run.
 
     Raises:
         ValueError: See ``calibration.calibrate`` and ``engine.calibration_data``.
@@ -78,10 +81,11 @@ def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData) -> Q
     model = bare_model(runner.model)
     float_bytes = tensor_bytes(model)
     runner.logger.info('mmbitsplit: calibrating on %d images', len(data.paths))
-    with progress_bar() as progress:
+    with progress_bar(shown=runner.rank == 0) as progress:
         prepared, report = calibrate(
             model, data.batches, spec, run=lambda model, batch: model.test_step(batch),
-            replay_points=replay_points(model), labels=data.labels, progress=progress)
+            replay_points=replay_points(model), labels=data.labels, progress=progress,
+            team=current_team(), journal=journal)
     _log(runner, report)
     return QuantizedRun(prepared, report, data, float_bytes)
 
@@ -97,11 +101,14 @@ def tensor_bytes(model: nn.Module) -> int:
 
 
 def _log(runner: Runner, report: QuantizationReport) -> None:
-    layers = report.layers
+    layers, taken_over = report.layers, report.calibration['layers_taken_over']
     runner.logger.info(
         'mmbitsplit: %d layers quantized in %.1f s (%.1f s of it solving), %d kept in float, '
         'worst relative output error %.3g at %s', len(layers), report.seconds['calibration'],
         report.seconds['solve'], len(report.kept_float), *_worst(layers))
+    if taken_over:
+        runner.logger.info('mmbitsplit: %d of them were taken over from an interrupted run',
+                           taken_over)
     for remainder in report.kept_float:
         runner.logger.warning('mmbitsplit: %s (%s) stays float: %s; %.2f %% of the weights',
                               remainder.name, remainder.kind, remainder.reason,

@@ -1,0 +1,80 @@
+"""What makes an interrupted run resumable: the journal in the work directory."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from torch import nn
+
+from mmbitsplit.calibration import Journal
+from mmbitsplit.engine.artifacts import RESULTS, versions
+from mmbitsplit.engine.calibration_data import CalibrationData
+from mmbitsplit.engine.quantize_runner import bare_model
+from mmbitsplit.structures import QuantSpec
+
+FOLDER = 'journal'
+# Settings that change neither codes nor figures.
+WITHOUT_EFFECT = ('memory_budget',)
+EVALUATION = ('test_dataloader', 'test_evaluator')
+
+
+def open_journal(runner: Runner, cfg: Config, spec: QuantSpec, data: CalibrationData,
+                 resume: bool) -> Journal:
+    """Opens the journal of a work directory; logs what of an earlier one could not be read.
+
+    Args:
+        runner: With the float weights loaded.
+        cfg: The config that is quantized.
+        spec: Its request.
+        data: The calibration images.
+        resume: Takes over what an interrupted run left; otherwise it is removed.
+
+    Raises:
+        ValueError: The earlier run was of other options, weights, images or versions; names them.
+    """
+    work_dir = Path(runner.work_dir)
+    key = identity(bare_model(runner.model), cfg, spec, data)
+    journal = Journal.open(work_dir / FOLDER, key, resume=resume)
+    if journal.finished and not (work_dir / RESULTS).is_file():  # somebody took them away
+        journal = Journal.open(work_dir / FOLDER, key, resume=False)
+    for problem in journal.problems:
+        runner.logger.warning('mmbitsplit: %s', problem)
+    if journal.entries:
+        runner.logger.info('mmbitsplit: going on after %d solved layers', len(journal.entries))
+    elif resume and not journal.finished:
+        runner.logger.info('mmbitsplit: no solved layers to take over in %s', journal.folder)
+    return journal
+
+
+def identity(model: nn.Module, cfg: Config, spec: QuantSpec, data: CalibrationData,
+             ) -> dict[str, Any]:
+    """Returns everything that codes and figures depend on, as plain values."""
+    quantization = spec.to_dict()
+    for name in WITHOUT_EFFECT:
+        quantization['calibration'].pop(name)
+    evaluation = {name: cfg.get(name) for name in EVALUATION}
+    return json.loads(json.dumps({
+        'quantization': quantization, 'model': cfg.model.to_dict(),
+        'weights': weights_digest(model), 'calibration images': data.image_ids, 'evaluation': evaluation, 'versions': versions(),
+    }, default=str))
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Returns the SHA-256 of all parameters and buffers with their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
+        digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def finished_results(journal: Journal | None, work_dir: Path) -> dict[str, Any] | None:
+    """Returns the results of a run that is done already, ``None`` when there is work to do."""
+    if journal is None or not journal.finished:
+        return None
+    return json.loads((work_dir / RESULTS).read_text(encoding='utf-8'))
