@@ -57,7 +57,8 @@ def float_pass(prepared: PreparedModel, batches: Mapping[int, Any], run: Callabl
 
     def take(name: str, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
         batch = current['batch']
-        check_finite(name, x, labels[batch], 'float')
+        with sampler.stopwatch('sampling'):
+            check_finite(name, x, labels[batch], 'float')
         counts = record.counts[batch]
         call = counts.get(name, 0)
         counts[name] = call + 1

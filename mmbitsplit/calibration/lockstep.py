@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmbitsplit.calibration.capture import CallCapture, Sampler
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, patched
-from mmbitsplit.calibration.shared import RUN, Offer, Owner, OwnerRuns
+from mmbitsplit.calibration.shared import RUN, Offer, Owner, OwnerRuns, SpareMemory
 from mmbitsplit.calibration.team import Team
 from mmbitsplit.models import PreparedModel
 
@@ -48,7 +48,7 @@ class Lockstep:
                  team: Team):
         self.prepared, self.batches, self.run_model = prepared, batches, run
         self.counts, self.owners, self.sampler, self.solve = counts, owners, sampler, solve
-        self.tape, self.team = tape, team
+        self.tape, self.team, self.spare = tape, team, SpareMemory()
         self.workers: list[_Worker] = []
 
     def current_batch(self) -> int:
@@ -150,7 +150,7 @@ class Lockstep:
                     return forward(*args, **kwargs)
                 worker.owner_runs = OwnerRuns(layers, owner.readers, self.counts[worker.batch],
                                               self.sampler, worker.batch,
-                                              self.tape.bookmark(worker.batch))
+                                              self.tape.bookmark(worker.batch), self.spare)
                 try:
                     return worker.owner_runs.run(forward, args, kwargs, worker.arrive)
                 finally:

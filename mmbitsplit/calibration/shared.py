@@ -88,6 +88,7 @@ class OwnerRuns:
         sampler: Positions.
         batch: Index of the batch.
         rewind: Takes recorded results back to where the owner was called.
+        spare: Memory for answers that only last for a run.
     """
 
     layers: dict[str, QuantizedLayer]
@@ -96,6 +97,7 @@ class OwnerRuns:
     sampler: Sampler
     batch: int
     rewind: Callable[[], None]
+    spare: 'SpareMemory'
     memory: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     answered: dict[str, int] = field(default_factory=dict)  # calls whose output was computed
     forgotten: set[str] = field(default_factory=set)
@@ -129,25 +131,26 @@ class OwnerRuns:
 
     def _finish(self, forward: Callable, keep: '_InputKeeper', args: tuple, kwargs: dict) -> Any:
         """The last run, every layer answering from memory, or computing what was never asked."""
-        if self.forgotten and not self._result_is_known(forward, keep):
+        if keep.copies:  # it can be done only once
             self._remember_all()
         self.final = True
+        again, named = keep.inputs()
         self._restart()
-        return forward(*args, **kwargs)
-
-    def _result_is_known(self, forward: Callable, keep: '_InputKeeper') -> bool:
-        """Whether what is in memory is enough, tried before the run whose effects stay."""
-        self._restart()
-        args, kwargs = keep.inputs()
         try:
             result = forward(*args, **kwargs)
-        except Exception:  # NaN upset a step
-            return False
-        return not any(bool(torch.isnan(leaf.sum())) for leaf in tree_flatten(result)[0]
-                       if isinstance(leaf, Tensor) and leaf.is_floating_point())
+        except Exception:  # NaN may have upset a step
+            if not self.forgotten:
+                raise
+        else:
+            if not self.forgotten or not _has_nan(result):
+                return result
+        self._remember_all()
+        self._restart()
+        return forward(*again, **named)
 
     def _restart(self) -> None:
         self.calls.clear()
+        self.spare.take_back()
         self.rewind()
 
     def _probe(self, forward: Callable, keep: '_InputKeeper') -> None:
@@ -204,32 +207,68 @@ class OwnerRuns:
         index = self.calls.get(name, 0)
         self.calls[name] = index + 1
         if name in self.forgotten:
-            return _unknown_output(layer, x)
+            return self._unknown_output(layer, x)
         if self.final:
             known = self.memory.pop((name, index), None)
             return forward(x) if known is None else known
         known = self.memory.get((name, index))
         if known is not None:
-            return known.clone()  # the caller may change it in place
+            return self._lend(known)
         unknown = bool(torch.isnan(x.sum()))
         if layer.quantized and not unknown and self.provisional is None:
             self.memory[name, index] = forward(x)
-            self.answered[name] = self.answered.get(name, 0) + (self.forgets)
-            return self.memory[name, index].clone()
+            if self.forgets:
+                self.answered[name] = self.answered.get(name, 0) + 1
+            return self._lend(self.memory[name, index])
         if not layer.quantized and not unknown and self.provisional in (None, name):
             self.offer.setdefault(name, []).append(
                 self.sampler.capture(name, layer, index, self.batch, x))
         if self.provisional is not None and not unknown:
             return forward(x)
-        return _unknown_output(layer, x)
+        return self._unknown_output(layer, x)
+
+    def _lend(self, known: Tensor) -> Tensor:
+        """A copy: the caller may change it in place."""
+        return self.spare.take(known, known.shape).copy_(known)
+
+    def _unknown_output(self, layer: QuantizedLayer, x: Tensor) -> Tensor:
+        size = output_size(layer.geometry, x.shape)
+        channels = layer.geometry.out_channels
+        shape = (*size, channels) if layer.geometry.kind == 'linear' \
+            else (size[0], channels, *size[1:])
+        if self.final:
+            return x.new_full(shape, float('nan'))
+        return self.spare.take(x, torch.Size(shape)).fill_(float('nan'))
 
 
-def _unknown_output(layer: QuantizedLayer, x: Tensor) -> Tensor:
-    size = output_size(layer.geometry, x.shape)
-    channels = layer.geometry.out_channels
-    shape = (*size, channels) if layer.geometry.kind == 'linear' \
-        else (size[0], channels, *size[1:])
-    return x.new_full(shape, float('nan'))
+class SpareMemory:
+    """Tensors that one run after another writes its passing answers to.
+
+    Fresh memory for each of them would cost more than the answers: the system hands it out page
+    by page.
+    """
+
+    def __init__(self):
+        self.free: dict[tuple, list[Tensor]] = {}
+        self.lent: list[Tensor] = []
+
+    def take(self, like: Tensor, shape: torch.Size) -> Tensor:
+        """Returns a contiguous tensor of a shape, of the dtype and device of ``like``."""
+        free = self.free.get((shape, like.dtype, like.device))
+        tensor = free.pop() if free else like.new_empty(shape)
+        self.lent.append(tensor)
+        return tensor.detach()  # whatever the borrower makes of its handle
+
+    def take_back(self) -> None:
+        """A run is over: what was lent may be lent again."""
+        for tensor in self.lent:
+            self.free.setdefault((tensor.shape, tensor.dtype, tensor.device), []).append(tensor)
+        self.lent.clear()
+
+
+def _has_nan(result: Any) -> bool:
+    return any(bool(torch.isnan(leaf.sum())) for leaf in tree_flatten(result)[0]
+               if isinstance(leaf, Tensor) and leaf.is_floating_point())
 
 
 class _InputKeeper:

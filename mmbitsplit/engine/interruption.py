@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmbitsplit.calibration import Journal
-from mmbitsplit.engine.artifacts import RESULTS, versions
-from mmbitsplit.engine.calibration_data import CalibrationData
+from mmbitsplit.engine.artifacts import CHECKPOINT, RESULTS, file_sha256, versions
+from mmbitsplit.engine.calibration_data import CalibrationData, calibration_dataset_config
 from mmbitsplit.engine.quantize_runner import bare_model
 from mmbitsplit.structures import QuantSpec
 
 FOLDER = 'journal'
 # Settings that change neither codes nor figures.
 WITHOUT_EFFECT = ('memory_budget',)
-EVALUATION = ('test_dataloader', 'test_evaluator')
+EVALUATION = ('test_dataloader', 'test_evaluator', 'test_cfg')
 
 
 def open_journal(runner: Runner, cfg: Config, spec: QuantSpec, data: CalibrationData,
@@ -39,7 +40,8 @@ def open_journal(runner: Runner, cfg: Config, spec: QuantSpec, data: Calibration
     work_dir = Path(runner.work_dir)
     key = identity(bare_model(runner.model), cfg, spec, data)
     journal = Journal.open(work_dir / FOLDER, key, resume=resume)
-    if journal.finished and not (work_dir / RESULTS).is_file():  # somebody took them away
+    if journal.finished and not all(
+            (work_dir / name).is_file() for name in (RESULTS, CHECKPOINT)):  # taken away
         journal = Journal.open(work_dir / FOLDER, key, resume=False)
     for problem in journal.problems:
         runner.logger.warning('mmbitsplit: %s', problem)
@@ -59,7 +61,11 @@ def identity(model: nn.Module, cfg: Config, spec: QuantSpec, data: CalibrationDa
     evaluation = {name: cfg.get(name) for name in EVALUATION}
     return json.loads(json.dumps({
         'quantization': quantization, 'model': cfg.model.to_dict(),
-        'weights': weights_digest(model), 'calibration images': data.image_ids, 'evaluation': evaluation, 'versions': versions(),
+        'data_preprocessor': cfg.get('data_preprocessor'),  # mmengine gives it to the model
+        'weights': weights_digest(model),
+        'calibration set': calibration_dataset_config(cfg, spec.calibration),
+        'calibration images': data.image_ids, 'calibration files': files_digest(data.paths),
+        'evaluation': evaluation, 'versions': versions(),
     }, default=str))
 
 
@@ -70,6 +76,14 @@ def weights_digest(model: nn.Module) -> str:
         value = value.detach().cpu().contiguous()
         digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
         digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def files_digest(paths: Sequence[str]) -> str:
+    """Returns the SHA-256 of the contents of files; of one that is not local, nothing is seen."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f'{file_sha256(path)} '.encode())
     return digest.hexdigest()
 
 

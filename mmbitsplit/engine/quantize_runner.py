@@ -81,7 +81,7 @@ def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData,
     model = bare_model(runner.model)
     float_bytes = tensor_bytes(model)
     runner.logger.info('mmbitsplit: calibrating on %d images', len(data.paths))
-    with progress_bar(shown=runner.rank == 0) as progress:
+    with progress_bar(runner.logger, shown=runner.rank == 0) as progress:
         prepared, report = calibrate(
             model, data.batches, spec, run=lambda model, batch: model.test_step(batch),
             replay_points=replay_points(model), labels=data.labels, progress=progress,

@@ -36,8 +36,7 @@ class FeedbackFactor:
     def __init__(self, gram: Tensor, cross: Tensor):
         falling = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
         self.order = falling.flip(1)
-        self.lower = torch.linalg.cholesky(torch.stack(
-            [one[order][:, order] for one, order in zip(gram, self.order)]))
+        self.lower = torch.linalg.cholesky(_reorder(gram, self.order))
         self.target = torch.cholesky_solve(_take(cross, self.order).mT, self.lower).mT
 
     def round(self, scale: Tensor, num_bits: int) -> Tensor:
@@ -110,6 +109,14 @@ def _inverse(lower: Tensor) -> Tensor:
     """Inverse of (G, B, B) lower triangular matrices."""
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     return torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
+
+
+def _reorder(gram: Tensor, order: Tensor) -> Tensor:
+    """Rows and columns of (G, N, N) in the order (G, N)."""
+    # Half the time of indexing both ways, and no copy of the only group there usually is.
+    ordered = [one.index_select(0, columns).index_select(1, columns)
+               for one, columns in zip(gram, order)]
+    return ordered[0].unsqueeze(0) if len(ordered) == 1 else torch.stack(ordered)
 
 
 def _take(values: Tensor, order: Tensor) -> Tensor:
