@@ -1,12 +1,18 @@
 """Takes from one layer call what calibration needs: patches, samples, range."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mmbitsplit.calibration.sampling import is_held_out, rows_per_call, sample_positions
+from mmbitsplit.calibration.sampling import (
+    draw_with_repeats,
+    is_held_out,
+    rows_per_call,
+    sample_positions,
+)
 from mmbitsplit.calibration.stopwatch import Stopwatch
 from mmbitsplit.calibration.team import Team
 from mmbitsplit.functional import (
@@ -19,7 +25,7 @@ from mmbitsplit.functional import (
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import CalibrationSpec
 
-SAMPLES_PER_LAYER = 8192  # columns that the search for activation scales looks at
+SAMPLES_PER_LAYER = 4096  # columns that the search for activation scales looks at
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,14 @@ class Sampler:
         num_batches: Batches of the calibration.
         calls: Number of calls by layer name.
         stopwatch: Told what sampling takes.
+        drawn: Positions drawn in the float pass, by layer, call and batch, for the other one.
     """
 
     spec: CalibrationSpec
     num_batches: int
     calls: dict[str, int]
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    drawn: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
 
     def positions(self, name: str, layer: QuantizedLayer, call: int, batch: int,
                   shape: torch.Size) -> Tensor:
@@ -72,7 +80,11 @@ class Sampler:
     def patches(self, name: str, layer: QuantizedLayer, call: int, batch: int, x: Tensor,
                 ) -> Tensor:
         """Patches at those positions, (G, N, K)."""
-        positions = self.positions(name, layer, call, batch, x.shape)
+        positions = self.drawn.pop((name, call, batch), None)
+        # Inputs of another size than in the float pass are an error found later.
+        if positions is None or bool(positions[-1:] >= math.prod(
+                output_size(layer.geometry, x.shape))):
+            positions = self.positions(name, layer, call, batch, x.shape)
         return gather_patches(x.detach(), positions.to(x.device), layer.geometry)
 
     def target(self, name: str, layer: QuantizedLayer, call: int, batch: int,
@@ -85,6 +97,7 @@ class Sampler:
         """
         with self.stopwatch('sampling'):
             positions = self.positions(name, layer, call, batch, shape)
+            self.drawn[name, call, batch] = positions
             target = gather_outputs(output.detach(), positions.to(output.device), layer.geometry)
             if layer.bias is not None:
                 target -= layer.bias.detach().view(layer.geometry.groups, -1, 1)
@@ -102,10 +115,10 @@ class Sampler:
         channels = x.movedim(channel_dim(layer.geometry), 0)
         channels = channels.reshape(channels.shape[0], -1)  # (C, positions)
         wanted = rows_per_call(SAMPLES_PER_LAYER, self.num_batches, self.calls[name])
-        chosen = sample_positions(channels.shape[1], wanted,
-                                  (self.spec.seed, name, call, batch, 'inputs'))
+        chosen = draw_with_repeats(channels.shape[1], wanted,
+                                   (self.spec.seed, name, call, batch, 'inputs'))
         if channels.shape[1]:
-            low, high = channels.amin(1), channels.amax(1)
+            low, high = channels.aminmax(dim=1)
         else:  # no box on this image
             low = high = channels.new_zeros(channels.shape[0])
         return CallCapture(

@@ -38,7 +38,7 @@ MOST_INPUTS_FOR_STRENGTH = 4608
 # the two as small layers need (W2A4 on CIFAR falls by 0.4 points with half as many), fewer for
 # large layers, whose grams are dear.
 OUTPUTS_FOR_STRENGTH = 128
-ROWS_FOR_STRENGTH, LEAST_ROWS_FOR_STRENGTH, ELEMENTS_FOR_STRENGTH = 8192, 2048, 1 << 22
+ROWS_FOR_STRENGTH, LEAST_ROWS_FOR_STRENGTH, ELEMENTS_FOR_STRENGTH = 8192, 2048, 1 << 21
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ def sample_positions(num_positions: int, num_rows: int, key: tuple) -> Tensor:
     """
     if num_positions <= num_rows:
         return torch.arange(num_positions)
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, 'little'))
+    generator = _generator(key)
     if num_positions < 4 * num_rows:
         return torch.randperm(num_positions, generator=generator)[:num_rows].sort().values
     # Far fewer rows than positions: draw with replacement, then make good the few repeats.
@@ -28,6 +27,22 @@ def sample_positions(num_positions: int, num_rows: int, key: tuple) -> Tensor:
     unique = torch.unique(drawn)
     order = torch.randperm(unique.numel(), generator=generator)
     return unique[order[:num_rows]].sort().values
+
+
+def draw_with_repeats(num_positions: int, num_rows: int, key: tuple) -> Tensor:
+    """Draws positions, some of them perhaps twice: cheaper, and good enough for a range.
+
+    Returns:
+        (min(num_positions, num_rows),) int64.
+    """
+    if num_positions <= num_rows:
+        return torch.arange(num_positions)
+    return torch.randint(num_positions, (num_rows,), generator=_generator(key))
+
+
+def _generator(key: tuple) -> torch.Generator:
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, 'little'))
 
 
 def rows_per_call(rows_per_layer: int, num_batches: int, num_calls: int) -> int:

@@ -107,11 +107,11 @@ def load_calibration_data(cfg: Config, spec: CalibrationSpec, evaluated: Sequenc
     starts = range(0, len(paths), spec.batch_size)
     shares = [slice(starts[number], starts[number] + spec.batch_size)
               for number in (team or Team()).batches(len(starts))]
+    own = Subset(dataset, [index for share in shares for index in indices[share]])
     # A sequential sampler: mmengine's default one would share the images out once more.
     loader = Runner.build_dataloader(dict(
-        dataset=Subset(dataset, [index for share in shares for index in indices[share]]),
-        batch_size=spec.batch_size, num_workers=0, drop_last=False,
-        sampler=dict(type=SequentialSampler), collate_fn=_collate(cfg, spec)))
+        dataset=own, batch_size=spec.batch_size, num_workers=0, drop_last=False,
+        sampler=SequentialSampler(own), collate_fn=_collate(cfg, spec)))
     ids = [info.get('img_id', os.path.basename(path)) for info, path in zip(infos, paths)]
     return CalibrationData(list(loader), [', '.join(paths[share]) for share in shares], ids,
                            paths)

@@ -26,7 +26,7 @@ SWEEPS = 3  # most sweeps over whole codes each time a part is visited
 
 def solve_bitsplit_rows(rows: RowStatistics, weight: Tensor, num_bits: int, *, ridge: float,
                         init: str = 'error_feedback', polish: bool = True, max_rounds: int = 20,
-                        tolerance: float = 2e-2, part: int = PART) -> WeightSolution:
+                        tolerance: float = 3e-2, part: int = PART) -> WeightSolution:
     """Minimises ``||y - a q x||^2 + strength ||a q - weight||^2`` over codes q and scale a.
 
     Args:

@@ -160,6 +160,27 @@ def quantize_rows(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor
     return out
 
 
+def _small_integers(x, middle, out):  # pragma: no cover
+    """Writes ``x - middle`` (R, L) as int8."""
+    rows, length = x.shape
+    for row in numba.prange(rows):
+        for j in range(length):
+            out[row, j] = np.int8(x[row, j] - middle)
+
+
+_serial_integers = numba.njit(**OPTIONS)(_small_integers)
+_parallel_integers = numba.njit(parallel=True, **OPTIONS)(_small_integers)
+
+
+def small_integers(x: Tensor, middle: int) -> Tensor:
+    """See ``round_trip.small_integers``; contiguous CPU tensors."""
+    out = torch.empty(x.shape, dtype=torch.int8)
+    values = x.detach().numpy()
+    _run(_serial_integers, _parallel_integers, x.numel(), values, values.dtype.type(middle),
+         out.numpy())
+    return out
+
+
 def _round_trip_errors(x, scale, low, high, errors):  # pragma: no cover
     """Sums squared round-trip errors of (R, L) rows at (F, C) scales into (F, R) float64."""
     rows, length = x.shape

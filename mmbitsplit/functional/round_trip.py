@@ -45,6 +45,14 @@ def _errors(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return codes.mul_(steps).sub_(x).square_().sum(1, dtype=torch.float64)
 
 
+def small_integers(x: Tensor, middle: int) -> Tensor:
+    """Returns ``x - middle``, which fits, as int8; x (R, L) holds integers."""
+    if _compiled(x):
+        from mmbitsplit.functional.compiled import small_integers as compiled_integers
+        return compiled_integers(x, middle)
+    return (x - middle).to(torch.int8)
+
+
 def _compiled(x: Tensor) -> bool:
     return (x.device.type == 'cpu' and x.numel() >= LEAST_ELEMENTS and x.is_contiguous()
             and x.dtype in (torch.float32, torch.float64))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mmbitsplit.functional.round_trip import small_integers
 from mmbitsplit.structures import LayerMeans, LayerStatistics
 
 # Above this many inputs the sums stay in float32: twice as fast to factor and half as large (one
@@ -31,7 +32,7 @@ def layer_statistics(x: Tensor, y: Tensor, *, lowest: int | None = None) -> Laye
     """
     dtype = torch.float64 if x.shape[1] <= MOST_INPUTS_IN_DOUBLE else x.dtype
     return LayerStatistics(
-        x_sum=x.sum(-1).to(dtype), y_sum=y.sum(-1).to(dtype), count=x.shape[-1],
+        x_sum=x.sum(-1, dtype=dtype), y_sum=y.sum(-1, dtype=dtype), count=x.shape[-1],
         gram=inputs_gram(x, lowest, dtype), cross=(y @ x.mT).to(dtype),
         y_sq=torch.linalg.vector_norm(y, dim=-1, dtype=torch.float64).square_().to(dtype))
 
@@ -59,23 +60,26 @@ def integer_gram(x: Tensor, lowest: int, dtype: torch.dtype) -> Tensor:
     """Returns ``x @ x^T`` for integers in [lowest, lowest + 255], without rounding a product.
 
     Args:
-        x: (1, N, K) in any dtype, K below 2^17 so that no int32 sum overflows.
+        x: (1, N, K) on the CPU, K below 2^17 so that no int32 sum overflows.
         lowest: Smallest value of the range.
         dtype: Of the result, (1, N, N).
     """
     middle = lowest + 128
-    small = (x[0] - middle).to(torch.int8)  # (N, K)
-    num_inputs = small.shape[0]
+    small = small_integers(x[0], middle)  # (N, K)
+    num_inputs, count = small.shape
+    # x x^T = (small + middle) (small + middle)^T; int32 may wrap on the way to a sum that fits.
+    shift = middle * small.sum(1, dtype=torch.int64)  # (N,)
+    fits = 255 ** 2 * count < 2 ** 31
+    shift = shift.to(torch.int32 if fits else torch.float64)
     gram = x.new_empty(num_inputs, num_inputs, dtype=dtype)
     for start in range(0, num_inputs, STRIP):  # of a symmetric product half is enough
         strip = slice(start, min(start + STRIP, num_inputs))
-        gram[strip, start:] = torch._int_mm(small[strip], small[start:].t())
+        products = torch._int_mm(small[strip], small[start:].t()).to(shift.dtype)
+        if middle:
+            products += shift[strip].unsqueeze(1) + middle ** 2 * count
+            products += shift[start:]
+        gram[strip, start:] = products
         gram[strip.stop:, strip] = gram[strip, strip.stop:].t()
-    if middle:  # (small + middle) (small + middle)^T
-        shift = middle * small.sum(1, dtype=torch.int64).to(dtype) \
-            + middle ** 2 * small.shape[1] / 2
-        gram += shift.unsqueeze(0)
-        gram += shift.unsqueeze(1)
     return gram.unsqueeze(0)
 
 

@@ -64,5 +64,9 @@ class BitSplit:
                                    polish=self.polish, max_rounds=self.max_sweeps)
 
     def quick(self) -> 'BitSplit':
-        """The start and one round: enough to compare input scales by."""
-        return replace(self, max_sweeps=1)
+        """Two rounds from plain rounding: enough to compare input scales by.
+
+        A start by error feedback ranks them alike (CIFAR ResNet-20, three seeds: W4A8 80.8 and
+        80.9 %, W2A4 77.5 and 77.6 %) and factors a gram for each.
+        """
+        return replace(self, init='mse', max_sweeps=2)
