@@ -9,6 +9,7 @@ from mmbitsplit.functional import (
     fake_quantize,
     product_input,
     quantize,
+    round_trip,
 )
 from mmbitsplit.structures import QParams
 
@@ -128,3 +129,71 @@ def test_dtype_of_the_input_is_kept_with_an_integer_zero_point(dtype):
     x = random_input(1, 9).to(dtype)
     for function in (quantize, fake_quantize, product_input):
         assert function(x, qparams).dtype == dtype
+
+
+LAYOUTS = {
+    'contiguous': lambda x: x,
+    'transposed': lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+    'strided': lambda x: torch.stack([x, -x], -1)[..., 0],
+    'slice': lambda x: torch.cat([x, x], -1)[..., :x.shape[-1]],
+    'expanded': lambda x: x[:1].expand_as(x),
+}
+
+
+@pytest.mark.parametrize('least', [0, 1e18], ids=['compiled', 'plain'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize(('shape', 'channel_dim'), [
+    ((4, 3, 5, 6), 1), ((4, 3, 5, 6), -3), ((4, 5, 3, 6), 2), ((3, 4, 5), 0), ((3, 7), 0),
+    ((4, 3), 1), ((4, 5, 3), -1), ((4, 5, 3), 2), ((4, 0, 3), -1), ((0, 3, 4), 1), ((3,), 0)],
+    ids=str)
+def test_product_input_is_the_code_less_the_zero_point(shape, channel_dim, layout, dtype, least,
+                                                       monkeypatch):
+    """In every channel dimension and memory layout, on the compiled and on the plain path."""
+    monkeypatch.setattr(round_trip, 'LEAST_ELEMENTS', least)
+    x = LAYOUTS[layout](random_input(*shape).to(dtype))
+    along = [1] * x.dim()
+    along[channel_dim] = -1
+    for channels in (1, 3):
+        for unit in (True, False):
+            qparams = make_qparams('asymmetric', 4, channels, unit)
+            expected = quantize(x, qparams, channel_dim) - qparams.zero_point.view(along)
+            if not unit:
+                expected = expected * qparams.scale.to(x).view(along)
+            found = product_input(x, qparams, channel_dim)
+            assert found.dtype == dtype
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(('scales', 'zero_points'), [(3, 1), (1, 3)])
+@pytest.mark.parametrize('least', [0, 1e18], ids=['compiled', 'plain'])
+@pytest.mark.parametrize(('shape', 'channel_dim'), [((2, 3, 4, 5), 1), ((3, 7), 0), ((7, 3), -1)])
+def test_one_scale_with_zero_points_a_channel_and_the_reverse(
+        shape, channel_dim, least, scales, zero_points, monkeypatch):
+    monkeypatch.setattr(round_trip, 'LEAST_ELEMENTS', least)
+    qparams = QParams(make_qparams('signed', 4, scales).scale,
+                      make_qparams('asymmetric', 4, zero_points).zero_point, 0, 15, unit=False)
+    x = random_input(*shape)
+    assert torch.equal(product_input(x, qparams, channel_dim),
+                       fake_quantize(x, qparams, channel_dim))
+
+
+@pytest.mark.parametrize('unit', [True, False])
+@pytest.mark.parametrize('channels', [1, 5])
+def test_channels_last_stays_channels_last(channels, unit):
+    """A convolution takes its layout from its input."""
+    x = random_input(2, 5, 40, 50)
+    last = x.contiguous(memory_format=torch.channels_last)
+    qparams = make_qparams('asymmetric', 8, channels, unit)
+    found = product_input(last, qparams)
+    assert found.stride() == last.stride()
+    assert torch.equal(found, product_input(x, qparams))
+
+
+@pytest.mark.parametrize('least', [0, 1e18], ids=['compiled', 'plain'])
+def test_nan_reaches_the_product(least, monkeypatch):
+    monkeypatch.setattr(round_trip, 'LEAST_ELEMENTS', least)
+    x = random_input(2, 3, 4)
+    x[1, 2, 3] = float('nan')
+    found = product_input(x, make_qparams('asymmetric', 4, channels=3, unit=True))
+    assert torch.isnan(found).nonzero().tolist() == [[1, 2, 3]]

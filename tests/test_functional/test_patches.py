@@ -9,6 +9,7 @@ from torch import nn
 from mmbitsplit.functional import (
     apply_layer,
     channel_dim,
+    gather_outputs,
     gather_patches,
     output_size,
     per_input,
@@ -168,3 +169,67 @@ def test_a_linear_layer_takes_a_single_row():
     patches = gather_patches(x, torch.tensor([0]), geometry)
     torch.testing.assert_close(weight_rows(module.weight, geometry) @ patches,
                                (module.weight @ x).view(1, 3, 1))
+
+
+def output_columns(output, geometry):
+    """(G, M, P): the outputs as columns, group by group."""
+    return as_columns(output, geometry).reshape(
+        geometry.groups, geometry.out_channels // geometry.groups, -1)
+
+
+@pytest.mark.parametrize('images', [0, 1, 2])
+def test_gathered_outputs_are_columns_of_the_output(layer, images):
+    module, geometry, x = layer
+    x = x[:images]
+    with torch.no_grad():
+        output = module(x) if images else module(torch.zeros(1, *x.shape[1:]).double())[:0]
+    positions = all_positions(x, geometry)
+    every = gather_outputs(output, positions, geometry)
+    assert torch.equal(every, output_columns(output, geometry))
+    assert every.is_contiguous()
+    assert torch.equal(gather_outputs(output, positions.flip(0), geometry), every.flip(-1))
+    if images:
+        some = torch.randint(len(positions), (13,))  # in no order, with repeats
+        assert torch.equal(gather_outputs(output, some, geometry), every[..., some])
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert gather_outputs(output, nothing, geometry).shape == (*every.shape[:2], 0)
+
+
+@pytest.mark.parametrize('images', [1, 2])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_gathered_outputs_are_a_copy(layer, images, memory_format):
+    """The network may change a layer's output in place right after the call."""
+    module, geometry, x = layer
+    with torch.no_grad():
+        output = module(x[:images])
+    if output.dim() == 4:
+        output = output.contiguous(memory_format=memory_format)
+    positions = all_positions(x[:images], geometry)
+    for some in (positions, positions[:1], positions[::2]):
+        gathered = gather_outputs(output, some, geometry)
+        expected = output_columns(output, geometry)[..., some].clone()
+        output.add_(1).relu_()
+        assert torch.equal(gathered, expected)
+        before = output.clone()
+        gathered.zero_()
+        assert torch.equal(output, before)
+
+
+def test_gathered_outputs_belong_to_the_gathered_patches(layer):
+    module, geometry, x = layer
+    with torch.no_grad():
+        output = module(x)
+        some = torch.randint(len(all_positions(x, geometry)), (9,))
+        expected = weight_rows(module.weight, geometry) @ gather_patches(x, some, geometry)
+        if module.bias is not None:
+            expected += module.bias.view(geometry.groups, -1, 1)
+        torch.testing.assert_close(gather_outputs(output, some, geometry), expected)
+
+
+def test_outputs_of_a_linear_layer_with_a_single_row():
+    module = nn.Linear(5, 3).double()
+    output = module(torch.randn(5, dtype=torch.float64)).detach()
+    gathered = gather_outputs(output, torch.tensor([0]), layer_geometry(module))
+    assert torch.equal(gathered, output.view(1, 3, 1))
+    output.zero_()
+    assert gathered.all()

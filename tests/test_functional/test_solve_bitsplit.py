@@ -270,3 +270,36 @@ def test_shapes_that_do_not_fit_are_refused(make_problem, spoil):
     problem = make_problem(0, groups=2)
     with pytest.raises(ValueError, match=r'\(G, N, N\).*\(G, M, N\).*got'):
         solve_bitsplit(*spoil(*problem.solver_inputs), 4)
+
+
+@pytest.mark.parametrize('tolerance', [0, 1e-3, 0.05])
+@pytest.mark.parametrize('bits', [2, 3, 6])
+def test_company_changes_nothing_of_a_channel(make_problem, options, bits, tolerance):
+    """Channels come to rest at different times; each ends its stages by itself alone."""
+    problem = make_problem(bits, outputs=40, inputs=60, positions=90, groups=2)
+    gram, cross, weight = problem.solver_inputs
+    # Channels that are on the grid already come to rest at once.
+    weight[:, 1::4] = round_weight(weight, weight_scale(weight, bits), bits)[:, 1::4]
+    cross[:, 1::4] = (weight @ gram)[:, 1::4]
+    together = solve_bitsplit(gram, cross, weight, bits, tolerance=tolerance, **options)
+    sweeps = set()
+    for some in (slice(0, 1), slice(1, 2), slice(2, 40, 5), slice(17, 40)):
+        part = solve_bitsplit(gram, cross[:, some], weight[:, some], bits, tolerance=tolerance,
+                              **options)
+        sweeps.add(part.num_sweeps)
+        assert torch.equal(part.codes, together.codes[:, some])
+        for name in ('scale', 'objective'):
+            torch.testing.assert_close(getattr(part, name), getattr(together, name)[:, some])
+    assert len(sweeps) > 1 or tolerance == 0.05  # or the test would show nothing
+    assert max(sweeps) <= together.num_sweeps
+
+
+@pytest.mark.parametrize('bits', [2, 4])
+def test_a_higher_tolerance_ends_sooner_on_the_same_way(make_problem, options, bits):
+    """What is left undone would only have lowered the objective, in every channel."""
+    problem = make_problem(bits, outputs=20, inputs=80)
+    exact = solve(problem, bits, tolerance=0, max_sweeps=200, **options)
+    early = solve(problem, bits, tolerance=0.05, max_sweeps=200, **options)
+    assert early.num_sweeps < exact.num_sweeps
+    assert (exact.objective <= early.objective * (1 + 1e-12)).all()
+    assert early.objective.sum() < min(early.history[0], rounding_objective(problem, bits).sum())

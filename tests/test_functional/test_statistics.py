@@ -11,6 +11,16 @@ from mmbitsplit.functional import (
     layer_statistics,
     quadratic_objective,
     rescale_inputs,
+    statistics,
+)
+from mmbitsplit.functional.statistics import (
+    LEAST_INPUTS_FOR_INTEGERS,
+    LEAST_INPUTS_FOR_SYRK,
+    MOST_INPUTS_IN_DOUBLE,
+    STRIP,
+    inputs_gram,
+    integer_gram,
+    integer_products,
 )
 
 FIELDS = ('gram', 'cross', 'y_sq', 'x_sum', 'y_sum')
@@ -155,3 +165,138 @@ def test_sums_are_never_changed_in_place(data, change):
     sums = layer_statistics(x, y)
     change(sums)
     assert_same_sums(sums, layer_statistics(x, y))
+
+
+def integers(inputs, positions, lowest, highest=None, seed=0):
+    """(1, N, K) float32 codes less a zero point, mostly zeros, as after a ReLU."""
+    generator = torch.Generator().manual_seed(seed)
+    highest = lowest + 255 if highest is None else highest
+    x = torch.randint(lowest, highest + 1, (1, inputs, positions), generator=generator)
+    x[torch.rand(x.shape, generator=generator) < 0.7] = 0
+    x[0, 0, :2] = torch.tensor([lowest, highest])  # both ends occur
+    return x.float()
+
+
+def exact_gram(x):
+    """Float64 holds every sum of products of integers below 2^53."""
+    x = x.double()
+    return x @ x.mT
+
+
+@pytest.fixture
+def no_vnni(monkeypatch):
+    monkeypatch.setattr(statistics, 'integer_products', lambda x: False)
+
+
+@pytest.fixture
+def integer_calls(monkeypatch):
+    """Collects the arguments of every integer gram."""
+    calls = []
+
+    def noted(*args):
+        calls.append(args)
+        return integer_gram(*args)
+
+    monkeypatch.setattr(statistics, 'integer_gram', noted)
+    return calls
+
+
+@pytest.mark.parametrize('lowest', [0, -128, -3, -255])
+@pytest.mark.parametrize(('inputs', 'positions'), [
+    (1, 1), (70, 0), (7, 300), (64, 3000), (STRIP - 1, 40), (STRIP, 40), (STRIP + 1, 40),
+    (1300, 33)])
+def test_an_integer_gram_is_exact(inputs, positions, lowest):
+    x = integers(inputs, max(2, positions), lowest)[..., :positions]
+    before = x.clone()
+    gram = integer_gram(x, lowest, torch.float64)
+    assert gram.dtype == torch.float64
+    assert torch.equal(gram, exact_gram(x))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(('lowest', 'highest'), [(0, 255), (0, 15), (0, 3), (-8, 7), (-3, 252)])
+def test_an_integer_gram_in_float32_is_the_exact_one_rounded_once(lowest, highest):
+    """Few bits give small sums: what was shifted must not leave its own rounding in them."""
+    x = integers(70, 14336, lowest, highest)
+    assert torch.equal(integer_gram(x, lowest, torch.float32), exact_gram(x).float())
+
+
+@pytest.mark.parametrize('value', [0, 255])
+def test_the_longest_integer_sums_do_not_overflow(value):
+    positions = 2 ** 17 - 1
+    x = torch.full((1, LEAST_INPUTS_FOR_INTEGERS, positions), float(value))
+    expected = torch.full((1, 64, 64), positions * value ** 2, dtype=torch.float64)
+    assert torch.equal(integer_gram(x, 0, torch.float64), expected)
+
+
+@pytest.mark.parametrize(('shape', 'answer'), [
+    ((1, 64, 10), True), ((1, 63, 10), False), ((2, 64, 10), False),
+    ((1, 64, 2 ** 17 - 1), True), ((1, 64, 2 ** 17), False)], ids=str)
+def test_which_inputs_are_multiplied_as_integers(shape, answer, monkeypatch, integer_calls):
+    """Not so many positions that a sum could overflow, and only where it pays."""
+    monkeypatch.setattr(torch.cpu, '_is_vnni_supported', lambda: True, raising=False)
+    x = torch.full((1, 1, 1), 255.0).expand(shape)
+    assert integer_products(x) == answer
+    gram = inputs_gram(x, 0, torch.float64)
+    assert bool(integer_calls) == answer
+    expected = torch.tensor(shape[2] * 255.0 ** 2, dtype=torch.float64).expand_as(gram)
+    torch.testing.assert_close(gram, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize('support', ['no', 'unknown'])
+def test_without_instructions_for_integers_the_gram_is_the_same(support, monkeypatch,
+                                                                integer_calls):
+    if support == 'no':
+        monkeypatch.setattr(torch.cpu, '_is_vnni_supported', lambda: False, raising=False)
+    else:
+        monkeypatch.delattr(torch.cpu, '_is_vnni_supported', raising=False)
+    x = integers(70, 100, -3)
+    assert torch.equal(inputs_gram(x, -3, torch.float64), exact_gram(x))  # sums below 2^24
+    assert not integer_calls
+
+
+@pytest.mark.parametrize('lowest', [0, -128, -3, -255])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('inputs', [70, LEAST_INPUTS_FOR_SYRK + 2, MOST_INPUTS_IN_DOUBLE + 1])
+def test_sums_of_integers_are_those_of_real_values(inputs, dtype, lowest, monkeypatch):
+    monkeypatch.setattr(torch.cpu, '_is_vnni_supported', lambda: True, raising=False)
+    x = integers(inputs, 90, lowest).to(dtype)
+    y = normal(1, 3, 90, seed=1).to(dtype)
+    whole = layer_statistics(x, y, lowest=lowest)
+    for name in FIELDS:
+        kept = torch.float64 if inputs <= MOST_INPUTS_IN_DOUBLE else dtype
+        assert getattr(whole, name).dtype == kept
+    assert_same_sums(whole, layer_statistics(x, y))
+    if dtype == torch.float64:
+        assert torch.equal(whole.gram, exact_gram(x))
+
+
+def test_sums_of_integers_without_vnni(no_vnni):
+    x, y = integers(70, 90, -3).double(), normal(1, 3, 90)
+    assert_same_sums(layer_statistics(x, y, lowest=-3), layer_statistics(x, y))
+    assert torch.equal(layer_statistics(x, y, lowest=-3).gram, exact_gram(x))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('shape', [(1, LEAST_INPUTS_FOR_SYRK - 1, 20),
+                                   (1, LEAST_INPUTS_FOR_SYRK, 20), (2, 600, 20), (1, 600, 0)],
+                         ids=str)
+def test_a_gram_of_real_values(shape, dtype, integer_calls):
+    """Large ones are taken by a routine for symmetric products."""
+    x = normal(*shape).to(dtype)
+    gram = inputs_gram(x, None, torch.float64)
+    assert gram.dtype == torch.float64
+    size = 1e-6 if dtype == torch.float32 else 1e-14
+    torch.testing.assert_close(gram, exact_gram(x), rtol=10 * size, atol=20 * size)
+    if shape[:2] == (1, LEAST_INPUTS_FOR_SYRK):
+        assert torch.equal(gram, gram.mT)
+    assert not integer_calls
+
+
+def test_a_gram_of_inputs_that_are_not_contiguous():
+    x = normal(600, 30).T.contiguous().T.unsqueeze(0)
+    for part in (x, x[:, 20:], x[..., ::2]):
+        torch.testing.assert_close(inputs_gram(part, None, torch.float64), exact_gram(part))
+    whole = integers(600, 30, -3)
+    for part in (whole.mT.contiguous().mT, whole[:, 20:], whole[..., ::2]):
+        assert torch.equal(integer_gram(part, -3, torch.float64), exact_gram(part))

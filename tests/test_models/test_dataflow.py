@@ -229,3 +229,130 @@ def test_watching_leaves_the_model_as_it_was(make_net, see, image, fail):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
     assert torch.equal(net(image), before)
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def maps(*counts):
+    """Bytes of so many feature maps of four channels, one of each size given in pixels."""
+    return sum(2 * 4 * pixels * 4 for pixels in counts)
+
+
+FULL, HALF = 10 * 12, 5 * 6
+
+
+def test_what_a_module_returns(make_net, see, image):
+    """The layers next upstream of what its calls return; leaves are not listed."""
+    block = make_net(lambda net, x: (net.second(net.first(x).relu()), x),
+                     first=conv(), second=conv())
+
+    def run(net, x):
+        trunk = net.stem(x)
+        deep, passed = net.block(trunk)
+        return {'scores': net.head(deep + passed), 'raw': [x, torch.ones(2)]}
+    flow = see(make_net(run, stem=nn.Sequential(conv(3), nn.ReLU()), block=block,
+                        head=nn.Sequential(nn.Identity())), image)
+    assert flow.returned == {'stem': {'stem.0'}, 'block': {'block.second', 'stem.0'},
+                             'head': {'block.second', 'stem.0'},
+                             '': {'block.second', 'stem.0', IMAGE}}
+
+
+def test_what_a_module_returns_in_all_its_calls(make_net, see, image):
+    block = nn.Sequential(nn.ReLU(), nn.Identity())
+    flow = see(make_net(lambda net, x: net.block(net.a(x)) + net.block(net.b(x)), a=conv(3),
+                        b=conv(3), block=block), image)
+    assert flow.returned['block'] == {'a', 'b'}
+
+
+def test_what_a_layer_between_hides_is_not_returned(make_net, see, image):
+    block = nn.Sequential(conv(3), nn.ReLU(), conv())
+    assert see(nn.Sequential(block, conv()), image).returned == {'0': {'0.2'}, '': {'1'}}
+
+
+@pytest.mark.parametrize('use', [
+    lambda y: y * (y > 0), lambda y: y[:, y.mean((0, 2, 3)).argmax()], lambda y: y.topk(2, 1)[0],
+    lambda y: y if bool(y.sum() > 1e9) else -y, lambda y: y * float(y.max()), lambda y: y[y > 0],
+    lambda y: y.round().long().float(), lambda y: y[y.isnan().logical_not().nonzero()[:, 0]],
+    lambda y: y.relu() * (y.flatten(1).double().sum(1) > 0).view(-1, 1, 1, 1)])
+def test_a_layer_whose_values_decide(make_net, see, image, use):
+    """They become a mask, an index or a number, so what follows may depend on them unseen."""
+    def run(net, x):
+        return use(net.b(net.a(x).relu())).mean() + net.c(x)
+    flow = see(make_net(run, a=conv(3), b=conv(), c=conv(3)), image)
+    assert flow.deciding - {IMAGE} == {'b'}
+
+
+@pytest.mark.parametrize('use', [
+    lambda y: y.relu(), lambda y: y.softmax(1) * y.sigmoid(), lambda y: y[:, 1:3, ::2],
+    lambda y: y.view(2, -1).sum(1), lambda y: torch.cat([y, y.amax(1, keepdim=True)], 1),
+    lambda y: y / y.shape[1] + len(y), lambda y: y.double().clamp(min=0),
+    lambda y: nn.functional.interpolate(y, scale_factor=2.0, mode='bilinear'),
+    lambda y: y.masked_fill(torch.ones(2, 1, 10, 12) > 0, 0.0),
+    lambda y: nn.functional.batch_norm(y, torch.zeros(4), torch.ones(4))])
+def test_a_layer_whose_values_only_flow(make_net, see, image, use):
+    flow = see(make_net(lambda net, x: use(net.a(x)), a=conv(3)), image)
+    assert flow.deciding == set()
+
+
+def test_a_mask_of_the_image_is_no_layers_decision(make_net, see, image):
+    flow = see(make_net(lambda net, x: net.a(x) * (x[:, :1] > 0), a=conv(3)), image)
+    assert flow.deciding == {IMAGE}
+
+
+def test_output_sizes_of_every_call(make_net, see, image):
+    down = nn.Conv2d(4, 5, 3, stride=2, padding=1)
+    up = nn.ConvTranspose2d(5, 3, 2, stride=2)
+
+    def run(net, x):
+        levels = [net.a(x), net.a(x[..., ::2, ::2])]
+        return [net.fc(net.up(net.down(level)).mean((2, 3))) for level in levels]
+    flow = see(make_net(run, a=conv(3), down=down, up=up, fc=nn.Linear(3, 7)), image)
+    assert flow.output_sizes == {'a': [2 * 4 * FULL, 2 * 4 * HALF],
+                                 'down': [2 * 5 * HALF, 2 * 5 * 9],
+                                 'up': [2 * 3 * FULL, 2 * 3 * 36], 'fc': [14, 14]}
+
+
+def test_bytes_alive_along_a_chain_are_the_layers_input(make_net, see, image):
+    """The image and the parameters were there before; a convolution's own output dies."""
+    flow = see(make_net(lambda net, x: net.c(net.b(net.a(x).relu()).relu_()),
+                        a=conv(3), b=conv(), c=conv()), image)
+    assert flow.live_bytes == {'a': 0, 'b': maps(FULL), 'c': maps(FULL)}
+
+
+def test_bytes_alive_count_what_is_kept_for_later(make_net, see, image):
+    def run(net, x):
+        identity = net.a(x)
+        out = net.b(identity.relu())  # relu's output dies in the call
+        levels = [out, net.down(out)]
+        return [net.head(level) for level in levels], identity
+    flow = see(make_net(run, a=conv(3), b=conv(), down=nn.Conv2d(4, 4, 3, stride=2, padding=1),
+                        head=conv()), image)
+    # The head is called twice; its first output is alive when its second call begins.
+    assert flow.live_bytes == {'a': 0, 'b': maps(FULL, FULL), 'down': maps(FULL, FULL),
+                               'head': maps(FULL, FULL, HALF, FULL)}
+
+
+@pytest.mark.parametrize(('between', 'kept'), [
+    (lambda y: y.view(2, 4, -1).transpose(1, 2).transpose(1, 2).view(y.shape), maps(FULL)),
+    (lambda y: (y, y[:, :1], y.flatten())[0], maps(FULL)),
+    (lambda y: y[:, :, :1].expand_as(y), maps(FULL)),  # a view keeps its whole storage
+    (lambda y: y.clone(), maps(FULL)), (lambda y: y.double().float(), maps(FULL)),
+    (lambda y: torch.cat([y, y], 1)[:, :4], maps(FULL, FULL))])
+def test_bytes_alive_are_those_of_storages(make_net, see, image, between, kept):
+    flow = see(make_net(lambda net, x: net.b(between(net.a(x))), a=conv(3), b=conv()), image)
+    assert flow.live_bytes['b'] == kept
+
+
+def test_views_of_what_was_there_before_hold_nothing(make_net, see, image):
+    def run(net, x):
+        half, weight = x[..., ::2], net.a.weight.flatten(1).t()
+        return net.b(net.a(half)) + half[:, :1] + weight.sum()
+    flow = see(make_net(run, a=conv(3), b=conv()), image)
+    assert flow.live_bytes == {'a': 0, 'b': maps(FULL // 2)}
+
+
+def test_bytes_alive_are_those_of_this_run_only(make_net, see, image):
+    """Whatever a net keeps from an earlier run is held already."""
+    def run(net, x):
+        net.kept = net.a(x)
+        return net.b(net.kept)
+    net = make_net(run, a=conv(3), b=conv())
+    assert see(net, image).live_bytes == see(net, image).live_bytes == {'a': 0, 'b': maps(FULL)}

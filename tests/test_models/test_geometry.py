@@ -6,8 +6,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmbitsplit.functional import apply_layer
+from mmbitsplit.models import geometry as geometry_module
 from mmbitsplit.models import layer_geometry, layer_kind
-from mmbitsplit.models.geometry import computes_like_torch, normalizes_like_torch
+from mmbitsplit.models.geometry import (
+    POSITIONS_TO_COMPARE,
+    computes_like_torch,
+    normalizes_like_torch,
+)
 
 
 class StandardizedConv(nn.Conv2d):
@@ -15,7 +20,8 @@ class StandardizedConv(nn.Conv2d):
 
     def forward(self, x):
         weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation,
+                        self.groups)
 
 
 class OrdinarySubclass(nn.Conv2d):
@@ -92,3 +98,97 @@ def test_norms_that_compute_something_else_are_told(image, settle):
     assert not normalizes_like_torch(plain.train(), image, plain.eval()(image) + 1)
     without = nn.BatchNorm2d(3, track_running_stats=False).eval()
     assert not normalizes_like_torch(without, image, without(image))
+
+
+class Deformed(nn.Conv2d):
+    """Samples its input half a pixel to the right, as learned offsets would."""
+
+    def forward(self, x):
+        return super().forward((x + x.roll(-1, 3)) / 2)
+
+
+class Gated(nn.Linear):
+    """Computes something else for a few of its rows only."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 + (x[..., :1] > 1))
+
+
+LARGE_LAYERS = {
+    'conv': lambda cls: cls(6, 8, 3, padding=1), 'stride': lambda cls: cls(6, 8, 3, 2, 1),
+    'groups': lambda cls: cls(6, 8, 3, padding=1, groups=2),
+    'depthwise': lambda cls: cls(6, 6, 5, padding=2, groups=6),
+    'one output': lambda cls: cls(6, 1, 3, padding=1, bias=False)}
+
+
+@pytest.fixture(params=[(1, 6, 40, 40), (2, 6, 64, 64), (3, 6, 61, 47), (1, 6, 5, 1500)], ids=str)
+def large(request):
+    """Inputs with more positions than are compared."""
+    assert request.param[0] * request.param[2] * request.param[3] > POSITIONS_TO_COMPARE
+    return torch.randn(request.param, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize('layer', LARGE_LAYERS)
+def test_sampled_positions_tell_layers_apart(layer, large):
+    with torch.no_grad():
+        ordinary = LARGE_LAYERS[layer](OrdinarySubclass)
+        output = ordinary(large)
+        assert computes_like_torch(ordinary, large, output)
+        assert not computes_like_torch(ordinary, large, output + 1e-3)
+        for cls in (StandardizedConv, Deformed):
+            other = LARGE_LAYERS[layer](cls)
+            assert not computes_like_torch(other, large, other(large))
+        scaled = output.clone()
+        scaled[:, -1] *= 1.01  # one channel of them all
+        assert not computes_like_torch(ordinary, large, scaled)
+
+
+def test_sampled_positions_of_other_kinds():
+    x = torch.randn(2, 5, 50, 30, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        module = nn.ConvTranspose2d(5, 4, 4, 2, 1)
+        assert computes_like_torch(module, x, module(x))
+        assert not computes_like_torch(module, x, module(x.roll(1, 2)))
+        rows = x.movedim(1, -1)  # (2, 50, 30, 5)
+        module, gated = nn.Linear(5, 4), Gated(5, 4)
+        assert computes_like_torch(module, rows, module(rows))
+        assert not computes_like_torch(gated, rows, gated(rows))
+
+
+def test_only_so_many_positions_are_computed_again(large, monkeypatch):
+    seen = []
+    gather = geometry_module.gather_patches
+    monkeypatch.setattr(geometry_module, 'gather_patches', lambda x, positions, geometry: (
+        seen.append(positions) or gather(x, positions, geometry)))
+    module = nn.Conv2d(6, 8, 3, padding=1)
+    assert computes_like_torch(module, large, module(large))
+    assert POSITIONS_TO_COMPARE <= len(seen[0]) < 2 * POSITIONS_TO_COMPARE
+    assert seen[0][-1] < large[:, 0].numel()
+    assert seen[0][-1] > 0.99 * large[:, 0].numel() - 10  # over the whole of all images
+
+
+@pytest.mark.parametrize('shape', [(2, 6, 64, 64), (1, 6, 5, 1500), (2000, 6), (2, 6, 3000)],
+                         ids=str)
+def test_norms_of_large_maps_are_told_apart(shape, settle):
+    cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        norm = settle(cls(6))
+        output = norm(x)
+        assert normalizes_like_torch(norm, x, output)
+        assert not normalizes_like_torch(norm, x, output.relu())
+        assert not normalizes_like_torch(norm, x, output[..., :-1])
+        scaled = output.clone()
+        scaled[:, 5] *= 1.01
+        assert not normalizes_like_torch(norm, x, scaled)
+
+
+@pytest.mark.parametrize('shape', [(0, 6, 8, 8), (0, 6)], ids=str)
+def test_nothing_at_all_computes_like_torch(shape, settle):
+    """A second-stage head without boxes."""
+    x = torch.zeros(shape)
+    layer = nn.Conv2d(6, 4, 3) if len(shape) == 4 else nn.Linear(6, 4)
+    norm = settle(nn.BatchNorm2d(6) if len(shape) == 4 else nn.BatchNorm1d(6))
+    assert computes_like_torch(layer, x, layer(x))
+    assert normalizes_like_torch(norm, x, norm(x))

@@ -1,0 +1,254 @@
+"""What a method is given: the same from several processes as from one, sums or rows."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+
+from mmbitsplit.calibration import Team, build_method, evidence
+from mmbitsplit.calibration.capture import CallCapture
+from mmbitsplit.calibration.evidence import collect_evidence, sum_products
+from mmbitsplit.calibration.sampling import is_held_out
+from mmbitsplit.calibration.solve_layer import solve_layer
+from mmbitsplit.functional import center, layer_statistics
+from mmbitsplit.models import QuantizedLayer, layer_geometry
+from mmbitsplit.structures import (
+    ActivationSpec,
+    LayerPlan,
+    LayerStatistics,
+    RowStatistics,
+    WeightSpec,
+)
+
+SUMS = ('gram', 'cross', 'y_sq', 'x_sum', 'y_sum')
+
+
+class ThreadTeam(Team):
+    """A thread among several; they meet at a barrier."""
+
+    def __init__(self, rank, size, board):
+        self.rank, self.size, self.board = rank, size, board
+
+    def gather(self, value):
+        values, barrier = self.board
+        values[self.rank] = value
+        barrier.wait()
+        found = list(values)
+        barrier.wait()
+        return found
+
+    def add_(self, *tensors):
+        for tensor in tensors:
+            tensor.copy_(sum(self.gather(tensor.clone())))
+
+    def from_first(self, value):
+        return self.gather(value)[0]
+
+
+def together(size, work):
+    """Calls ``work(team)`` in as many threads; returns their results by rank."""
+    board = [None] * size, threading.Barrier(size, timeout=60)
+
+    def run(rank):
+        try:
+            return work(ThreadTeam(rank, size, board))
+        except BaseException:
+            board[1].abort()
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        running = [pool.submit(run, rank) for rank in range(size)]
+    errors = [task.exception() for task in running]
+    for error in errors:
+        if error is not None and not isinstance(error, threading.BrokenBarrierError):
+            raise error
+    return [task.result() for task in running]
+
+
+def make_data(whole=True, inputs=12, positions=60, seed=0):
+    """x (2, N, K) float32, y (2, 5, K)."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(-3, 253, (2, inputs, positions), generator=generator).float()
+    x = x if whole else x / 77
+    return x, torch.randn(2, 5, positions, generator=generator) + 0.3
+
+
+def shares(values, size):
+    """Positions of each process; not equally many, and the last has none."""
+    bounds = [0, 7, values.shape[-1], values.shape[-1]][:size] + [values.shape[-1]]
+    return [values[..., first:last] for first, last in zip(bounds, bounds[1:])]
+
+
+@pytest.fixture(params=[True, False], ids=['integers', 'real'])
+def whole(request):
+    return request.param
+
+
+@pytest.fixture(params=[True, False], ids=['centred', 'raw'])
+def centred(request):
+    return request.param
+
+
+@pytest.fixture
+def rows_only(monkeypatch):
+    """Every layer is too large for its gram."""
+    monkeypatch.setattr(evidence, 'MOST_INPUTS_FOR_GRAM', 4)
+
+
+def test_one_process_gives_its_sums(whole, centred):
+    x, y = make_data(whole)
+    found = collect_evidence(x, y, -3 if whole else None, centred, Team())
+    expected = layer_statistics(x, y)
+    expected = center(expected) if centred else expected
+    assert isinstance(found, LayerStatistics)
+    for name in SUMS:
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    assert found.count == 60
+
+
+@pytest.mark.parametrize('size', [2, 3])
+def test_sums_of_several_processes_are_those_of_one(whole, centred, size):
+    x, y = make_data(whole)
+    parts = list(zip(shares(x, size), shares(y, size)))
+    lowest = -3 if whole else None
+    alone = sum_products(x.double(), y.double(), lowest, centred, Team())
+    for found in together(size, lambda team: collect_evidence(*parts[team.rank], lowest, centred,
+                                                              team)):
+        for name in SUMS:
+            torch.testing.assert_close(getattr(found, name), getattr(alone, name), rtol=1e-5,
+                                       atol=2e-3)
+        assert found.count == 60
+
+
+@pytest.mark.parametrize('inputs', [4, 5])
+def test_the_number_of_inputs_decides_between_sums_and_rows(rows_only, inputs):
+    found = collect_evidence(*make_data(inputs=inputs), -3, True, Team())
+    assert isinstance(found, LayerStatistics if inputs == 4 else RowStatistics)
+
+
+@pytest.mark.parametrize('size', [1, 2, 3])
+def test_rows_of_several_processes_are_those_of_one(rows_only, whole, centred, size):
+    x, y = make_data(whole)
+    before = x.clone(), y.clone()
+    parts = list(zip(shares(x, size), shares(y, size))) if size > 1 else [(x, y)]
+    lowest = -3 if whole else None
+    for found in together(size, lambda team: collect_evidence(*parts[team.rank], lowest, centred,
+                                                              team)):
+        assert isinstance(found, RowStatistics)
+        assert torch.equal(found.x, x) and torch.equal(found.y, y)
+        assert found.x.dtype == x.dtype
+        assert torch.equal(found.x_sum, x.sum(-1)) and torch.equal(found.y_sum, y.sum(-1))
+        assert (found.count, found.centred, found.lowest) == (60, centred, lowest)
+    assert torch.equal(x, before[0]) and torch.equal(y, before[1])
+
+
+@pytest.mark.parametrize('lowest', [0, -3, -128, -255])
+def test_integers_travel_as_bytes_and_arrive_as_they_were(rows_only, lowest):
+    """All 256 of them."""
+    x = (torch.arange(512.0) % 256 + lowest).view(1, 8, 64)
+    sent = []
+
+    class Spy(ThreadTeam):
+        def gather(self, value):
+            sent.append(value)
+            return [value, value]
+
+    found = collect_evidence(x, torch.zeros(1, 2, 64), lowest, False, Spy(0, 2, None))
+    assert sent[0][0].dtype == torch.uint8
+    assert torch.equal(found.x, torch.cat([x, x], -1))
+
+
+def make_layer(activation_bits, mode, strength=0.5):
+    torch.manual_seed(0)
+    module = nn.Conv2d(6, 8, 3, groups=2)
+    layer = QuantizedLayer(layer_geometry(module), module.weight, module.bias)
+    activation = ActivationSpec(activation_bits, mode=mode, strength=strength)
+    return layer, LayerPlan('layer', WeightSpec(3), activation)
+
+
+def make_captures(layer, count, silent=()):
+    """By batch: what the sampler would have taken of a call of each."""
+    captured = {}
+    for batch in range(count):
+        generator = torch.Generator().manual_seed(batch)
+        positions = 0 if batch in silent else 20 + batch
+        x = torch.randn(2, 27, positions, generator=generator).relu()
+        held_out = is_held_out(batch, count, positions, 0.25)
+        capture = CallCapture(x, torch.rand(6, 50, generator=generator), torch.zeros(6),
+                              torch.full((6,), 3.0), held_out, (1, 6, 9, 9), batch)
+        captured[batch] = capture, layer.float_rows() @ x
+    return captured
+
+
+def solve_together(size, layer, plan, captured, owner=None):
+    """Solves with the batches dealt out to threads."""
+    owner = owner or (lambda batch: batch % size)
+
+    def work(team):
+        mine = [captured[batch] for batch in captured if owner(batch) == team.rank]
+        return solve_layer(layer, plan, build_method({'type': 'BitSplit'}),
+                           [capture for capture, _ in mine], [target for _, target in mine],
+                           team if size > 1 else Team())
+    return together(size, work)
+
+
+def assert_same_solution(found, expected):
+    for name in ('strength', 'guard_taken', 'rows', 'calls'):
+        assert getattr(found, name) == getattr(expected, name)
+    assert found.error == pytest.approx(expected.error, rel=1e-4)
+    same = (found.solution.codes == expected.solution.codes).double().mean()
+    assert same > 0.99  # sums in another order may turn a tie
+    torch.testing.assert_close(found.solution.weight_scale, expected.solution.weight_scale,
+                               rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize('mode', ['ecaq', 'per_tensor', 'per_channel'])
+@pytest.mark.parametrize('size', [2, 3, 4])
+def test_several_processes_solve_a_layer_as_one_would(size, mode):
+    """Batches 3 and 7 are held out: of four processes one has nothing else, the others none."""
+    layer, plan = make_layer(4, mode)
+    captured = make_captures(layer, 8)
+    alone, = solve_together(1, layer, plan, captured)
+    for found in solve_together(size, layer, plan, captured):
+        assert_same_solution(found, alone)
+
+
+@pytest.mark.parametrize('size', [2, 3])
+def test_processes_agree_on_the_strength(size):
+    """Which one it is depends on the positions tried, and so on the number of processes."""
+    layer, plan = make_layer(4, 'ecaq', 'auto')
+    first, *others = solve_together(size, layer, plan, make_captures(layer, 8))
+    for found in others:
+        assert found.strength == first.strength
+        assert torch.equal(found.solution.codes, first.solution.codes)
+        assert torch.equal(found.solution.qparams.scale, first.solution.qparams.scale)
+
+
+@pytest.mark.parametrize('mode', ['ecaq', 'per_channel'])
+def test_several_processes_solve_a_very_large_layer_as_one_would(rows_only, mode):
+    layer, plan = make_layer(4, mode)
+    captured = make_captures(layer, 8)
+    alone, = solve_together(1, layer, plan, captured)
+    for found in solve_together(2, layer, plan, captured):
+        assert_same_solution(found, alone)
+
+
+@pytest.mark.parametrize('bits', [4, None])
+def test_a_process_whose_calls_saw_no_position(bits):
+    """No box on any of its images."""
+    layer, plan = make_layer(bits, 'ecaq')
+    captured = make_captures(layer, 8, silent=(1, 3, 5, 7))
+    alone, = solve_together(1, layer, plan, captured)
+    for found in solve_together(2, layer, plan, captured):
+        assert_same_solution(found, alone)
+
+
+@pytest.mark.parametrize('bits', [4, None])
+def test_a_process_none_of_whose_images_reaches_the_layer(bits):
+    layer, plan = make_layer(bits, 'ecaq')
+    captured = make_captures(layer, 8)
+    alone, = solve_together(1, layer, plan, captured)
+    for found in solve_together(2, layer, plan, captured, owner=lambda batch: 0):
+        assert_same_solution(found, alone)

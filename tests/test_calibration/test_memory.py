@@ -1,0 +1,311 @@
+"""What calibration will hold: estimated near what it holds, and refused when it is too much."""
+
+import gc
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmbitsplit.calibration import calibrate, memory
+from mmbitsplit.calibration.capture import Sampler
+from mmbitsplit.calibration.float_pass import float_pass
+from mmbitsplit.calibration.layer_solver import LayerSolver
+from mmbitsplit.calibration.memory import (
+    MemoryEstimate,
+    available_bytes,
+    batch_size,
+    check_memory,
+    estimate_memory,
+)
+from mmbitsplit.calibration.shared import find_owners
+from mmbitsplit.models import QuantizedLayer, prepare, watch
+from mmbitsplit.structures import CalibrationSpec
+
+GB = 10 ** 9
+
+
+class PyramidNet(nn.Module):
+    """Three levels, and a head that all of them share."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.down = nn.ModuleList(nn.Conv2d(8, 8, 3, 2, 1) for _ in range(2))
+        self.head = PyramidHead()
+
+    def forward(self, x):
+        levels = [torch.relu(self.stem(x))]
+        for conv in self.down:
+            levels.append(torch.relu(conv(levels[-1])))
+        return self.head(levels)
+
+
+class PyramidHead(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.tower = nn.Sequential(*(layer for _ in range(4) for layer in (
+            nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())))
+        self.classify = nn.Conv2d(8, 5, 1)
+
+    def forward(self, levels):
+        return [self.classify(self.tower(level)) for level in levels]
+
+
+@pytest.fixture(params=['residual', 'pyramid'])
+def make_net(request, residual_net, seeded):
+    return {'residual': residual_net, 'pyramid': lambda: seeded(PyramidNet)}[request.param]
+
+
+@pytest.fixture
+def look(make_spec):
+    """Watches and prepares a model; returns a function that estimates for batches like one."""
+    def make(model, batch):
+        flow = watch(model, lambda: model(batch))
+        prepared = prepare(model, flow, make_spec())
+        owners = find_owners(flow, set(prepared.layers))
+
+        def estimate(sizes=1, rows=256, num_batches=None) -> MemoryEstimate:
+            sizes = [1.0] * sizes if isinstance(sizes, int) else sizes
+            return estimate_memory(flow, prepared.layers, owners, dict(enumerate(sizes)), rows,
+                                   num_batches or len(sizes))
+        return prepared, flow, estimate
+    return make
+
+
+def test_more_images_hold_more(make_net, look, images):
+    _, _, estimate = look(make_net(), images(1)[0])
+    few, many = estimate(4), estimate(12)
+    assert few.suspended > 0 and few.targets > 0 and few.solving > 0
+    assert few.total == few.suspended + few.targets + few.solving
+    assert many.suspended == 3 * few.suspended
+    assert many.total > few.total
+
+
+def test_batches_count_by_their_size(make_net, look, images):
+    _, _, estimate = look(make_net(), images(1)[0])
+    one = estimate(1).suspended
+    assert estimate([2.0, 0.5]).suspended == 2.5 * one
+    # With all positions taken, targets grow with the pixels too.
+    assert estimate([2.0], 10 ** 6).targets == 2 * estimate([1.0], 10 ** 6).targets
+
+
+def test_more_rows_hold_more_until_all_positions_are_taken(make_net, look, images):
+    _, _, estimate = look(make_net(), images(1)[0])
+    several = [estimate(4, rows) for rows in (64, 128, 256, 10 ** 6, 10 ** 7)]
+    for name in ('targets', 'solving', 'total'):
+        values = [getattr(one, name) for one in several]
+        assert values == sorted(values)
+        assert values[0] < values[1] < values[3] == values[4]
+    assert len({one.suspended for one in several}) == 1
+
+
+def test_images_of_other_processes_are_not_held_here(make_net, look, images):
+    _, _, estimate = look(make_net(), images(1)[0])
+    alone, shared = estimate(4, 256), estimate(4, 256, num_batches=8)
+    assert shared.suspended == alone.suspended
+    assert shared.targets < alone.targets
+    assert shared.targets >= alone.targets / 2
+
+
+@pytest.mark.parametrize('rows', [64, 250, 10 ** 6])
+def test_targets_are_those_that_the_float_pass_keeps(make_net, look, images, run_model, rows):
+    model, batches = make_net(), dict(enumerate(images(3)))
+    prepared, flow, estimate = look(model, batches[0])
+    sampler = Sampler(CalibrationSpec(rows_per_layer=rows), len(batches), flow.calls)
+    record = float_pass(prepared, batches, lambda batch: run_model(model, batch), sampler,
+                        dict.fromkeys(batches, ''), (), lambda batch: None, lambda *steps: None)
+    kept = sum(4 * target.numel() for calls in record.targets.values() for target in calls)
+    assert estimate(3, rows).targets == kept
+
+
+def storages() -> dict[int, int]:
+    """Bytes of everything that a tensor known to Python's collector holds, by address."""
+    found = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), Tensor):
+            storage = thing.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+    return found
+
+
+@pytest.fixture
+def new_bytes():
+    """Counts what tensors hold that did not exist before the test."""
+    gc.collect()
+    before = set(storages())
+    gc.freeze()  # what is there already need not be looked at again
+    yield lambda: sum(size for place, size in storages().items() if place not in before)
+    gc.unfreeze()
+
+
+def test_estimate_is_near_what_is_held(make_net, images, make_spec, run_model, monkeypatch,
+                                       new_bytes):
+    """All tensors alive when a layer is about to be solved, less the model's own."""
+    model, batches = make_net(), images(4, size=48)
+    held, estimates = [], []
+    own, check, solve = new_bytes(), check_memory, LayerSolver.__call__
+
+    def counting(self, name, offers):
+        held.append(new_bytes() - own)
+        solve(self, name, offers)
+
+    monkeypatch.setattr(LayerSolver, '__call__', counting)
+    monkeypatch.setattr(sys.modules['mmbitsplit.calibration.calibrate'], 'check_memory',
+                        lambda *args: estimates.append(args[0]) or check(*args))
+    _, report = calibrate(model, batches, make_spec(), run=run_model)
+    estimate, most = estimates[0], max(held)
+    assert report.estimated_bytes == estimate.total
+    assert 0.5 * most < estimate.suspended + estimate.targets < 2 * most
+    assert most < 1.2 * estimate.total
+
+
+@pytest.mark.parametrize('spare', [0, 1, 10 ** 6])
+def test_what_fits_passes(spare):
+    estimate = MemoryEstimate(suspended=5 * GB, targets=2 * GB, solving=GB)
+    check_memory(estimate, estimate.total + spare, 10)
+
+
+@pytest.mark.parametrize(('budget', 'fit'), [(7.9, 9), (5.5, 5), (3.5, 1), (7.9999, 9)])
+def test_what_does_not_fit_is_refused_with_the_number_that_would(budget, fit):
+    """Half a GB an image, three of them whatever the number of images."""
+    with pytest.raises(ValueError, match='10 images would hold about 8.0 GB') as refusal:
+        check_memory(MemoryEstimate(5 * GB, 2 * GB, GB), budget * GB, 10)
+    message = str(refusal.value)
+    assert f'about {fit} images would fit: set quantization.calibration.num_images={fit},' \
+        in message
+    for part in ('5.0 GB of suspended', '2.0 GB of float', '1.0 GB to solve',
+                 f'budget is {budget:.1f} GB', 'quantization.calibration.memory_budget'):
+        assert part in message
+
+
+@pytest.mark.parametrize('budget', [3.4, 3.0, 1.0, 0])
+def test_not_one_image_fits(budget):
+    with pytest.raises(ValueError, match='not one image would fit: set .*rows_per_layer lower'):
+        check_memory(MemoryEstimate(5 * GB, 2 * GB, GB), budget * GB, 10)
+
+
+@pytest.mark.parametrize('part', [0.3, 0.5, 0.8, 0.99])
+def test_the_number_that_is_named_passes(make_net, look, images, part):
+    _, _, estimate = look(make_net(), images(1, size=32)[0])
+    wanted = estimate(32)
+    budget = part * wanted.suspended + wanted.targets + wanted.solving
+    with pytest.raises(ValueError) as refusal:
+        check_memory(wanted, budget, 32)
+    fit = int(re.search('num_images=([0-9]+)', str(refusal.value)).group(1))
+    assert fit == int(32 * part)
+    check_memory(estimate(fit), budget, fit)
+    with pytest.raises(ValueError):
+        check_memory(estimate(fit + 2), budget, fit + 2)
+
+
+@pytest.mark.parametrize('budget', [1e-9, 1e-4])
+def test_calibrate_refuses_before_the_float_pass(make_net, images, make_spec, budget):
+    runs, steps = [], []
+
+    def run(model, batch):
+        runs.append(batch)
+        return model(batch)
+
+    with pytest.raises(ValueError, match=r'on 8 images.*memory_budget \(GB\)'):
+        calibrate(make_net(), images(8), make_spec(calibration=dict(memory_budget=budget)),
+                  run=run, progress=steps.append)
+    assert len(runs) == 1  # the one that was watched
+    assert not steps
+
+
+def test_a_request_that_is_refused_leaves_the_model_as_it_was(residual_net, images, make_spec,
+                                                              run_model):
+    """So that the same model can be tried again on fewer images."""
+    model = residual_net()
+    with pytest.raises(ValueError, match='memory_budget'):
+        calibrate(model, images(), make_spec(calibration=dict(memory_budget=1e-9)), run=run_model)
+    assert not any(isinstance(module, QuantizedLayer) for module in model.modules())
+    _, report = calibrate(model, images(), make_spec(), run=run_model)
+    assert len(report.layers) == 7
+
+
+def test_a_budget_that_suffices_changes_nothing(residual_net, images, make_spec, run_model,
+                                                assert_same_state):
+    models = [residual_net(), residual_net()]
+    for model, budget in zip(models, (None, 0.5)):
+        calibrate(model, images(), make_spec(calibration=dict(memory_budget=budget)),
+                  run=run_model)
+    assert_same_state(*models)
+
+
+def test_without_a_budget_the_available_memory_counts(residual_net, images, make_spec, run_model,
+                                                      monkeypatch):
+    asked = []
+    monkeypatch.setattr(sys.modules['mmbitsplit.calibration.calibrate'], 'available_bytes',
+                        lambda device: asked.append(device) or 1000)
+    with pytest.raises(ValueError, match=r'budget is 0.0 GB'):
+        calibrate(residual_net(), images(), make_spec(), run=run_model)
+    assert asked == [torch.device('cpu')]
+
+
+@pytest.mark.parametrize(('batch', 'size'), [
+    (torch.zeros(2, 3, 4), 24), ((torch.zeros(2), 'name', 5), 2), ([], 1), (None, 1),
+    ({'img': [torch.zeros(2, 3), torch.zeros(4)], 'meta': {'id': 7}}, 10), (torch.zeros(0), 1)])
+def test_size_of_a_batch(batch, size):
+    assert batch_size(batch) == size
+
+
+def test_memory_is_available():
+    available = available_bytes(torch.device('cpu'))
+    assert 0 < available
+    if Path('/proc/meminfo').is_file():
+        total = int(re.search('MemTotal: *([0-9]+) kB', Path('/proc/meminfo').read_text()).group(1))
+        assert available <= 1024 * total
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Writes the files that a machine tells its memory by."""
+    monkeypatch.setattr(memory, 'Path', lambda *parts: tmp_path.joinpath(
+        *(part.lstrip('/') for part in parts)))
+
+    def write(**files):
+        for name, text in {'proc/meminfo': 'MemTotal: 9000 kB\nMemAvailable:    4000 kB',
+                           **files}.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f'{text}\n')
+    return write
+
+
+NEW, OLD = 'sys/fs/cgroup/memory', 'sys/fs/cgroup/memory/memory'
+
+
+@pytest.mark.parametrize(('files', 'available'), [
+    ({}, 4096000),
+    ({f'{NEW}.max': 'max', f'{NEW}.current': 500}, 4096000),
+    ({f'{NEW}.max': 3000000, f'{NEW}.current': 500000}, 2500000),
+    ({f'{NEW}.max': 9000000, f'{NEW}.current': 500000}, 4096000),
+    ({f'{NEW}.max': 3000000, f'{NEW}.current': 3500000}, 0),
+    ({f'{NEW}.max': 3000000}, 4096000),
+    ({f'{OLD}.limit_in_bytes': 3000000, f'{OLD}.usage_in_bytes': 1000000}, 2000000),
+    ({f'{OLD}.limit_in_bytes': 2 ** 63 - 4096, f'{OLD}.usage_in_bytes': 1000000}, 4096000)],
+    ids=str)
+def test_a_container_has_what_it_is_given(machine, files, available):
+    machine(**files)
+    assert available_bytes(torch.device('cpu')) == available
+
+
+@pytest.mark.parametrize(('files', 'available'), [
+    ({f'{NEW}.max': 3000000, f'{NEW}.current': 2500000,
+      f'{NEW}.stat': 'anon 400000\nfile 2000000\ninactive_file 1900000'}, 2400000),
+    ({f'{OLD}.limit_in_bytes': 3000000, f'{OLD}.usage_in_bytes': 2500000,
+      f'{OLD}.stat': 'inactive_file 5\ntotal_inactive_file 1900000'}, 2400000)],
+    ids=['new', 'old'])
+def test_files_that_a_container_has_read_can_be_given_up(machine, files, available):
+    """Else reading a data set would use up all memory."""
+    machine(**files)
+    assert available_bytes(torch.device('cpu')) == available
+
+
+def test_an_unknown_system_refuses_nothing(machine):
+    assert available_bytes(torch.device('cpu')) > 1000 * GB

@@ -1,0 +1,131 @@
+"""A layer's positions: joined over calls, none lost, none in both parts, inputs with outputs."""
+
+import pytest
+import torch
+
+from mmbitsplit.calibration import Team
+from mmbitsplit.calibration.capture import CallCapture
+from mmbitsplit.calibration.rows import LayerRows
+from mmbitsplit.calibration.sampling import is_held_out
+
+GROUPS, INPUTS, OUTPUTS = 2, 3, 4
+
+
+class Reports(Team):
+    """The others hold so many positions to fit to and held out."""
+
+    def __init__(self, *others: tuple[int, int]):
+        self.size, self.others = 1 + len(others), others
+
+    def gather(self, value):
+        return [value, *(others if isinstance(value, tuple) else sum(others)
+                         for others in self.others)]
+
+
+def make_rows(held_out, team=None):
+    """One call a mask; every position says in all its values which one it is."""
+    captures, targets, first = [], [], 0
+    for mask in held_out:
+        mask = torch.as_tensor(mask, dtype=torch.bool)
+        numbers = torch.arange(first, first + len(mask)).float()
+        first += len(mask)
+        nothing = torch.zeros(INPUTS)
+        captures.append(CallCapture(numbers.expand(GROUPS, INPUTS, -1).clone(),
+                                    torch.zeros(INPUTS, 0), nothing, nothing, mask, (1, INPUTS)))
+        targets.append(-numbers.expand(GROUPS, OUTPUTS, -1).clone())
+    return LayerRows(captures, targets, team or Team())
+
+
+def numbers_of(rows):
+    """Which positions these are; inputs and outputs agree."""
+    assert rows.x.shape == (GROUPS, INPUTS, rows.x.shape[-1])
+    assert rows.y.shape == (GROUPS, OUTPUTS, rows.x.shape[-1])
+    numbers = rows.x[0, 0]
+    assert (rows.x == numbers).all() and (rows.y == -numbers).all()
+    return numbers.long().tolist()
+
+
+@pytest.mark.parametrize('held_out', [
+    [[0, 0, 0], [1, 1], [0]], [[0, 1, 0, 1], [1, 0]], [[0, 0], [0, 1], [1, 1], []],
+    [[], [], [1, 0]], [[1], [0]]], ids=str)
+def test_every_position_is_fitted_to_or_held_out(held_out):
+    rows = make_rows(held_out)
+    mask = torch.tensor([bit for call in held_out for bit in call])
+    before = [(capture.patches.clone(), target.clone())
+              for capture, target in zip(rows.captures, rows.targets)]
+    fit, judge = rows.split()
+    assert numbers_of(fit) == (mask == 0).nonzero()[:, 0].tolist()
+    assert numbers_of(judge) == (mask == 1).nonzero()[:, 0].tolist()
+    fit.x.zero_(), judge.y.zero_()  # nothing is shared with what was captured
+    for capture, target, (patches, outputs) in zip(rows.captures, rows.targets, before):
+        assert torch.equal(capture.patches, patches) and torch.equal(target, outputs)
+
+
+@pytest.mark.parametrize('held_out', [[[0, 0], [0]], [[1, 1, 1]], [[], [0]]], ids=str)
+def test_without_one_of_the_parts_all_positions_are_both(held_out):
+    parts = make_rows(held_out).split()
+    everything = list(range(sum(map(len, held_out))))
+    assert [numbers_of(part) for part in parts] == [everything, everything]
+
+
+@pytest.mark.parametrize(('held_out', 'others', 'fit', 'judge'), [
+    ([[0, 0], [0]], [(5, 5)], [0, 1, 2], []), ([[1, 1], [1]], [(0, 0), (5, 0)], [], [0, 1, 2]),
+    ([[0, 0], [0]], [(5, 0)], [0, 1, 2], [0, 1, 2]), ([[0, 1]], [(0, 0)], [0], [1]),
+    ([[]], [(5, 5)], [], [])], ids=str)
+def test_processes_agree_on_whether_there_are_both_parts(held_out, others, fit, judge):
+    """One that holds only one part must not take it for the other too."""
+    parts = make_rows(held_out, Reports(*others)).split()
+    assert [numbers_of(part) for part in parts] == [fit, judge]
+
+
+@pytest.mark.parametrize('num_batches', [1, 4, 12])
+@pytest.mark.parametrize('holdout', [0, 0.125, 0.25, 0.5])
+def test_split_keeps_the_holdout_of_the_sampling(num_batches, holdout):
+    masks = [is_held_out(batch, num_batches, 16, holdout) for batch in range(num_batches)]
+    fit, judge = make_rows(masks).split()
+    total = 16 * num_batches
+    if holdout == 0:
+        assert numbers_of(fit) == numbers_of(judge) == list(range(total))
+    else:
+        held_out = numbers_of(judge)
+        assert sorted(numbers_of(fit) + held_out) == list(range(total))
+        assert 0 < len(held_out) <= holdout * total
+        if num_batches * holdout >= 1:  # whole batches
+            assert len({number // 16 for number in held_out}) * 16 == len(held_out)
+
+
+@pytest.mark.parametrize('sizes', [[100], [40, 60], [5, 0, 90, 5], [1] * 100], ids=str)
+@pytest.mark.parametrize('most', [1, 10, 33, 50, 100, 1000])
+def test_thinned_positions_are_spread_evenly(sizes, most):
+    rows = make_rows([[0] * size for size in sizes])
+    numbers = numbers_of(rows.thin(most))
+    step = max(1, 100 // most)
+    first, expected = 0, []
+    for size in sizes:
+        expected += range(first, first + size, step)
+        first += size
+    assert numbers == expected
+    assert len(numbers) < 2 * most + len(sizes)
+    assert len(numbers) >= min(100, most)
+
+
+def test_thinning_looks_at_held_out_positions_too():
+    assert numbers_of(make_rows([[0, 1, 0, 1], [1, 1]]).thin(3)) == [0, 2, 4]
+
+
+@pytest.mark.parametrize(('others', 'step'), [([(0, 0)], 2), ([(5, 5)], 4), ([(20, 0)] * 2, 10)])
+def test_thinning_counts_the_positions_of_all_processes(others, step):
+    """About as many in all as one process alone would take."""
+    numbers = numbers_of(make_rows([[0] * 10], Reports(*others)).thin(5))
+    assert numbers == list(range(0, 10, step))
+
+
+def test_dtypes_and_order_of_calls_are_kept():
+    rows = make_rows([[0, 0, 1], [0, 1]])
+    double = LayerRows([CallCapture(
+        capture.patches.double(), capture.samples, capture.low, capture.high, capture.held_out,
+        capture.shape) for capture in reversed(rows.captures)], rows.targets[::-1], Team())
+    fit, judge = double.split()
+    assert fit.x.dtype == torch.float64 and fit.y.dtype == torch.float32
+    assert numbers_of(fit) == [3, 0, 1]
+    assert numbers_of(judge) == [4, 2]
