@@ -1,6 +1,7 @@
 """From a config to figures: what ``tools/quantize.py`` does."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -57,6 +58,8 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
     else:
         cfg.load_from = check_weights(cfg.get('load_from'))
     work_dir = check_work_dir(cfg.work_dir)
+    if not resume:
+        _forget_results(work_dir)
     runner = _build_runner(cfg, spec.calibration.seed)
     if untrained:
         _initialise(runner)
@@ -71,9 +74,7 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
     if earlier is not None:
         print_log(f'mmbitsplit: {work_dir} holds the results of this very run', logger='current')
         return earlier
-    if team.rank == 0:  # an earlier run's must not pass for this one's
-        for name in (RESULTS, CHECKPOINT):
-            (work_dir / name).unlink(missing_ok=True)
+    _forget_results(work_dir)
     float_metrics, float_seconds = _evaluate_float(runner, journal, team)
     run = quantize_runner(runner, spec, data, journal)
     sizes = {'float': run.float_bytes}
@@ -88,6 +89,12 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
         save_results(work_dir, results)
         journal.finish()
     return results
+
+
+def _forget_results(work_dir: Path) -> None:
+    """Removes what an earlier run left, lest it pass for this one's."""
+    for name in (RESULTS, CHECKPOINT):
+        (work_dir / name).unlink(missing_ok=True)
 
 
 def _build_runner(cfg: Config, seed: int) -> Runner:

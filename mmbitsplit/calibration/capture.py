@@ -82,8 +82,8 @@ class Sampler:
         """Patches at those positions, (G, N, K)."""
         positions = self.drawn.pop((name, call, batch), None)
         # Inputs of another size than in the float pass are an error found later.
-        if positions is None or bool(positions[-1:] >= math.prod(
-                output_size(layer.geometry, x.shape))):
+        most = math.prod(output_size(layer.geometry, x.shape))
+        if positions is None or bool((positions[-1:] >= most).any()):
             positions = self.positions(name, layer, call, batch, x.shape)
         return gather_patches(x.detach(), positions.to(x.device), layer.geometry)
 

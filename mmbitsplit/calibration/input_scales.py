@@ -61,7 +61,8 @@ class Candidate:
         scale = per_input(self.qparams.scale, geometry).reshape(-1)
         zero_point = per_input(self.qparams.zero_point, geometry).reshape(-1)
         spread = replace(self.qparams, scale=scale, zero_point=zero_point)
-        return product_input(x.reshape(-1, positions), spread, channel_dim=0).view_as(x)
+        return product_input(x.reshape(groups * inputs, positions), spread,
+                             channel_dim=0).view_as(x)
 
     @property
     def lowest(self) -> int | None:

@@ -129,6 +129,17 @@ def test_parameters_that_are_not_contiguous(way):
     assert torch.equal(round_rows(x, *(part.expand(4) for part in same)), definition(x, *same))
 
 
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('lowest', [0, -3, -128, -255])
+def test_integers_become_bytes(lowest, dtype, way):
+    """All 256 of them, in rows that are contiguous and in others."""
+    x = (torch.arange(512) % 256 + lowest).view(4, 128).to(dtype)
+    for rows in (x, x[:, ::3], x.t()):
+        small = round_trip.small_integers(rows, lowest + 128)
+        assert small.dtype == torch.int8
+        assert torch.equal(small.to(dtype) + (lowest + 128), rows)
+
+
 @pytest.mark.parametrize(('size', 'dtype', 'loops'), [
     ((8, LEAST_ELEMENTS // 8, 1), torch.float32, True),
     ((8, LEAST_ELEMENTS // 8 - 1, 1), torch.float32, False),

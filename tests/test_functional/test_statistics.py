@@ -222,8 +222,9 @@ def test_an_integer_gram_in_float32_is_the_exact_one_rounded_once(lowest, highes
 
 
 @pytest.mark.parametrize('value', [0, 255])
-def test_the_longest_integer_sums_do_not_overflow(value):
-    positions = 2 ** 17 - 1
+@pytest.mark.parametrize('positions', [33025, 33026, 2 ** 17 - 1])
+def test_the_longest_integer_sums_do_not_overflow(value, positions):
+    """The first sum of 255 times 255 is the largest that is below 2^31."""
     x = torch.full((1, LEAST_INPUTS_FOR_INTEGERS, positions), float(value))
     expected = torch.full((1, 64, 64), positions * value ** 2, dtype=torch.float64)
     assert torch.equal(integer_gram(x, 0, torch.float64), expected)
