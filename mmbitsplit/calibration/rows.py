@@ -31,11 +31,13 @@ class LayerRows:
         captures: Of every call in the quantized model.
         targets: Float outputs (G, M, K) of the same calls at the same positions.
         team: Who holds the others.
+        weight: (G, M, N) the layer's weight: says what no positions look like.
     """
 
     captures: Sequence[CallCapture]
     targets: Sequence[Tensor]
     team: Team
+    weight: Tensor | None = None
 
     def split(self) -> tuple[Rows, Rows]:
         """Positions to fit to, and those held out to judge on; all twice when none are apart."""
@@ -55,6 +57,10 @@ class LayerRows:
         return self._join(lambda capture: slice(None, None, step))
 
     def _join(self, choose: Callable[[CallCapture], Tensor | slice]) -> Rows:
+        if not self.captures:  # none of this process's images reaches the layer
+            groups, outputs, inputs = self.weight.shape
+            return Rows(self.weight.new_empty(groups, inputs, 0),
+                        self.weight.new_empty(groups, outputs, 0))
         x, y = [], []
         for capture, target in zip(self.captures, self.targets):
             chosen = choose(capture)

@@ -69,8 +69,8 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         stopwatch: Told what the parts take.
     """
     team, stopwatch = team or Team(), stopwatch or Stopwatch()
-    rows = LayerRows(captures, targets, team)
     geometry, weight = layer.geometry, layer.float_rows()
+    rows = LayerRows(captures, targets, team, weight)
     with stopwatch('solve_scales'):
         candidates = input_candidates(merge_samples(captures, team), plan.activation)
         best = choose_candidate(candidates, rows, layer, plan, method)
