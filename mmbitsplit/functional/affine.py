@@ -58,7 +58,8 @@ def product_input(x: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
     """
     scale, zero_point = _aligned(x, qparams, channel_dim)
     # Zero points are whole: clamping first and leaving them out gives the same codes.
-    low, high = qparams.quant_min - zero_point, qparams.quant_max - zero_point
+    scale, low, high = torch.broadcast_tensors(
+        scale, qparams.quant_min - zero_point, qparams.quant_max - zero_point)
     last = channel_dim in (-1, x.dim() - 1)
     if not x.is_contiguous() or not x.numel() or (last and scale.numel() > 1):
         codes = torch.div(x, scale).round_().clamp_(low, high)  # keeps the strides of x

@@ -18,7 +18,8 @@ WEIGHTS = 'demo/weights/classifier_digits_float.pth'
 LAYERS = 21
 FEW = ['quantization.calibration.num_images=32', 'quantization.calibration.batch_size=16',
        'quantization.calibration.rows_per_layer=256', 'quantization.weight.scale_search=minmax',
-       'quantization.activation.strength=0.5', 'test_dataloader.dataset.indices=256']
+       'quantization.activation.strength=0.5', 'quantization.method.init=mse',
+       'quantization.method.max_sweeps=5', 'test_dataloader.dataset.indices=256']
 FLOAT, QUANTIZED = 'evaluating the float model', 'evaluating the quantized model'
 # Starts the tool several times in one process, which spares the imports.
 SEVERAL = ('import json, runpy, sys\n'
