@@ -27,7 +27,14 @@ from mmbitsplit.calibration.replay import ReplayPoint, Tape, barrier, recording,
 from mmbitsplit.calibration.shared import Owner, find_owners
 from mmbitsplit.calibration.stopwatch import Stopwatch
 from mmbitsplit.calibration.team import Team
-from mmbitsplit.models import DataFlow, PreparedModel, layer_kind, prepare, watch
+from mmbitsplit.models import (
+    DataFlow,
+    PreparedModel,
+    QuantizedLayer,
+    layer_kind,
+    prepare,
+    watch,
+)
 from mmbitsplit.structures import QuantizationReport, QuantSpec
 
 
@@ -74,9 +81,10 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
     model.eval()
     with stopwatch('watch'):
         flow, sizes = _watch(model, by_number, run, replay_points, team)
-    prepared = prepare(model, flow, spec)
-    owners = find_owners(flow, set(prepared.layers))
-    estimate = _check_memory(model, flow, prepared, owners, sizes, spec, total)
+    estimates = []
+    prepared = prepare(model, flow, spec, lambda layers: estimates.append(_check_memory(
+        model, flow, layers, find_owners(flow, set(layers)), sizes, spec, total)))
+    estimate, owners = estimates[0], find_owners(flow, set(prepared.layers))
     entries = team.from_first(journal.entries if journal is not None else [])
     done = {entry.name for entry in entries}
     sampler = Sampler(spec.calibration, total,
@@ -133,10 +141,10 @@ def _watch(model: nn.Module, batches: Mapping[int, Any], run: Callable[[nn.Modul
     return best, {number: batch_size(batch) / size for number, batch in batches.items()}
 
 
-def _check_memory(model: nn.Module, flow: DataFlow, prepared: PreparedModel,
+def _check_memory(model: nn.Module, flow: DataFlow, layers: Mapping[str, QuantizedLayer],
                   owners: Mapping[str, Owner], sizes: Mapping[int, float], spec: QuantSpec,
                   num_batches: int) -> MemoryEstimate:
-    estimate = estimate_memory(flow, prepared.layers, owners, sizes,
+    estimate = estimate_memory(flow, layers, owners, sizes,
                                spec.calibration.rows_per_layer, num_batches)
     budget = spec.calibration.memory_budget
     device = next((value.device for value in model.parameters()), torch.device('cpu'))

@@ -114,15 +114,25 @@ def available_bytes(device: torch.device) -> int:
         return 1 << 62
     fields = dict(line.split(':', 1) for line in meminfo.read_text().splitlines())
     available = int(fields['MemAvailable'].split()[0]) * 1024
-    for limit, usage in (('memory.max', 'memory.current'),
-                         ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes')):
+    for limit, usage, stat, cache in (
+            ('memory.max', 'memory.current', 'memory.stat', 'inactive_file'),
+            ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes',
+             'memory/memory.stat', 'total_inactive_file')):
         try:
             most = int(Path('/sys/fs/cgroup', limit).read_text())
             used = int(Path('/sys/fs/cgroup', usage).read_text())
         except (OSError, ValueError):  # no such file, or 'max'
             continue
-        available = min(available, most - used)
+        # What was read from files counts as used, and is given up when memory is wanted.
+        available = min(available, most - used + _entry(Path('/sys/fs/cgroup', stat), cache))
     return max(0, available)
+
+
+def _entry(path: Path, name: str) -> int:
+    try:
+        return int(dict(line.split() for line in path.read_text().splitlines())[name])
+    except (OSError, KeyError, ValueError):
+        return 0
 
 
 def _gb(size: int) -> str:

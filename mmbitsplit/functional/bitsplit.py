@@ -10,7 +10,7 @@ from torch import Tensor
 from mmbitsplit.functional.affine import code_range
 from mmbitsplit.functional.bit_planes import split_bit_planes, stitch_bit_planes
 from mmbitsplit.functional.descent import sweep_
-from mmbitsplit.functional.error_feedback import FeedbackFactor
+from mmbitsplit.functional.error_feedback import feedback_factor
 from mmbitsplit.functional.rounding import round_weight, weight_scale
 from mmbitsplit.structures import WeightSolution
 from mmbitsplit.structures.options import check_choice
@@ -142,11 +142,7 @@ def _rounding_start(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int):
 
 def _feedback_start(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int):
     """Codes by error feedback at the scale of least rounding error of the float solution."""
-    try:
-        factor = FeedbackFactor(gram, cross)
-    except torch.linalg.LinAlgError as error:
-        raise ValueError('gram is not positive definite, so error feedback cannot start; add a '
-                         "ridge with functional.add_ridge, or use init='mse'.") from error
+    factor = feedback_factor(gram, cross)
     scale = weight_scale(factor.target, num_bits, 'mse')
     return factor.round(scale, num_bits), scale
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmbitsplit.functional.affine import code_range
 from mmbitsplit.functional.bit_planes import split_bit_planes, stitch_bit_planes
 from mmbitsplit.functional.descent import sweep_
-from mmbitsplit.functional.error_feedback import FeedbackFactor
+from mmbitsplit.functional.error_feedback import feedback_factor
 from mmbitsplit.functional.rounding import round_weight, weight_scale
 from mmbitsplit.functional.statistics import inputs_gram
 from mmbitsplit.structures import RowStatistics, WeightSolution
@@ -74,7 +74,8 @@ class _State:
                       for start in range(0, num_inputs, part)]
         self.grams = [self._gram(inputs, rows.lowest) for inputs in self.parts]
         diagonals = [gram.diagonal(dim1=1, dim2=2) for gram in self.grams]
-        self.strength = ridge * torch.cat(diagonals, 1).mean(1).view(-1, 1, 1)
+        mean = torch.cat(diagonals, 1).mean(1)
+        self.strength = (ridge * torch.where(mean > 0, mean, 1.0)).view(-1, 1, 1)
         for diagonal in diagonals:
             diagonal += self.strength[..., 0]  # a view: the grams have the ridge from here on
 
@@ -97,8 +98,8 @@ class _State:
                 weight = self.weight[..., inputs]
                 # What is left for this part, its own float weight taken out of the output.
                 cross = torch.baddbmm(self._correlation(inputs), weight, gram)
-                self.codes[..., inputs] = FeedbackFactor(gram, cross).round(self.scale,
-                                                                            self.num_bits)
+                self.codes[..., inputs] = feedback_factor(gram, cross).round(self.scale,
+                                                                             self.num_bits)
                 self._change_output_(self._real(inputs) - weight, inputs)
         self.history: list[float] = []
         self._fit_scale_()

@@ -224,8 +224,8 @@ def _run(serial, parallel, work: int, *arguments) -> None:
     threads = torch.get_num_threads()
     if work <= SERIAL_WORK or threads == 1:
         serial(*arguments)
-        return
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    parallel(*arguments)
+    else:
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        parallel(*arguments)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)

@@ -73,6 +73,19 @@ class FeedbackFactor:
             2, self.order.unsqueeze(1).expand_as(codes), codes)
 
 
+def feedback_factor(gram: Tensor, cross: Tensor) -> FeedbackFactor:
+    """Returns ``FeedbackFactor(gram, cross)``.
+
+    Raises:
+        ValueError: The gram is not positive definite; says what to do.
+    """
+    try:
+        return FeedbackFactor(gram, cross)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError('gram is not positive definite, so error feedback cannot start; add a '
+                         "ridge with functional.add_ridge, or use init='mse'.") from error
+
+
 def feedback_loop(block: Tensor, codes: Tensor, scale: Tensor, factor: Tensor, low: float,
                   high: float) -> None:
     """The sequential part of a block: compiled where there is a kernel, else plain torch.

@@ -1,6 +1,6 @@
 """Surgery on a model: batch norms folded, layers swapped, solutions written."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +32,16 @@ class PreparedModel:
     folded: dict[str, str]
 
 
-def prepare(model: nn.Module, flow: DataFlow, spec: QuantSpec) -> PreparedModel:
+def prepare(model: nn.Module, flow: DataFlow, spec: QuantSpec,
+            check: Callable[[dict[str, QuantizedLayer]], None] = lambda layers: None,
+            ) -> PreparedModel:
     """Plans, folds batch norms and swaps in quantizable layers; the model computes as before.
 
     Args:
         model: Float model in eval mode, changed in place.
         flow: What ``dataflow.watch`` saw of it.
         spec: The request.
+        check: Told the layers before anything is changed; may refuse.
 
     Raises:
         ValueError: See ``roles.make_plan``.
@@ -54,8 +57,12 @@ def prepare(model: nn.Module, flow: DataFlow, spec: QuantSpec) -> PreparedModel:
         weight, bias = module.weight, module.bias
         if name in norm_of:
             weight, bias = fold_batch_norm(module, get_module(model, norm_of[name]))
-            set_module(model, norm_of[name], nn.Identity())
-        layers[name] = _swap(model, name, QuantizedLayer(layer_geometry(module), weight, bias))
+        layers[name] = QuantizedLayer(layer_geometry(module), weight, bias)
+    check(layers)
+    for norm in folded:
+        set_module(model, norm, nn.Identity())
+    for name, layer in layers.items():
+        _swap(model, name, layer)
     return PreparedModel(model, plan, layers, folded)
 
 
