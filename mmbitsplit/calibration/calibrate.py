@@ -100,7 +100,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
         if journal is not None:
             journal.remember(float_forward=record.seconds_forward)
     elif journal is not None:
-        record.seconds_forward = journal.facts['float_forward']
+        record.seconds_forward = journal.facts.get('float_forward', 0.0)
     solver = LayerSolver(prepared, record, method, labels, team, journal, stopwatch, progress)
     solver.take_over(entries)
     if len(done) < len(prepared.layers):
