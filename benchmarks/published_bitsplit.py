@@ -37,6 +37,7 @@ class PublishedSolution:
 
 def solve_published(x: np.ndarray, y: np.ndarray, weight: np.ndarray, num_bits: int, *,
                     epochs: int = 100, start: tuple[np.ndarray, np.ndarray] | None = None,
+                    stop_at_rest: bool = True,
                     on_epoch: Callable[[int, int], None] | None = None) -> PublishedSolution:
     """Minimises ``||y - a x q||^2`` over codes q and scale a of every output channel (Eq. 2).
 
@@ -49,8 +50,9 @@ def solve_published(x: np.ndarray, y: np.ndarray, weight: np.ndarray, num_bits: 
         y: (K, M) float outputs at the same positions.
         weight: (M, N) float weight on the scale of x.
         num_bits: b, 2 to 8; codes lie in [-(2^(b-1)-1), 2^(b-1)-1].
-        epochs: Most rounds; fewer when a whole one changes no element (Algorithm 1; the authors'
-            code runs all of its 100).
+        epochs: Most rounds.
+        stop_at_rest: End when a whole round changes no element (Algorithm 1); the authors' code
+            runs all of its 100 rounds.
         start: Codes (M, N) and scale (M,) to begin from instead of lines 10 to 12.
         on_epoch: Called after every round with its number and how many elements it changed.
 
@@ -76,7 +78,7 @@ def solve_published(x: np.ndarray, y: np.ndarray, weight: np.ndarray, num_bits: 
         epoch += 1
         if on_epoch is not None:
             on_epoch(epoch, moved)
-        if moved == 0:
+        if moved == 0 and stop_at_rest:
             break
     codes = stitch_planes(planes)  # line 19
     product = gram @ codes

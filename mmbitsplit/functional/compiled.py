@@ -14,13 +14,16 @@ from torch import Tensor
 BLOCK = 64
 # Rows that share a block of the gram while it is in the second cache.
 TILE = 16
+# Most parts that threads share out among themselves.
+CHUNKS = 1024
 # Below this many multiplications of the dense product, starting threads costs more than it brings.
 SERIAL_WORK = 1 << 18
 OPTIONS = dict(cache=True, error_model='numpy', nogil=True, fastmath={'contract', 'nsz'})
 SUMMING = dict(OPTIONS, fastmath={'contract', 'nsz', 'reassoc'})  # sums of vectors, not in order
 
 
-def _descent_sweep(values, product, target, gram, step, low, high, moved):  # pragma: no cover
+def _descent_sweep(values, product, target, gram, step, low, high, moved,
+                   chunks):  # pragma: no cover
     """Visits every column of every open row once.
 
     Args:
@@ -29,54 +32,70 @@ def _descent_sweep(values, product, target, gram, step, low, high, moved):  # pr
         gram: (G, N, N) symmetric.
         moved: (G, M) int64: a negative number closes a row; written for the others: how many
             of its elements moved.
+        chunks: Parts that threads take; buffers are allocated once a part.
     """
     groups, rows, columns = values.shape
     tiles = -(-rows // TILE)
-    for tile in numba.prange(groups * tiles):
-        g, first = tile // tiles, tile % tiles * TILE
+    for chunk in numba.prange(chunks):
         residual = np.empty(BLOCK, values.dtype)
         change = np.empty(BLOCK, values.dtype)
         index = np.empty(BLOCK, np.int64)
-        for m in range(first, min(first + TILE, rows)):
-            moved[g, m] = min(moved[g, m], 0)
-        for start in range(0, columns, BLOCK):
-            stop = min(start + BLOCK, columns)
-            for m in range(first, min(first + TILE, rows)):
-                if moved[g, m] < 0:
+        for tile in range(groups * tiles * chunk // chunks,
+                          groups * tiles * (chunk + 1) // chunks):
+            g, first = tile // tiles, tile % tiles * TILE
+            _sweep_tile(values[g], product[g], target[g], gram[g], step, low, high, moved[g],
+                        first, min(first + TILE, rows), residual, change, index)
+
+
+@numba.njit(**OPTIONS)
+def _sweep_tile(values, product, target, gram, step, low, high, moved, first, last, residual,
+                change, index):  # pragma: no cover
+    """The same for rows ``first`` to ``last`` of one group; the buffers hold a block."""
+    columns = values.shape[1]
+    half = step * values.dtype.type(0.5)
+    for m in range(first, last):
+        moved[m] = min(moved[m], 0)
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
+        for m in range(first, last):
+            if moved[m] < 0:
+                continue
+            for k in range(start, stop):
+                residual[k - start] = target[m, k] - product[m, k]
+            count = 0
+            for k in range(start, stop):
+                curvature = gram[k, k]
+                if curvature <= 0.0:
                     continue
-                for k in range(start, stop):
-                    residual[k - start] = target[g, m, k] - product[g, m, k]
-                count = 0
-                for k in range(start, stop):
-                    curvature = gram[g, k, k]
-                    if curvature <= 0.0:
-                        continue
-                    old = values[g, m, k]
-                    new = np.rint(old + residual[k - start] / (step * curvature))
-                    new = min(max(new, low), high)
-                    if new != old:
-                        values[g, m, k] = new
-                        delta = (new - old) * step
-                        for j in range(k, stop):
-                            residual[j - start] -= delta * gram[g, k, j]
-                        index[count], change[count] = k, delta
-                        count += 1
-                # After the first sweep few elements move: adding their rows of the gram, four
-                # at a time, is less work than a matrix product over all.
-                i = 0
-                while i + 4 <= count:
-                    p, q, r, s = index[i], index[i + 1], index[i + 2], index[i + 3]
-                    dp, dq, dr, ds = change[i], change[i + 1], change[i + 2], change[i + 3]
-                    for j in range(columns):
-                        product[g, m, j] += (dp * gram[g, p, j] + dq * gram[g, q, j]
-                                             + (dr * gram[g, r, j] + ds * gram[g, s, j]))
-                    i += 4
-                while i < count:
-                    p, dp = index[i], change[i]
-                    for j in range(columns):
-                        product[g, m, j] += dp * gram[g, p, j]
-                    i += 1
-                moved[g, m] += count
+                # A division takes longer than all the rest, and most elements stay.
+                if abs(residual[k - start]) < half * curvature:
+                    continue
+                old = values[m, k]
+                new = np.rint(old + residual[k - start] / (step * curvature))
+                new = min(max(new, low), high)
+                if new != old:
+                    values[m, k] = new
+                    delta = (new - old) * step
+                    for j in range(k, stop):
+                        residual[j - start] -= delta * gram[k, j]
+                    index[count], change[count] = k, delta
+                    count += 1
+            # After the first sweep few elements move: adding their rows of the gram, four at a
+            # time, is less work than a matrix product over all.
+            i = 0
+            while i + 4 <= count:
+                p, q, r, s = index[i], index[i + 1], index[i + 2], index[i + 3]
+                dp, dq, dr, ds = change[i], change[i + 1], change[i + 2], change[i + 3]
+                for j in range(columns):
+                    product[m, j] += (dp * gram[p, j] + dq * gram[q, j]
+                                      + (dr * gram[r, j] + ds * gram[s, j]))
+                i += 4
+            while i < count:
+                p, dp = index[i], change[i]
+                for j in range(columns):
+                    product[m, j] += dp * gram[p, j]
+                i += 1
+            moved[m] += count
 
 
 _serial_sweep = numba.njit(**OPTIONS)(_descent_sweep)
@@ -89,8 +108,10 @@ def descent_sweep(values: Tensor, product: Tensor, target: Tensor, gram: Tensor,
     groups, rows, columns = values.shape
     arrays = [value.numpy() for value in (values, product, target, gram)]
     real = arrays[0].dtype.type  # a float64 scalar would turn float32 rows into float64 ones
-    _run(_serial_sweep, _parallel_sweep, groups * rows * columns * columns, *arrays,
-         real(step), real(low), real(high), moved.numpy())
+    work = groups * rows * columns * columns
+    chunks = 1 if work <= SERIAL_WORK else min(CHUNKS, groups * -(-rows // TILE))
+    _run(_serial_sweep, _parallel_sweep, work, *arrays, real(step), real(low), real(high),
+         moved.numpy(), chunks)
 
 
 def _feedback_block(block, codes, scale, factor, low, high):  # pragma: no cover
