@@ -5,44 +5,71 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mmbitsplit.calibration.rows import Rows
 from mmbitsplit.calibration.team import Team
 from mmbitsplit.functional import center, layer_statistics
+from mmbitsplit.functional.exact_sums import SumGrid
+from mmbitsplit.functional.statistics import working_dtype
 from mmbitsplit.structures import LayerStatistics, RowStatistics
 
 # Inputs above which a layer is solved from its rows: the gram of more would be larger than they.
 MOST_INPUTS_FOR_GRAM = 8192
 
 
-def collect_evidence(x: Tensor, y: Tensor, lowest: int | None, centred: bool, team: Team,
+def collect_evidence(rows: Rows, lowest: int | None, centred: bool, team: Team,
                      ) -> LayerStatistics | RowStatistics:
     """Returns sums of products, or for a very large layer the positions themselves.
 
     Args:
-        x: (G, N, K) what enters the product at this process's positions.
-        y: (G, M, K) float outputs there.
-        lowest: Given when x holds integers from here to 255 more.
+        rows: This process's positions, inputs as they enter the product.
+        lowest: Given when the inputs are integers from here to 255 more.
         centred: Whether means are taken out.
         team: Who holds the other positions.
     """
-    if x.shape[1] <= MOST_INPUTS_FOR_GRAM:
-        return sum_products(x, y, lowest, centred, team)
+    if rows.x.shape[1] <= MOST_INPUTS_FOR_GRAM:
+        return sum_products(rows, lowest, centred, team)
     if team.size > 1:
-        # Integers travel as bytes.
-        small = x if lowest is None else (x - lowest).to(torch.uint8)
-        parts = team.gather((small, y))
-        x = torch.cat([part for part, _ in parts], -1).to(x.dtype)
-        x = x if lowest is None else x.add_(lowest)
-        y = torch.cat([part for _, part in parts], -1)
-    return RowStatistics(x=x, y=y, x_sum=x.sum(-1), y_sum=y.sum(-1), count=x.shape[-1],
-                         centred=centred, lowest=lowest)
+        rows = _gather_rows(rows, lowest, team)
+    return RowStatistics(x=rows.x, y=rows.y, x_sum=rows.x.sum(-1), y_sum=rows.y.sum(-1),
+                         count=rows.x.shape[-1], centred=centred, lowest=lowest)
 
 
-def sum_products(x: Tensor, y: Tensor, lowest: int | None, centred: bool, team: Team,
-                 ) -> LayerStatistics:
-    """Sums over all processes; arguments as for ``collect_evidence``."""
-    statistics = layer_statistics(x, y, lowest=lowest)
+def _gather_rows(rows: Rows, lowest: int | None, team: Team) -> Rows:
+    """All processes' positions in the order that one process alone would have them in."""
+    # Integers travel as bytes.
+    small = rows.x if lowest is None else (rows.x - lowest).to(torch.uint8)
+    calls = [call for part in team.gather(Rows(small, rows.y, rows.calls).by_call())
+             for call in part]
+    calls.sort(key=lambda call: call[0])  # by batch; the calls of a batch stay in their order
+    x = torch.cat([call.x for _, call in calls], -1).to(rows.x.dtype)
+    return Rows(x if lowest is None else x.add_(lowest),
+                torch.cat([call.y for _, call in calls], -1))
+
+
+def sum_products(rows: Rows, lowest: int | None, centred: bool, team: Team) -> LayerStatistics:
+    """Sums over all processes; arguments as for ``collect_evidence``.
+
+    On the CPU without a rounding error, so that the sums are the same to the last bit however
+    many processes share the work (``functional.exact_sums``).
+    """
+    x, y = rows.x, rows.y
+    dtype = working_dtype(x)
+    grid = _grid(x, y, lowest, team) if x.device.type == 'cpu' else None
+    statistics = layer_statistics(x, y, lowest=lowest, grid=grid,
+                                  dtype=dtype if team.size == 1 else torch.float64)
     if team.size > 1:
         team.add_(statistics.gram, statistics.cross, statistics.y_sq, statistics.x_sum,
                   statistics.y_sum)
-        statistics = replace(statistics, count=team.total(statistics.count))
+        statistics = replace(statistics, count=team.total(statistics.count)).to(dtype)
     return center(statistics) if centred else statistics
+
+
+def _grid(x: Tensor, y: Tensor, lowest: int | None, team: Team) -> SumGrid:
+    """The same in every process."""
+    largest = y.new_zeros(y.shape[0], y.shape[1], 1), x.new_zeros(1)
+    if y.shape[-1]:
+        low, high = y.aminmax(dim=-1, keepdim=True)
+        largest = (torch.maximum(-low, high),
+                   x.abs().amax().view(1) if lowest is None else largest[1])
+    of_y, of_x = (torch.stack(values).amax(0) for values in zip(*team.gather(largest)))
+    return SumGrid.of(of_y, of_x if lowest is None else None)

@@ -7,7 +7,7 @@ from torch import Tensor
 from mmbitsplit.calibration.evidence import sum_products
 from mmbitsplit.calibration.methods import Method
 from mmbitsplit.calibration.output_error import output_error
-from mmbitsplit.calibration.rows import LayerRows, Rows
+from mmbitsplit.calibration.rows import LayerRows
 from mmbitsplit.functional import (
     ActivationSamples,
     channel_scales,
@@ -111,14 +111,11 @@ def choose_candidate(candidates: list[Candidate], rows: LayerRows, layer: Quanti
     every = max(1, layer.geometry.out_channels // layer.geometry.groups // OUTPUTS_FOR_STRENGTH)
     most = max(LEAST_ROWS_FOR_STRENGTH, min(
         ROWS_FOR_STRENGTH, ELEMENTS_FOR_STRENGTH // layer.geometry.inputs_per_output))
-    thin = rows.thin(2 * most)
-    fit, judge = (Rows(thin.x[..., first::2].contiguous(),
-                       thin.y[:, ::every, first::2].contiguous()) for first in (0, 1))
+    fit, judge = (replace(part, y=part.y[:, ::every].contiguous()) for part in rows.thin(most))
     weight = layer.float_rows()[:, ::every]
 
-
     def error_of(candidate: Candidate) -> float:
-        statistics = sum_products(candidate.inputs(fit.x, layer.geometry), fit.y,
+        statistics = sum_products(replace(fit, x=candidate.inputs(fit.x, layer.geometry)),
                                   candidate.lowest, method.bias_correction, team)
         solved = method.solve(statistics, candidate.weight(weight, layer.geometry)
                               .to(statistics.gram), plan.weight.num_bits)

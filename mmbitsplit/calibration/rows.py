@@ -17,10 +17,18 @@ class Rows:
     Args:
         x: (G, N, K) real inputs of the product in the quantized model.
         y: (G, M, K) float outputs without bias.
+        calls: Batch and number of positions of each call that they come from, in order.
     """
 
     x: Tensor
     y: Tensor
+    calls: tuple[tuple[int, int], ...] = ()
+
+    def by_call(self) -> list[tuple[int, 'Rows']]:
+        """Batch and positions of each call."""
+        sizes = [size for _, size in self.calls]
+        return [(batch, Rows(x.clone(), y.clone())) for (batch, _), x, y in zip(
+            self.calls, self.x.split(sizes, -1), self.y.split(sizes, -1))] if sizes else []
 
 
 @dataclass(frozen=True)
@@ -50,11 +58,17 @@ class LayerRows:
         return (self._join(lambda capture: _chosen(~capture.held_out)),
                 self._join(lambda capture: _chosen(capture.held_out)))
 
-    def thin(self, most: int) -> Rows:
-        """About ``most`` positions over all processes, evenly from every call."""
+    def thin(self, most: int) -> tuple[Rows, Rows]:
+        """Twice about ``most`` positions over all processes, evenly from every call."""
         held = sum(capture.held_out.numel() for capture in self.captures)
-        step = max(1, self.team.total(held) // most)
-        return self._join(lambda capture: slice(None, None, step))
+        step = max(1, self.team.total(held) // (2 * most))
+
+        # Turn about, and from the next batch the other way round, which does not depend on what
+        # else this process holds; calls may have a position each.
+        def turn(first: int) -> Rows:
+            return self._join(lambda capture: slice((capture.batch + first) % 2 * step, None,
+                                                    2 * step))
+        return turn(0), turn(1)
 
     def _join(self, choose: Callable[[CallCapture], Tensor | slice]) -> Rows:
         if not self.captures:  # none of this process's images reaches the layer
@@ -66,7 +80,8 @@ class LayerRows:
             chosen = choose(capture)
             x.append(capture.patches[..., chosen])
             y.append(target[..., chosen])
-        return Rows(torch.cat(x, -1), torch.cat(y, -1))
+        calls = tuple((capture.batch, part.shape[-1]) for capture, part in zip(self.captures, y))
+        return Rows(torch.cat(x, -1), torch.cat(y, -1), calls)
 
 
 def _chosen(mask: Tensor) -> Tensor | slice:

@@ -28,6 +28,10 @@ from mmbitsplit.structures import (
     WeightSolution,
 )
 
+# Output channels are shared out by so many: matrix products give a row the same last bits in any
+# whole number of their tiles, so that a solution does not depend on the number of processes.
+CHANNELS = 16
+
 
 @dataclass(frozen=True)
 class Solved:
@@ -78,10 +82,9 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         fit, judge = rows.split()
         inputs, y = best.inputs(judge.x, geometry), judge.y
         del judge  # of a large layer each is half a gigabyte
-        fit_inputs, fit_y = best.inputs(fit.x, geometry), fit.y
+        fit = replace(fit, x=best.inputs(fit.x, geometry))
+        evidence = collect_evidence(fit, best.lowest, method.bias_correction, team)
         del fit
-        evidence = collect_evidence(fit_inputs, fit_y, best.lowest, method.bias_correction, team)
-        del fit_inputs, fit_y
     with stopwatch('solve_codes'):
         scaled = best.weight(weight, geometry).to(evidence.x_sum.dtype)
         solved = _solve_in_shares(method, evidence, scaled, plan.weight.num_bits, team)
@@ -104,9 +107,9 @@ def _solve_in_shares(method: Method, evidence: LayerStatistics | RowStatistics, 
                      num_bits: int, team: Team) -> WeightSolution:
     """Every process solves some of the output channels, which do not depend on each other."""
     solve = method.solve_rows if isinstance(evidence, RowStatistics) else method.solve
-    if team.size == 1 or weight.shape[1] < team.size:
+    if team.size == 1 or weight.shape[1] < team.size * CHANNELS:
         return solve(evidence, weight, num_bits)
-    share = team.share(weight.shape[1])
+    share = team.share(weight.shape[1], CHANNELS)
     names = ('y_sum', 'y') if isinstance(evidence, RowStatistics) else ('y_sum', 'cross', 'y_sq')
     mine = replace(evidence, **{name: getattr(evidence, name)[:, share] for name in names})
     parts = team.gather(solve(mine, weight[:, share], num_bits))

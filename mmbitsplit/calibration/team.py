@@ -40,9 +40,11 @@ class Team:
         """Returns the sum of a number over all processes."""
         return sum(self.gather(value))
 
-    def share(self, count: int) -> slice:
-        """Part of ``count`` things that this process works on."""
-        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+    def share(self, count: int, unit: int = 1) -> slice:
+        """Part of ``count`` things that this process works on, in whole units but for the last."""
+        units = -(-count // unit)
+        return slice(units * self.rank // self.size * unit,
+                     min(units * (self.rank + 1) // self.size * unit, count))
 
 
 class ProcessTeam(Team):

@@ -202,6 +202,40 @@ def small_integers(x: Tensor, middle: int) -> Tensor:
     return out
 
 
+def _split_bytes(y, step, parts, sums):  # pragma: no cover
+    """Rounds (R, L) rows to multiples of their step; two bytes, and sums of it and its square."""
+    rows, length = y.shape
+    for row in numba.prange(rows):
+        inverse = 1.0 / step[row]
+        total, squares = np.int64(0), np.int64(0)
+        for j in range(length):
+            value = np.int64(np.rint(y[row, j] * inverse))
+            low = ((value + 128) & 255) - 128
+            parts[0, row, j] = np.int8(low)
+            parts[1, row, j] = np.int8((value - low) >> 8)
+            total += value
+            squares += value * value
+        sums[0, row], sums[1, row] = total, squares
+
+
+_serial_split = numba.njit(**OPTIONS)(_split_bytes)
+_parallel_split = numba.njit(parallel=True, **OPTIONS)(_split_bytes)
+
+
+def split_bytes(y: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounds contiguous CPU rows (R, L) to multiples of (R,) float64 steps, at most 2^14 of them.
+
+    Returns:
+        (2, R, L) int8, low and high byte of ``round(y / step)``, both signed; (2, R) int64, the
+        sums of that and of its square.
+    """
+    parts = torch.empty(2, *y.shape, dtype=torch.int8)
+    sums = torch.empty(2, y.shape[0], dtype=torch.int64)
+    _run(_serial_split, _parallel_split, 4 * y.numel(),
+         *(value.detach().numpy() for value in (y, step.contiguous(), parts, sums)))
+    return parts, sums
+
+
 def _round_trip_errors(x, scale, low, high, errors):  # pragma: no cover
     """Sums squared round-trip errors of (R, L) rows at (F, C) scales into (F, R) float64."""
     rows, length = x.shape

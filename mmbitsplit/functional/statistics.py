@@ -5,7 +5,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional.round_trip import small_integers
+from mmbitsplit.functional.exact_sums import (
+    MOST_POSITIONS,
+    SumGrid,
+    integer_cross,
+    integer_gram,
+    integer_products,
+    on_grid,
+)
 from mmbitsplit.structures import LayerMeans, LayerStatistics
 
 # Above this many inputs the sums stay in float32: twice as fast to factor and half as large (one
@@ -13,11 +20,11 @@ from mmbitsplit.structures import LayerMeans, LayerStatistics
 # well-conditioned.
 MOST_INPUTS_IN_DOUBLE = 1024
 LEAST_INPUTS_FOR_SYRK = 512  # below it torch and NumPy are alike
-LEAST_INPUTS_FOR_INTEGERS = 64
-STRIP = 576  # rows of an integer gram taken at once
 
 
-def layer_statistics(x: Tensor, y: Tensor, *, lowest: int | None = None) -> LayerStatistics:
+def layer_statistics(x: Tensor, y: Tensor, *, lowest: int | None = None,
+                     grid: SumGrid | None = None, dtype: torch.dtype | None = None,
+                     ) -> LayerStatistics:
     """Sums products over positions.
 
     The products are taken in the dtype of the inputs, the results kept in float64, which is
@@ -26,15 +33,51 @@ def layer_statistics(x: Tensor, y: Tensor, *, lowest: int | None = None) -> Laye
     Args:
         x: (G, N, K), what enters the product at K positions.
         y: (G, M, K), float outputs without bias at the same positions.
-        lowest: Given when x holds integers from here to 255 more: their gram is then taken in
+        lowest: Given when x holds integers from here to 255 more: products are then taken in
             integers where the processor has instructions for that, exactly and several times
             faster.
+        grid: Given on the CPU to have sums without a rounding error, wherever ``exact`` says
+            that it can be done.
+        dtype: Of the results, instead of the usual one.
     """
-    dtype = torch.float64 if x.shape[1] <= MOST_INPUTS_IN_DOUBLE else x.dtype
+    if dtype is None:
+        dtype = working_dtype(x)
+    if grid is not None and exact(x, lowest):
+        return _exact_statistics(x, y, lowest, grid, dtype)
     return LayerStatistics(
         x_sum=x.sum(-1, dtype=dtype), y_sum=y.sum(-1, dtype=dtype), count=x.shape[-1],
         gram=inputs_gram(x, lowest, dtype), cross=(y @ x.mT).to(dtype),
         y_sq=torch.linalg.vector_norm(y, dim=-1, dtype=torch.float64).square_().to(dtype))
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """Dtype in which a solver gets the sums of inputs (G, N, K)."""
+    return torch.float64 if x.shape[1] <= MOST_INPUTS_IN_DOUBLE else x.dtype
+
+
+def exact(x: Tensor, lowest: int | None) -> bool:
+    """Whether sums of (G, N, K) can be had without a rounding error in reasonable time."""
+    if x.device.type != 'cpu' or x.shape[2] >= MOST_POSITIONS:
+        return False
+    return x.shape[1] <= MOST_INPUTS_IN_DOUBLE or (lowest is not None and integer_products(x))
+
+
+def _exact_statistics(x: Tensor, y: Tensor, lowest: int | None, grid: SumGrid,
+                      dtype: torch.dtype) -> LayerStatistics:
+    """``layer_statistics`` of outputs (and inputs that are no integers) on a grid."""
+    x_sum = x.sum(-1, dtype=torch.float64)
+    if lowest is not None and integer_products(x):
+        gram = integer_gram(x, lowest, dtype)
+        cross, y_sum, y_sq = integer_cross(x, lowest, y, grid.y)
+    else:
+        inputs, outputs = x.double(), on_grid(y, grid.y)
+        if grid.x is not None:
+            inputs = on_grid(x, grid.x)
+            x_sum = inputs.sum(-1)
+        gram, cross = inputs @ inputs.mT, outputs @ inputs.mT
+        y_sum, y_sq = outputs.sum(-1), outputs.square().sum(-1)
+    return LayerStatistics(x_sum=x_sum, y_sum=y_sum, count=x.shape[-1], gram=gram, cross=cross,
+                           y_sq=y_sq).to(dtype)
 
 
 def inputs_gram(x: Tensor, lowest: int | None, dtype: torch.dtype) -> Tensor:
@@ -47,40 +90,6 @@ def inputs_gram(x: Tensor, lowest: int | None, dtype: torch.dtype) -> Tensor:
     # does not (1.8 times the time at N = 2304).
     rows = x[0].numpy()
     return torch.from_numpy(rows @ rows.T).unsqueeze(0).to(dtype)
-
-
-def integer_products(x: Tensor) -> bool:
-    """Whether ``integer_gram`` is worth its while for (G, N, K): fast here, and no overflow."""
-    vnni = getattr(torch.cpu, '_is_vnni_supported', None)
-    return (x.device.type == 'cpu' and x.shape[0] == 1 and x.shape[1] >= LEAST_INPUTS_FOR_INTEGERS
-            and x.shape[2] < 2 ** 17 and vnni is not None and vnni())
-
-
-def integer_gram(x: Tensor, lowest: int, dtype: torch.dtype) -> Tensor:
-    """Returns ``x @ x^T`` for integers in [lowest, lowest + 255], without rounding a product.
-
-    Args:
-        x: (1, N, K) on the CPU, K below 2^17 so that no int32 sum overflows.
-        lowest: Smallest value of the range.
-        dtype: Of the result, (1, N, N).
-    """
-    middle = lowest + 128
-    small = small_integers(x[0], middle)  # (N, K)
-    num_inputs, count = small.shape
-    # x x^T = (small + middle) (small + middle)^T; int32 may wrap on the way to a sum that fits.
-    shift = middle * small.sum(1, dtype=torch.int64)  # (N,)
-    fits = 255 ** 2 * count < 2 ** 31
-    shift = shift.to(torch.int32 if fits else torch.float64)
-    gram = x.new_empty(num_inputs, num_inputs, dtype=dtype)
-    for start in range(0, num_inputs, STRIP):  # of a symmetric product half is enough
-        strip = slice(start, min(start + STRIP, num_inputs))
-        products = torch._int_mm(small[strip], small[start:].t()).to(shift.dtype)
-        if middle:
-            products += shift[strip].unsqueeze(1) + middle ** 2 * count
-            products += shift[start:]
-        gram[strip, start:] = products
-        gram[strip.stop:, strip] = gram[strip, strip.stop:].t()
-    return gram.unsqueeze(0)
 
 
 def center(statistics: LayerStatistics) -> LayerStatistics:

@@ -141,8 +141,16 @@ class LayerStatistics(LayerMeans):
     y_sq: Tensor
 
     def __add__(self, other: 'LayerStatistics') -> 'LayerStatistics':
-        return LayerStatistics(**{name: getattr(self, name) + getattr(other, name) for name in (
-            'gram', 'cross', 'y_sq', 'x_sum', 'y_sum', 'count')})
+        return LayerStatistics(**{name: getattr(self, name) + getattr(other, name)
+                                  for name in (*SUMS, 'count')})
+
+    def to(self, dtype: torch.dtype) -> 'LayerStatistics':
+        """The same in another dtype."""
+        return LayerStatistics(count=self.count,
+                               **{name: getattr(self, name).to(dtype) for name in SUMS})
+
+
+SUMS = ('gram', 'cross', 'y_sq', 'x_sum', 'y_sum')  # what adds up over positions, beside count
 
 
 @dataclass(frozen=True, kw_only=True)

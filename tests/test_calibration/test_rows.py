@@ -25,13 +25,14 @@ class Reports(Team):
 def make_rows(held_out, team=None):
     """One call a mask; every position says in all its values which one it is."""
     captures, targets, first = [], [], 0
-    for mask in held_out:
+    for batch, mask in enumerate(held_out):
         mask = torch.as_tensor(mask, dtype=torch.bool)
         numbers = torch.arange(first, first + len(mask)).float()
         first += len(mask)
         nothing = torch.zeros(INPUTS)
         captures.append(CallCapture(numbers.expand(GROUPS, INPUTS, -1).clone(),
-                                    torch.zeros(INPUTS, 0), nothing, nothing, mask, (1, INPUTS)))
+                                    torch.zeros(INPUTS, 0), nothing, nothing, mask, (1, INPUTS),
+                                    batch))
         targets.append(-numbers.expand(GROUPS, OUTPUTS, -1).clone())
     return LayerRows(captures, targets, team or Team())
 
@@ -94,30 +95,50 @@ def test_split_keeps_the_holdout_of_the_sampling(num_batches, holdout):
             assert len({number // 16 for number in held_out}) * 16 == len(held_out)
 
 
-@pytest.mark.parametrize('sizes', [[100], [40, 60], [5, 0, 90, 5], [1] * 100], ids=str)
-@pytest.mark.parametrize('most', [1, 10, 33, 50, 100, 1000])
+@pytest.mark.parametrize('sizes', [[100], [40, 60], [5, 0, 90, 5], [1] * 100],
+                         ids=lambda sizes: f'{len(sizes)} calls')
+@pytest.mark.parametrize('most', [1, 5, 17, 25, 50, 1000])
 def test_thinned_positions_are_spread_evenly(sizes, most):
     rows = make_rows([[0] * size for size in sizes])
-    numbers = numbers_of(rows.thin(most))
-    step = max(1, 100 // most)
+    parts = [numbers_of(part) for part in rows.thin(most)]
+    step = max(1, 100 // (2 * most))
     first, expected = 0, []
     for size in sizes:
         expected += range(first, first + size, step)
         first += size
-    assert numbers == expected
-    assert len(numbers) < 2 * most + len(sizes)
-    assert len(numbers) >= min(100, most)
+    assert sorted(sum(parts, [])) == expected and all(part == sorted(part) for part in parts)
+    assert abs(len(parts[0]) - len(parts[1])) <= len(sizes) and max(map(len, parts)) <= len(
+        sizes) + 2 * most
+    assert min(map(len, parts)) >= min(50, most) or len(sizes) == 1
+
+
+def test_calls_of_one_position_serve_both_parts():
+    assert [numbers_of(part) for part in make_rows([[0]] * 5).thin(100)] == [[0, 2, 4], [1, 3]]
 
 
 def test_thinning_looks_at_held_out_positions_too():
-    assert numbers_of(make_rows([[0, 1, 0, 1], [1, 1]]).thin(3)) == [0, 2, 4]
+    parts = make_rows([[0, 1, 0, 1], [1, 1]]).thin(1)  # every third, turn about
+    assert [numbers_of(part) for part in parts] == [[0], [3, 4]]
 
 
-@pytest.mark.parametrize(('others', 'step'), [([(0, 0)], 2), ([(5, 5)], 4), ([(20, 0)] * 2, 10)])
+@pytest.mark.parametrize(('others', 'step'), [([(0, 0)], 1), ([(5, 5)], 2), ([(20, 0)] * 2, 5)])
 def test_thinning_counts_the_positions_of_all_processes(others, step):
     """About as many in all as one process alone would take."""
-    numbers = numbers_of(make_rows([[0] * 10], Reports(*others)).thin(5))
-    assert numbers == list(range(0, 10, step))
+    parts = make_rows([[0] * 10], Reports(*others)).thin(5)
+    assert sorted(sum(map(numbers_of, parts), [])) == list(range(0, 10, step))
+
+
+def test_each_process_thins_its_calls_as_one_process_would():
+    sizes = [3, 8, 1, 1, 5]
+    whole = make_rows([[0] * size for size in sizes])
+    for mine in ([0, 2, 4], [1, 3]):
+        others = sum(sizes) - sum(sizes[batch] for batch in mine)
+        share = LayerRows([whole.captures[batch] for batch in mine],
+                          [whole.targets[batch] for batch in mine], Reports((others, 0)))
+        held = {number for batch in mine for number in range(sum(sizes[:batch]),
+                                                             sum(sizes[:batch + 1]))}
+        for found, expected in zip(share.thin(4), whole.thin(4)):
+            assert numbers_of(found) == [n for n in numbers_of(expected) if n in held]
 
 
 def test_dtypes_and_order_of_calls_are_kept():

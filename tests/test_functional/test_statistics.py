@@ -13,14 +13,16 @@ from mmbitsplit.functional import (
     rescale_inputs,
     statistics,
 )
-from mmbitsplit.functional.statistics import (
+from mmbitsplit.functional.exact_sums import (
     LEAST_INPUTS_FOR_INTEGERS,
-    LEAST_INPUTS_FOR_SYRK,
-    MOST_INPUTS_IN_DOUBLE,
     STRIP,
-    inputs_gram,
     integer_gram,
     integer_products,
+)
+from mmbitsplit.functional.statistics import (
+    LEAST_INPUTS_FOR_SYRK,
+    MOST_INPUTS_IN_DOUBLE,
+    inputs_gram,
 )
 
 FIELDS = ('gram', 'cross', 'y_sq', 'x_sum', 'y_sum')
