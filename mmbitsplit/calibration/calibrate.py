@@ -83,7 +83,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
         flow, sizes = _watch(model, by_number, run, replay_points, team)
     estimates = []
     prepared = prepare(model, flow, spec, lambda layers: estimates.append(_check_memory(
-        model, flow, layers, find_owners(flow, set(layers)), sizes, spec, total)))
+        model, flow, layers, find_owners(flow, set(layers)), sizes, spec, total, team.size)))
     estimate, owners = estimates[0], find_owners(flow, set(prepared.layers))
     entries = team.from_first(journal.entries if journal is not None else [])
     done = {entry.name for entry in entries}
@@ -143,13 +143,13 @@ def _watch(model: nn.Module, batches: Mapping[int, Any], run: Callable[[nn.Modul
 
 def _check_memory(model: nn.Module, flow: DataFlow, layers: Mapping[str, QuantizedLayer],
                   owners: Mapping[str, Owner], sizes: Mapping[int, float], spec: QuantSpec,
-                  num_batches: int) -> MemoryEstimate:
+                  num_batches: int, num_processes: int) -> MemoryEstimate:
     estimate = estimate_memory(flow, layers, owners, sizes,
                                spec.calibration.rows_per_layer, num_batches)
     budget = spec.calibration.memory_budget
     device = next((value.device for value in model.parameters()), torch.device('cpu'))
     check_memory(estimate, BUDGET * available_bytes(device) if budget is None else budget * 1e9,
-                 len(sizes) * spec.calibration.batch_size)
+                 len(sizes) * spec.calibration.batch_size, num_processes)
     return estimate
 
 

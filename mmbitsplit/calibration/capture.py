@@ -118,7 +118,7 @@ class Sampler:
         chosen = draw_with_repeats(channels.shape[1], wanted,
                                    (self.spec.seed, name, call, batch, 'inputs'))
         if channels.shape[1]:
-            low, high = channels.aminmax(dim=1)
+            low, high = channels.amin(1), channels.amax(1)  # aminmax takes ten times as long
         else:  # no box on this image
             low = high = channels.new_zeros(channels.shape[0])
         return CallCapture(

@@ -68,8 +68,7 @@ def _grid(x: Tensor, y: Tensor, lowest: int | None, team: Team) -> SumGrid:
     """The same in every process."""
     largest = y.new_zeros(y.shape[0], y.shape[1], 1), x.new_zeros(1)
     if y.shape[-1]:
-        low, high = y.aminmax(dim=-1, keepdim=True)
-        largest = (torch.maximum(-low, high),
+        largest = (torch.maximum(-y.amin(-1, keepdim=True), y.amax(-1, keepdim=True)),
                    x.abs().amax().view(1) if lowest is None else largest[1])
     of_y, of_x = (torch.stack(values).amax(0) for values in zip(*team.gather(largest)))
     return SumGrid.of(of_y, of_x if lowest is None else None)

@@ -77,19 +77,22 @@ def estimate_memory(flow: DataFlow, layers: Mapping[str, QuantizedLayer],
     return MemoryEstimate(int(max(held, default=0) * sum(sizes.values())), targets, solving)
 
 
-def check_memory(estimate: MemoryEstimate, budget: int, num_images: int) -> None:
+def check_memory(estimate: MemoryEstimate, budget: int, num_images: int,
+                 num_processes: int = 1) -> None:
     """Raises ``ValueError`` when the estimate exceeds the budget; says how many images fit.
 
     Args:
         estimate: Of this process.
         budget: Bytes.
         num_images: Of this process.
+        num_processes: How many share the images; the advice is about all of them.
     """
     if estimate.total <= budget:
         return
     growing = estimate.suspended  # the rest depends on the number of rows, not of images
     fit = int(num_images * max(0, budget - estimate.targets - estimate.solving)
               / max(1, growing))
+    fit *= num_processes
     advice = f'about {fit} images would fit: set quantization.calibration.num_images={fit}' \
         if fit else 'not one image would fit: set quantization.calibration.rows_per_layer lower'
     raise ValueError(

@@ -17,6 +17,7 @@ from mmbitsplit.structures import QParams
 # Asymmetric codes must cut the squared error of signed ones by this much to be chosen by
 # 'auto': a zero point costs runtimes an extra sum a product.
 ASYMMETRIC_GAIN = 0.9
+SAMPLES_FOR_TENSOR = 1 << 19  # values that the search for one scale looks at, about
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,10 @@ def quantization_error(values: Tensor, qparams: QParams) -> Tensor:
 
 
 def _pooled(samples: ActivationSamples) -> ActivationSamples:
-    return ActivationSamples(samples.values, samples.low.min().reshape(1),
-                             samples.high.max().reshape(1))
+    """As of one channel; of many channels fewer positions say as much about one scale."""
+    every = max(1, samples.values.numel() // SAMPLES_FOR_TENSOR)
+    return ActivationSamples(samples.values[:, ::every].contiguous(),
+                             samples.low.min().reshape(1), samples.high.max().reshape(1))
 
 
 def _search_symmetric(samples: ActivationSamples, num_bits: int, signed: bool, search: str,

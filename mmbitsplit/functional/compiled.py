@@ -181,25 +181,30 @@ def quantize_rows(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor
     return out
 
 
-def _small_integers(x, middle, out):  # pragma: no cover
-    """Writes ``x - middle`` (R, L) as int8."""
+def _small_integers(x, middle, out, sums):  # pragma: no cover
+    """Writes ``x - middle`` (R, L) as int8, and its sums over rows."""
     rows, length = x.shape
     for row in numba.prange(rows):
+        total = np.int64(0)
         for j in range(length):
-            out[row, j] = np.int8(x[row, j] - middle)
+            value = np.int8(x[row, j] - middle)
+            out[row, j] = value
+            total += value
+        sums[row] = total
 
 
 _serial_integers = numba.njit(**OPTIONS)(_small_integers)
 _parallel_integers = numba.njit(parallel=True, **OPTIONS)(_small_integers)
 
 
-def small_integers(x: Tensor, middle: int) -> Tensor:
+def small_integers(x: Tensor, middle: int) -> tuple[Tensor, Tensor]:
     """See ``round_trip.small_integers``; contiguous CPU tensors."""
     out = torch.empty(x.shape, dtype=torch.int8)
+    sums = torch.empty(x.shape[0], dtype=torch.int64)
     values = x.detach().numpy()
     _run(_serial_integers, _parallel_integers, x.numel(), values, values.dtype.type(middle),
-         out.numpy())
-    return out
+         out.numpy(), sums.numpy())
+    return out, sums
 
 
 def _split_bytes(y, step, parts, sums):  # pragma: no cover

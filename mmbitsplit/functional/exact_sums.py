@@ -60,41 +60,62 @@ def integer_products(x: Tensor) -> bool:
             and x.shape[2] < MOST_POSITIONS and vnni is not None and vnni())
 
 
-def integer_gram(x: Tensor, lowest: int, dtype: torch.dtype) -> Tensor:
-    """Returns ``x @ x^T`` for integers in [lowest, lowest + 255], rounded once at the end.
+@dataclass(frozen=True)
+class Bytes:
+    """Integers as bytes: value = code + middle.
 
     Args:
-        x: (1, N, K) on the CPU, K below 2^17 so that no int32 sum overflows.
-        lowest: Smallest value of the range.
-        dtype: Of the result, (1, N, N).
+        codes: (N, K) int8, K below 2^17 so that no sum of products overflows int32.
+        sums: (N,) int64 sums of the codes.
+        middle: What was taken off.
     """
-    middle = lowest + 128
-    small = small_integers(x[0], middle)  # (N, K)
-    num_inputs, count = small.shape
-    # x x^T = (small + middle) (small + middle)^T; int32 may wrap on the way to a sum that fits.
-    shift = middle * small.sum(1, dtype=torch.int64)  # (N,)
+
+    codes: Tensor
+    sums: Tensor
+    middle: int
+
+    @classmethod
+    def of(cls, x: Tensor, lowest: int) -> 'Bytes':
+        """From (1, N, K) integers in [lowest, lowest + 255] on the CPU."""
+        middle = lowest + 128
+        return cls(*small_integers(x[0], middle), middle)
+
+    @property
+    def value_sums(self) -> Tensor:
+        """(1, N) float64 sums of the values."""
+        return (self.sums + self.middle * self.codes.shape[1]).double().unsqueeze(0)
+
+
+def integer_gram(x: Bytes, dtype: torch.dtype) -> Tensor:
+    """Returns ``x @ x^T`` (1, N, N), rounded once at the end.
+
+    Args:
+        x: N inputs at K positions.
+        dtype: Of the result.
+    """
+    num_inputs, count = x.codes.shape
+    # x x^T = (codes + middle) (codes + middle)^T; int32 may wrap on the way to a sum that fits.
     fits = 255 ** 2 * count < 2 ** 31
-    shift = shift.to(torch.int32 if fits else torch.float64)
-    gram = x.new_empty(num_inputs, num_inputs, dtype=dtype)
+    shift = (x.middle * x.sums).to(torch.int32 if fits else torch.float64)
+    gram = torch.empty(num_inputs, num_inputs, dtype=dtype)
     for start in range(0, num_inputs, STRIP):  # of a symmetric product half is enough
         strip = slice(start, min(start + STRIP, num_inputs))
-        products = torch._int_mm(small[strip], small[start:].t()).to(shift.dtype)
-        if middle:
-            products += shift[strip].unsqueeze(1) + middle ** 2 * count
+        products = torch._int_mm(x.codes[strip], x.codes[start:].t()).to(shift.dtype)
+        if x.middle:
+            products += shift[strip].unsqueeze(1) + x.middle ** 2 * count
             products += shift[start:]
         gram[strip, start:] = products
         gram[strip.stop:, strip] = gram[strip, strip.stop:].t()
     return gram.unsqueeze(0)
 
 
-def integer_cross(x: Tensor, lowest: int, y: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def integer_cross(x: Bytes, y: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns ``y @ x^T`` and the sums of y and of y^2 for outputs rounded to a grid, float64.
 
     A rounded output is two bytes; products of bytes take a quarter of the time of float32.
 
     Args:
-        x: (1, N, K) integers in [lowest, lowest + 255] on the CPU, K below 2^17.
-        lowest: Smallest value of the range.
+        x: N inputs at K positions.
         y: (1, M, K) float32 or float64 outputs of at most 2^14 steps.
         step: (1, M, 1) float64.
 
@@ -102,11 +123,10 @@ def integer_cross(x: Tensor, lowest: int, y: Tensor, step: Tensor) -> tuple[Tens
         (1, M, N), (1, M) and (1, M).
     """
     from mmbitsplit.functional.compiled import split_bytes
-    middle = lowest + 128
     parts, sums = split_bytes(y[0].contiguous(), step[0, :, 0])  # (2, M, K) int8, (2, M) int64
-    products = torch._int_mm(parts.flatten(0, 1), small_integers(x[0], middle).t())
-    low, high = products.view(2, *step.shape[1:2], x.shape[1])  # (M, N) int32
+    products = torch._int_mm(parts.flatten(0, 1), x.codes.t())
+    low, high = products.view(2, *step.shape[1:2], len(x.codes))  # (M, N) int32
     cross = high.double().mul_(256).add_(low)
-    cross += middle * sums[0].double().unsqueeze(1)
+    cross += x.middle * sums[0].double().unsqueeze(1)
     y_sum, y_sq = sums.double() * step[0, :, 0] ** torch.tensor([[1.0], [2.0]]).double()
     return cross.mul_(step[0]).unsqueeze(0), y_sum.unsqueeze(0), y_sq.unsqueeze(0)

@@ -45,12 +45,18 @@ def _errors(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return codes.mul_(steps).sub_(x).square_().sum(1, dtype=torch.float64)
 
 
-def small_integers(x: Tensor, middle: int) -> Tensor:
-    """Returns ``x - middle``, which fits, as int8; x (R, L) holds integers."""
+def small_integers(x: Tensor, middle: int) -> tuple[Tensor, Tensor]:
+    """Returns ``x - middle``, which fits, as int8, and its sums over rows (R,) int64.
+
+    Args:
+        x: (R, L), holds integers.
+        middle: What is taken off.
+    """
     if _compiled(x):
         from mmbitsplit.functional.compiled import small_integers as compiled_integers
         return compiled_integers(x, middle)
-    return (x - middle).to(torch.int8)
+    small = (x - middle).to(torch.int8)
+    return small, small.sum(1, dtype=torch.int64)
 
 
 def _compiled(x: Tensor) -> bool:

@@ -6,18 +6,20 @@ from torch import Tensor
 from mmbitsplit.functional.affine import code_range
 from mmbitsplit.functional.round_trip import round_trip_errors
 
+COARSE, FINE = 16, 9  # grid points of the search, the second time around the best of the first
 
-def weight_scale(weight: Tensor, num_bits: int, search: str = 'mse', steps: int = 60) -> Tensor:
+
+def weight_scale(weight: Tensor, num_bits: int, search: str = 'mse') -> Tensor:
     """Finds one scale an output channel for symmetric rounding.
 
     Minimises ``||weight - scale * codes||^2`` over the scale for ``search='mse'``: a grid of
-    shrunken maxima, then the closed-form scale for the codes found, which cannot be worse.
+    shrunken maxima, a finer one around the best, then the closed-form scale for the codes found,
+    which cannot be worse.
 
     Args:
         weight: (..., N) real weights, one output channel a row.
         num_bits: 2 to 8.
         search: ``'mse'`` or ``'minmax'``.
-        steps: Grid points of the search.
 
     Returns:
         (...) positive scales, real units a code step; 1 for an all-zero row.
@@ -28,11 +30,16 @@ def weight_scale(weight: Tensor, num_bits: int, search: str = 'mse', steps: int 
     if search == 'minmax':
         return scale
     lowest = 0.2 if num_bits < 4 else 0.4
-    factors = torch.cat([torch.ones(1), torch.linspace(lowest, 1.0, steps)]).to(weight)
-    candidates = factors.unsqueeze(1) * scale.flatten()  # (F, rows)
-    bound = torch.full_like(candidates, largest)
-    errors = round_trip_errors(weight.reshape(-1, weight.shape[-1]), candidates, -bound, bound)
-    best = candidates.gather(0, errors.argmin(0, keepdim=True)).view(scale.shape)
+    step = (1.0 - lowest) / (COARSE - 1)
+    rows, flat = weight.reshape(-1, weight.shape[-1]), scale.flatten()
+    best = torch.ones_like(flat)
+    for offsets in (torch.linspace(0.0, lowest - 1.0, COARSE), torch.linspace(step, -step, FINE)):
+        factors = (best + offsets.to(weight).unsqueeze(1)).clamp(max=1.0)  # (F, rows)
+        candidates = factors * flat
+        bound = torch.full_like(candidates, largest)
+        errors = round_trip_errors(rows, candidates, -bound, bound)
+        best = factors.gather(0, errors.argmin(0, keepdim=True))[0]
+    best = (best * flat).view(scale.shape)
     codes = round_weight(weight, best, num_bits)
     energy = codes.square().sum(-1)
     return torch.where(energy > 0, (codes * weight).sum(-1) / energy.clamp(min=1), best)

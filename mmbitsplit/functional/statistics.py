@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mmbitsplit.functional.exact_sums import (
     MOST_POSITIONS,
+    Bytes,
     SumGrid,
     integer_cross,
     integer_gram,
@@ -65,16 +66,14 @@ def exact(x: Tensor, lowest: int | None) -> bool:
 def _exact_statistics(x: Tensor, y: Tensor, lowest: int | None, grid: SumGrid,
                       dtype: torch.dtype) -> LayerStatistics:
     """``layer_statistics`` of outputs (and inputs that are no integers) on a grid."""
-    x_sum = x.sum(-1, dtype=torch.float64)
     if lowest is not None and integer_products(x):
-        gram = integer_gram(x, lowest, dtype)
-        cross, y_sum, y_sq = integer_cross(x, lowest, y, grid.y)
+        integers = Bytes.of(x, lowest)
+        x_sum, gram = integers.value_sums, integer_gram(integers, dtype)
+        cross, y_sum, y_sq = integer_cross(integers, y, grid.y)
     else:
-        inputs, outputs = x.double(), on_grid(y, grid.y)
-        if grid.x is not None:
-            inputs = on_grid(x, grid.x)
-            x_sum = inputs.sum(-1)
-        gram, cross = inputs @ inputs.mT, outputs @ inputs.mT
+        inputs = x.double() if grid.x is None else on_grid(x, grid.x)
+        outputs = on_grid(y, grid.y)
+        x_sum, gram, cross = inputs.sum(-1), inputs @ inputs.mT, outputs @ inputs.mT
         y_sum, y_sq = outputs.sum(-1), outputs.square().sum(-1)
     return LayerStatistics(x_sum=x_sum, y_sum=y_sum, count=x.shape[-1], gram=gram, cross=cross,
                            y_sq=y_sq).to(dtype)
@@ -83,7 +82,7 @@ def _exact_statistics(x: Tensor, y: Tensor, lowest: int | None, grid: SumGrid,
 def inputs_gram(x: Tensor, lowest: int | None, dtype: torch.dtype) -> Tensor:
     """Returns ``x @ x^T`` (G, N, N) in a dtype; see ``layer_statistics`` for ``lowest``."""
     if lowest is not None and integer_products(x):
-        return integer_gram(x, lowest, dtype)
+        return integer_gram(Bytes.of(x, lowest), dtype)
     if x.device.type != 'cpu' or x.shape[0] > 1 or x.shape[1] < LEAST_INPUTS_FOR_SYRK:
         return (x @ x.mT).to(dtype)
     # NumPy knows a product with its own transpose for symmetric and does half of it; torch

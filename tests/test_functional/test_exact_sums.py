@@ -7,6 +7,7 @@ from mmbitsplit.functional import layer_statistics
 from mmbitsplit.functional.exact_sums import (
     INPUT_BITS,
     OUTPUT_BITS,
+    Bytes,
     SumGrid,
     integer_cross,
     on_grid,
@@ -47,7 +48,9 @@ def test_products_of_bytes_are_exact(lowest):
     y[0, 0, 0], y[0, 1] = -80.0, 0.0
     step = grid_of(x, y).y
     rounded = on_grid(y, step)
-    cross, y_sum, y_sq = integer_cross(x, lowest, y, step)
+    small = Bytes.of(x, lowest)
+    assert torch.equal(small.value_sums, x.double().sum(-1))
+    cross, y_sum, y_sq = integer_cross(small, y, step)
     assert torch.equal(cross, rounded @ x.double().mT)
     assert torch.equal(y_sum, rounded.sum(-1)) and torch.equal(y_sq, rounded.square().sum(-1))
 
@@ -56,14 +59,14 @@ def test_largest_magnitudes_keep_their_bytes():
     """Multiples of the step from the smallest to the largest, signs included."""
     steps = torch.arange(-2 ** OUTPUT_BITS, 2 ** OUTPUT_BITS + 1).float()
     y = (steps * 0.25).view(1, 1, -1)
-    cross, y_sum, _ = integer_cross(torch.ones(1, 1, y.shape[-1]), 0, y,
+    cross, y_sum, _ = integer_cross(Bytes.of(torch.ones(1, 1, y.shape[-1]), 0), y,
                                     torch.full((1, 1, 1), 0.25, dtype=torch.float64))
     assert cross.item() == y_sum.item() == 0
     picked = torch.zeros(1, y.shape[-1], 1)
     for index in (0, 1, 127, 128, 2 ** OUTPUT_BITS, y.shape[-1] - 1):
         picked.zero_()
         picked[0, index] = 1.0
-        cross, _, _ = integer_cross(picked.mT.contiguous(), 0, y, torch.full(
+        cross, _, _ = integer_cross(Bytes.of(picked.mT.contiguous(), 0), y, torch.full(
             (1, 1, 1), 0.25, dtype=torch.float64))
         assert cross.item() == y[0, 0, index]
 

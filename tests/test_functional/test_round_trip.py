@@ -135,7 +135,8 @@ def test_integers_become_bytes(lowest, dtype, way):
     """All 256 of them, in rows that are contiguous and in others."""
     x = (torch.arange(512) % 256 + lowest).view(4, 128).to(dtype)
     for rows in (x, x[:, ::3], x.t()):
-        small = round_trip.small_integers(rows, lowest + 128)
+        small, sums = round_trip.small_integers(rows, lowest + 128)
+        assert torch.equal(sums, small.long().sum(1))
         assert small.dtype == torch.int8
         assert torch.equal(small.to(dtype) + (lowest + 128), rows)
 

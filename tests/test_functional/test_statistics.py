@@ -16,6 +16,7 @@ from mmbitsplit.functional import (
 from mmbitsplit.functional.exact_sums import (
     LEAST_INPUTS_FOR_INTEGERS,
     STRIP,
+    Bytes,
     integer_gram,
     integer_products,
 )
@@ -210,7 +211,7 @@ def integer_calls(monkeypatch):
 def test_an_integer_gram_is_exact(inputs, positions, lowest):
     x = integers(inputs, max(2, positions), lowest)[..., :positions]
     before = x.clone()
-    gram = integer_gram(x, lowest, torch.float64)
+    gram = integer_gram(Bytes.of(x, lowest), torch.float64)
     assert gram.dtype == torch.float64
     assert torch.equal(gram, exact_gram(x))
     assert torch.equal(x, before)
@@ -220,7 +221,7 @@ def test_an_integer_gram_is_exact(inputs, positions, lowest):
 def test_an_integer_gram_in_float32_is_the_exact_one_rounded_once(lowest, highest):
     """Few bits give small sums: what was shifted must not leave its own rounding in them."""
     x = integers(70, 14336, lowest, highest)
-    assert torch.equal(integer_gram(x, lowest, torch.float32), exact_gram(x).float())
+    assert torch.equal(integer_gram(Bytes.of(x, lowest), torch.float32), exact_gram(x).float())
 
 
 @pytest.mark.parametrize('value', [0, 255])
@@ -229,7 +230,7 @@ def test_the_longest_integer_sums_do_not_overflow(value, positions):
     """The first sum of 255 times 255 is the largest that is below 2^31."""
     x = torch.full((1, LEAST_INPUTS_FOR_INTEGERS, positions), float(value))
     expected = torch.full((1, 64, 64), positions * value ** 2, dtype=torch.float64)
-    assert torch.equal(integer_gram(x, 0, torch.float64), expected)
+    assert torch.equal(integer_gram(Bytes.of(x, 0), torch.float64), expected)
 
 
 @pytest.mark.parametrize(('shape', 'answer'), [
@@ -302,4 +303,4 @@ def test_a_gram_of_inputs_that_are_not_contiguous():
         torch.testing.assert_close(inputs_gram(part, None, torch.float64), exact_gram(part))
     whole = integers(600, 30, -3)
     for part in (whole.mT.contiguous().mT, whole[:, 20:], whole[..., ::2]):
-        assert torch.equal(integer_gram(part, -3, torch.float64), exact_gram(part))
+        assert torch.equal(integer_gram(Bytes.of(part, -3), torch.float64), exact_gram(part))
