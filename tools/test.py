@@ -18,6 +18,7 @@ from mmbitsplit.engine.distributed import (
     work_together,
 )
 from mmbitsplit.engine.files import write_json
+from mmbitsplit.export import read_checkpoint
 
 
 def main() -> int:
@@ -42,6 +43,8 @@ def main() -> int:
         cfg.load_from, cfg.launcher = args.checkpoint, args.launcher
         if not osp.isfile(args.checkpoint):
             raise ValueError(f'{args.checkpoint} does not exist; pass the checkpoint file.')
+        if cfg.model.type == 'mmbitsplit.QuantizedModel':
+            read_checkpoint(args.checkpoint)  # damage is told before data sets are read
         prepare_config(cfg)
         runner = Runner.from_cfg(cfg)
         unite(runner)

@@ -3,30 +3,39 @@
 import importlib
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import load_checkpoint
 from torch import nn
 
-import mmbitsplit.engine  # noqa: F401  registers the wrapper
+from mmbitsplit.engine.model_wrapper import encode_plan
+from mmbitsplit.export import PLAN_KEY, read_checkpoint
 
 
-def load_quantized(config: str | Path, checkpoint: str | Path) -> nn.Module:
-    """Builds the quantized model in eval mode.
+def load_quantized(config: str | Path, checkpoint: str | Path,
+                   device: str | torch.device = 'cpu') -> nn.Module:
+    """Builds the quantized model in eval mode; ``cfg`` and ``dataset_meta`` are set on it.
 
     Args:
         config: ``quantized_config.py`` of a work directory.
         checkpoint: ``quantized.pth`` beside it.
+        device: Where the model goes.
 
     Raises:
-        ValueError: The checkpoint is not a quantized one, or of another architecture.
+        ValueError: The checkpoint is damaged, of an unknown format version, not a quantized one,
+            or of another architecture.
+        FileNotFoundError: A file is not there.
     """
     cfg = Config.fromfile(config)
+    packed = read_checkpoint(checkpoint)
     scope = cfg.get('default_scope', 'mmengine')
     with DefaultScope.overwrite_default_scope(scope):
         if scope != 'mmengine':
             importlib.import_module(f'{scope}.utils').register_all_modules(
                 init_default_scope=False)
+        if cfg.get('data_preprocessor') is not None:  # as mmengine's Runner hands it over
+            cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
         model = MODELS.build(cfg.model)
-    load_checkpoint(model, str(checkpoint), map_location='cpu')
-    return model.eval()
+    model.load_state_dict({**packed.state, PLAN_KEY: encode_plan(packed.description)})
+    model.cfg, model.dataset_meta = cfg, packed.meta.get('dataset_meta', {})
+    return model.to(device).eval()

@@ -109,8 +109,11 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
         with stopwatch('quantized_pass'), replaying(replay_points, tape, lockstep.current_batch):
             lockstep.run()
     solver.check_complete()
+    reports = {report.name: report for report in solver.reports}
     return prepared, QuantizationReport(
-        layers=solver.reports, kept_float=list(prepared.plan.kept_float),
+        # Side by side towers may be solved in either order: the plan's is always the same.
+        layers=[reports[layer.name] for layer in prepared.plan.layers],
+        kept_float=list(prepared.plan.kept_float),
         folded_batch_norms=sorted(prepared.folded),
         seconds=_seconds(stopwatch, record, time.perf_counter() - started),
         calibration={'num_batches': total, 'seed': spec.calibration.seed,

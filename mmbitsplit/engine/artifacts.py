@@ -8,12 +8,12 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 
 from mmbitsplit.engine.files import write_checkpoint, write_json, write_text
 from mmbitsplit.engine.model_wrapper import QuantizedModel
 from mmbitsplit.engine.quantize_runner import QuantizedRun
+from mmbitsplit.export import PAYLOAD_KEY, PLAN_KEY, pack_checkpoint
 from mmbitsplit.models import describe
 from mmbitsplit.structures import QuantSpec
 from mmbitsplit.version import __version__
@@ -64,28 +64,29 @@ def save_quantized(work_dir: Path, cfg: Config, spec: QuantSpec, run: QuantizedR
     Returns:
         ``size_bytes`` of the results.
     """
-    wrapper = QuantizedModel(run.prepared.model)
-    wrapper.set_plan(describe(run.prepared))
-    state = {name: value.detach().cpu().clone() for name, value in wrapper.state_dict().items()}
+    state = QuantizedModel(run.prepared.model).state_dict()  # with the names it will load
+    del state[PLAN_KEY]
     meta = dict(versions=versions(), quantization=_plain(spec.to_dict()),
-                float_checkpoint=str(cfg.get('load_from')),
+                float_checkpoint=_plain(cfg.get('load_from')),
                 float_checkpoint_sha256=file_sha256(cfg.get('load_from')),
-                calibration=dict(image_ids=run.data.image_ids, seed=spec.calibration.seed))
+                calibration=dict(image_ids=_plain(run.data.image_ids),
+                                 seed=spec.calibration.seed))
     if dataset_meta is not None:
         meta['dataset_meta'] = _plain(dict(dataset_meta))
+    checkpoint = pack_checkpoint(state, describe(run.prepared), meta)
     # The config first: a checkpoint in place means that everything is.
     write_text(work_dir / CONFIG, quantized_config(cfg).pretty_text)
     write_json(work_dir / LAYERS, layers_table(run))
-    write_checkpoint(work_dir / CHECKPOINT, {'state_dict': state, 'meta': meta})
+    write_checkpoint(work_dir / CHECKPOINT, checkpoint)
     return {'float': run.float_bytes,
             'quantized_checkpoint': (work_dir / CHECKPOINT).stat().st_size,
-            'quantized_payload': sum(v.numel() * v.element_size() for v in state.values())}
+            'quantized_payload': checkpoint['state_dict'][PAYLOAD_KEY].numel()}
 
 
 def quantized_config(cfg: Config) -> Config:
     """Returns the config that loads the quantized checkpoint with upstream tools."""
     result = copy.deepcopy(cfg.to_dict())
-    result['model'] = dict(type='mmbitsplit.QuantizedModel', model=result['model'])
+    result['model'] = _wrapped(result['model'])
     result['custom_hooks'] = without_hook(result.get('custom_hooks') or [])
     for key in ('quantization', 'load_from', 'resume', 'work_dir', 'launcher'):
         result.pop(key, None)
@@ -94,6 +95,13 @@ def quantized_config(cfg: Config) -> Config:
         imports.append('mmbitsplit.engine')
     result['custom_imports'] = dict(imports=imports, allow_failed_imports=False)
     return Config(result)
+
+
+def _wrapped(model: dict[str, Any]) -> dict[str, Any]:
+    """Names the wrapper as the type; upstream tools find ``backbone`` and so on where they were."""
+    if 'model' in model:  # that name would be taken twice
+        return dict(type='mmbitsplit.QuantizedModel', model=model)
+    return {**model, 'type': 'mmbitsplit.QuantizedModel', 'model': model['type']}
 
 
 def without_hook(hooks: list[Any]) -> list[Any]:
@@ -140,11 +148,13 @@ def numbers(metrics: dict[str, Any] | None) -> dict[str, float]:
 
 
 def _plain(value: Any) -> Any:
-    """Turns nested containers into those that ``torch.load(weights_only=True)`` takes."""
+    """Turns nested values into those that JSON and ``torch.load(weights_only=True)`` know."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
+    if hasattr(value, 'tolist'):  # arrays, tensors and their elements
+        return _plain(value.tolist())
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)

@@ -2,16 +2,22 @@
 
 import json
 import os
+import re
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
+# Names machine and process, so that what a killed process left is told from what one is writing.
+_HOST = re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname())
+_TEMPORARY_NAME = re.compile(rf'\..+\.{re.escape(_HOST)}\.([0-9]+)\.tmp')
+
 
 def check_work_dir(work_dir: str | Path, needed_bytes: int = 0) -> Path:
-    """Makes the work directory and proves that it can be written to.
+    """Makes the work directory, proves that it can be written to, clears what was left behind.
 
     Args:
         work_dir: The directory.
@@ -21,9 +27,10 @@ def check_work_dir(work_dir: str | Path, needed_bytes: int = 0) -> Path:
         ValueError: It cannot be made or written, or has too little room; says what to do.
     """
     path = Path(work_dir)
-    probe = path / f'.write-test-{os.getpid()}'
+    probe = _temporary(path / 'write-test')
     try:
         path.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
         probe.write_bytes(b'0')
         probe.unlink()
         free = shutil.disk_usage(path).free
@@ -38,29 +45,54 @@ def check_work_dir(work_dir: str | Path, needed_bytes: int = 0) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON with an indent, whole or not at all."""
-    _replace(path, lambda temporary: temporary.write_text(
-        json.dumps(value, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'))
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes text, whole or not at all."""
-    _replace(path, lambda temporary: temporary.write_text(text, encoding='utf-8'))
+    _replace(path, lambda file: file.write(text.encode('utf-8')))
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Writes a torch checkpoint, whole or not at all."""
-    _replace(path, lambda temporary: torch.save(checkpoint, temporary))
+    """Writes a torch checkpoint, whole or not at all; equal ones give equal bytes."""
+    # Given a path, torch writes its name into every entry of the file.
+    _replace(path, lambda file: torch.save(checkpoint, file))
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    temporary = _temporary(path)
     try:
-        write(temporary)
+        with open(temporary, 'wb') as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f'.{path.name}.{_HOST}.{os.getpid()}.tmp')
+
+
+def _remove_stale(folder: Path) -> None:
+    """Removes temporary files of processes of this machine that are no more."""
+    for path in list(folder.iterdir()):
+        found = _TEMPORARY_NAME.fullmatch(path.name)
+        if found and not _alive(int(found[1])):
+            path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _unwritable(path: Path, error: Exception) -> ValueError:

@@ -9,10 +9,9 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS as ALL_MODELS
 from torch import Tensor, nn
 
+from mmbitsplit.export import HEADER_KEY, PAYLOAD_KEY, PLAN_KEY, check_fit, unpack_state
 from mmbitsplit.models import rebuild
 from mmbitsplit.registry import MODELS
-
-PLAN_KEY = 'quantization_plan'
 
 
 @MODELS.register_module()
@@ -20,18 +19,27 @@ class QuantizedModel(BaseModel):
     """Wraps an upstream model; turns into its quantized form when a checkpoint is loaded.
 
     The checkpoint carries the plan (which layers, bits, inputs, folded batch norms) beside the
-    tensors, so that the config names the upstream model and nothing else. Attributes that it
+    tensors, so that the config names the upstream model and nothing else. What is damaged, or does
+    not fit the model whole, is refused, also by loaders that would only warn. Attributes that it
     does not have are those of the wrapped model.
 
     Args:
-        model: Config of the upstream float model, or the model itself.
+        model: Type of the upstream float model, with the rest of its config in ``parts``; or its
+            config; or the model itself.
         data_preprocessor: The model's, where its config does not name one: mmengine hands a
             config's top-level ``data_preprocessor`` to the outermost model.
+        parts: The rest of the config of the upstream model. They stand beside ``type`` because
+            upstream tools look for ``cfg.model.backbone``.
     """
 
-    def __init__(self, model: Mapping[str, Any] | nn.Module,
-                 data_preprocessor: Mapping[str, Any] | None = None):
+    def __init__(self, model: str | Mapping[str, Any] | nn.Module,
+                 data_preprocessor: Mapping[str, Any] | None = None, **parts: Any):
         super().__init__()
+        if isinstance(model, str):
+            model = dict(type=model, **parts)
+        elif parts:
+            raise ValueError(f"'{next(iter(parts))}' is not known beside a model; give the "
+                             'model as the name of its type, or put this into its config.')
         if not isinstance(model, nn.Module):
             if data_preprocessor is not None and not model.get('data_preprocessor'):
                 model = {**model, 'data_preprocessor': data_preprocessor}
@@ -68,13 +76,24 @@ class QuantizedModel(BaseModel):
             return getattr(self.model, name)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        plan = state_dict.get(prefix + PLAN_KEY)
-        if plan is None or not plan.numel():
-            raise ValueError('The checkpoint holds no quantization plan: it is not one that '
-                             'mmbitsplit wrote. Load quantized.pth, or use the float config.')
+        # The loaders of torch and mmengine hand over a copy of what they were given, and take
+        # from it what the children load.
+        packed = unpack_state({name.removeprefix(prefix): value for name, value
+                               in state_dict.items() if name.startswith(prefix)})
+        plan = encode_plan(packed.description)
         if not self.quantization_plan.numel():
-            rebuild(self.model, decode_plan(plan))
-        self._buffers[PLAN_KEY] = torch.zeros_like(plan)
+            rebuild(self.model, packed.description)
+        elif decode_plan(self.quantization_plan) != packed.description:
+            raise ValueError('The model holds another quantized checkpoint already; build it '
+                             'again to load this one.')
+        own = self.state_dict()
+        del own[PLAN_KEY]
+        check_fit(packed.state, own)
+        self._buffers[PLAN_KEY] = plan
+        for name in (HEADER_KEY, PAYLOAD_KEY):
+            state_dict.pop(prefix + name, None)
+        state_dict.update({prefix + name: value for name, value in packed.state.items()})
+        state_dict[prefix + PLAN_KEY] = plan
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -1,5 +1,6 @@
 """Packs integer codes into bytes, b bits a code, rows starting on a byte."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,11 +26,12 @@ def pack_codes(codes: Tensor, num_bits: int) -> Tensor:
     if codes.numel() and (int(codes.min()) < -half or int(codes.max()) >= half):
         raise ValueError(f'codes from {int(codes.min())} to {int(codes.max())} do not fit into '
                          f'num_bits={num_bits}, which holds {-half} to {half - 1}.')
-    shifts = torch.arange(num_bits, device=codes.device)
-    bits = codes.to(torch.int32).unsqueeze(-1) >> shifts & 1  # (R, n, b)
-    bits = bits.flatten(1)
-    bits = torch.nn.functional.pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
-    return (bits << torch.arange(8, device=codes.device)).sum(-1).to(torch.uint8)
+    # One byte a bit, where int64 shifts in torch would take eight for every bit.
+    values = codes.cpu().contiguous().numpy().view(np.uint8)[..., None]
+    bits = np.unpackbits(values, axis=-1, count=num_bits, bitorder='little')  # (R, n, b)
+    bits = bits.reshape(len(codes), codes.shape[1] * num_bits)
+    packed = np.packbits(bits, axis=-1, bitorder='little')
+    return torch.from_numpy(packed).to(codes.device)
 
 
 def unpack_codes(packed: Tensor, num_bits: int, num_codes: int) -> Tensor:
@@ -43,8 +45,10 @@ def unpack_codes(packed: Tensor, num_bits: int, num_codes: int) -> Tensor:
     if packed.shape[1] != expected:
         raise ValueError(f'{num_codes} codes of {num_bits} bits take {expected} bytes a row, '
                          f'got {packed.shape[1]}.')
-    bits = packed.to(torch.int32).unsqueeze(-1) >> torch.arange(8, device=packed.device) & 1
-    bits = bits.flatten(1)[:, :num_codes * num_bits].unflatten(1, (num_codes, num_bits))
-    values = (bits << torch.arange(num_bits, device=packed.device)).sum(-1)
-    half = 2 ** (num_bits - 1)
-    return torch.where(values >= half, values - 2 * half, values).to(torch.int8)
+    bits = np.unpackbits(packed.cpu().contiguous().numpy(), axis=-1,
+                         count=num_codes * num_bits, bitorder='little')
+    bits = bits.reshape(len(packed), num_codes, num_bits)
+    values = np.packbits(bits, axis=-1, bitorder='little')[..., 0]  # without sign
+    half = np.uint8(2 ** (num_bits - 1))
+    codes = ((values ^ half) - half).view(np.int8)  # wraps where the sign bit was set
+    return torch.from_numpy(codes).to(packed.device)

@@ -72,29 +72,37 @@ def apply(layer: QuantizedLayer, solution: LayerSolution) -> None:
 
 
 def describe(prepared: PreparedModel) -> dict[str, Any]:
-    """Returns what ``rebuild`` needs, in plain values."""
-    return {'layers': {name: layer.plan_row() for name, layer in prepared.layers.items()},
-            'folded': sorted(prepared.folded)}
+    """Returns what ``rebuild`` needs, in plain values; role and mode are for readers."""
+    rows = {}
+    for plan in prepared.plan.layers:
+        rows[plan.name] = row = {**prepared.layers[plan.name].plan_row(), 'role': plan.role}
+        if row['input'] is not None:
+            row['input']['mode'] = plan.activation.mode
+    return {'layers': rows, 'folded': sorted(prepared.folded)}
 
 
 def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
     """Repeats the surgery on a freshly built float model, ready to load quantized state.
 
     Raises:
-        ValueError: The model lacks a layer of the description, or it is of another kind.
+        ValueError: The model lacks a layer of the description, or it is of another kind; the
+            model is as it was.
     """
     names = dict(model.named_modules())
     for name in (*description['folded'], *description['layers']):
         if name not in names:
             raise ValueError(f"The checkpoint's layer '{name}' is not in the model: it belongs "
                              'to another architecture. Use the config written beside it.')
+    layers = {}
     for name, row in description['layers'].items():
         module = names[name]
-        layer = QuantizedLayer(layer_geometry(module), module.weight, module.bias)
         try:
-            layer.expect(row)
+            layers[name] = QuantizedLayer(layer_geometry(module), module.weight, module.bias)
+            layers[name].expect(row)
         except ValueError as error:
-            raise ValueError(f"Layer '{name}': {error}") from error
+            raise ValueError(f"Layer '{name}': {error} Use the config written beside the "
+                             'checkpoint.') from error
+    for name, layer in layers.items():
         _swap(model, name, layer)
     for name in description['folded']:
         set_module(model, name, nn.Identity())

@@ -1,5 +1,6 @@
 """Layers with integer weight codes and quantized inputs, and their float state before solving."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -82,7 +83,8 @@ class QuantizedLayer(nn.Module):
     def plan_row(self) -> dict[str, Any]:
         """What a checkpoint must say besides tensors to build this layer again."""
         row = {'kind': self.geometry.kind, 'shape': list(self.geometry.weight_shape),
-               'num_bits': self.num_bits, 'bias': self.bias is not None, 'input': None}
+               'num_bits': self.num_bits, 'bias': self.bias is not None, 'input': None,
+               'geometry': _unusual(self.geometry)}
         if self.qparams is not None:
             row['input'] = {'size': self.input_scale.numel(), 'quant_min': self._range[0],
                             'quant_max': self._range[1], 'unit': self._range[2]}
@@ -97,15 +99,23 @@ class QuantizedLayer(nn.Module):
         if list(row['shape']) != shape:  # packed rows of other lengths may have as many bytes
             raise ValueError(f"the checkpoint has a weight of shape {list(row['shape'])} where "
                              f'the model has {shape}.')
+        theirs, ours = row.get('geometry'), _unusual(self.geometry)
+        if theirs is not None and theirs != ours:  # strides and the like leave shapes as they are
+            raise ValueError(f'the checkpoint has a {self.geometry.kind} with '
+                             f'{theirs or "default geometry"} where the model has '
+                             f'{ours or "default geometry"}.')
+        device, channels = self.weight.device, self.geometry.out_channels
         self.num_bits = row['num_bits']
-        self._set_buffer('codes', torch.zeros(self.geometry.weight_shape, dtype=torch.int8))
-        self._set_buffer('weight_scale', torch.ones(self.geometry.out_channels))
-        self.bias = nn.Parameter(torch.zeros(self.geometry.out_channels), requires_grad=False) \
-            if row['bias'] else None
+        self._set_buffer('codes', torch.zeros(shape, dtype=torch.int8, device=device))
+        self._set_buffer('weight_scale', torch.ones(channels, device=device))
+        self.bias = nn.Parameter(
+            torch.zeros(channels, device=device, dtype=self.weight.dtype),
+            requires_grad=False) if row['bias'] else None
         if row['input'] is not None:
             size = row['input']['size']
-            self._set_buffer('input_scale', torch.ones(size))
-            self._set_buffer('input_zero_point', torch.zeros(size, dtype=torch.int32))
+            self._set_buffer('input_scale', torch.ones(size, device=device))
+            self._set_buffer('input_zero_point',
+                             torch.zeros(size, dtype=torch.int32, device=device))
             self._range = (row['input']['quant_min'], row['input']['quant_max'],
                            row['input']['unit'])
         self._refresh()
@@ -157,6 +167,14 @@ class QuantizedLayer(nn.Module):
         state = 'quantized' if self.quantized else 'float'
         return (f'{geometry.kind}, {geometry.in_channels}, {geometry.out_channels}, '
                 f'kernel_size={geometry.kernel_size}, groups={geometry.groups}, {state}')
+
+
+def _unusual(geometry: LayerGeometry) -> dict[str, Any]:
+    """What of a geometry is neither its default nor told by the weight's shape, as JSON has it."""
+    return {item.name: list(value) if isinstance(value, tuple) else value
+            for item in dataclasses.fields(geometry)
+            if item.default is not dataclasses.MISSING and item.name != 'kernel_size'
+            and (value := getattr(geometry, item.name)) != item.default}
 
 
 def _must_be_called(module: nn.Module, args: tuple) -> None:

@@ -239,7 +239,7 @@ class QuantizationReport:
     """What ``quantize_model`` did, ready for JSON.
 
     Args:
-        layers: A row a layer, in the order they were solved.
+        layers: A row a layer, in the order of the plan.
         kept_float: What was not quantized, and why.
         folded_batch_norms: Names.
         seconds: ``calibration`` in all, of which: ``watch`` (finding out how values flow),

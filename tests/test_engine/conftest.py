@@ -1,5 +1,6 @@
 """Configs of small data sets made of files, and a model of mmengine."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -90,3 +91,13 @@ def toy_model():
         torch.manual_seed(seed)
         return ToyModel().eval()
     return make
+
+
+@pytest.fixture(scope='session')
+def packed_model():
+    """The module with the model of the packed files, one file a format version."""
+    path = PROJECT / 'tests/packed_files/packed_model.py'
+    spec = importlib.util.spec_from_file_location('packed_model', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -4,11 +4,15 @@ import errno
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from mmbitsplit.engine import files
 from mmbitsplit.engine.files import check_work_dir, write_checkpoint, write_json, write_text
 
 FULL = OSError(errno.ENOSPC, 'No space left on device')
@@ -21,10 +25,22 @@ def raising(error):
 
 
 def write_partly(error):
-    def fail(value, path):
-        Path(path).write_bytes(b'half a file')
+    def fail(value, file):
+        file.write(b'half a file')
+        file.flush()
         raise error
     return fail
+
+
+def file_of_a_dead_process(folder, name):
+    """What a writer leaves that is killed, by the name that a living one gives."""
+    with pytest.MonkeyPatch.context() as patch:
+        done = subprocess.Popen([sys.executable, '-c', ''])
+        done.wait()
+        patch.setattr(os, 'getpid', lambda: done.pid)
+        path = files._temporary(folder / name)
+    path.write_bytes(b'half')
+    return path
 
 
 def test_what_is_written_can_be_read(tmp_path):
@@ -89,3 +105,46 @@ def test_too_little_room(tmp_path, monkeypatch):
     check_work_dir(tmp_path, 2**20)
     with pytest.raises(ValueError, match='1 MiB left and 5 MiB are needed'):
         check_work_dir(tmp_path, 5 * 2**20)
+
+
+def test_the_bytes_of_a_checkpoint_do_not_depend_on_its_name(tmp_path):
+    for name in ('a.pth', 'a_much_longer_name.pth'):
+        write_checkpoint(tmp_path / name, {'x': torch.arange(3), 'y': [1, 'z']})
+    first, second = (path.read_bytes() for path in tmp_path.iterdir())
+    assert first == second
+
+
+def test_what_a_killed_process_left_is_cleared_and_nothing_else(tmp_path):
+    stale = [file_of_a_dead_process(tmp_path, name) for name in ('quantized.pth', 'write-test')]
+    living = files._temporary(tmp_path / 'results.json')
+    elsewhere = tmp_path / '.quantized.pth.another-host.999999999.tmp'
+    others = [living, elsewhere, tmp_path / 'mine.tmp', tmp_path / '.hidden']
+    for path in others:
+        path.write_bytes(b'x')
+    assert all(path.exists() for path in stale)
+    check_work_dir(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+    check_work_dir(tmp_path)
+
+
+def test_killed_while_writing(tmp_path):
+    """The old file stays whole, and the next run finds nothing else."""
+    path = tmp_path / 'quantized.pth'
+    write_checkpoint(path, {'x': 1})
+    code = (f"""
+import os, signal, torch
+from pathlib import Path
+from mmbitsplit.engine.files import write_checkpoint
+def save(value, file):
+    file.write(b'half a file')
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+torch.save = save
+write_checkpoint(Path({str(path)!r}), dict(x=2))
+""")
+    done = subprocess.run([sys.executable, '-c', code], cwd=Path(__file__).parents[2])
+    assert done.returncode == -signal.SIGKILL
+    assert torch.load(path, weights_only=True) == {'x': 1}
+    assert len(list(tmp_path.iterdir())) == 2
+    check_work_dir(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]

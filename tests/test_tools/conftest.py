@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,17 @@ def _run(script, *args, upstream: bool = False) -> subprocess.CompletedProcess:
 def run_tool():
     """Runs a script from the project's folder; one thread, so that figures repeat exactly."""
     return _run
+
+
+@pytest.fixture(scope='session')
+def find_upstream_test():
+    """Returns a package's own tools/test.py."""
+    def find(package):
+        path = Path(find_spec(package).origin).parent / '.mim/tools/test.py'
+        if not path.is_file():
+            pytest.skip(f'this {package} comes without its tools')
+        return path
+    return find
 
 
 @pytest.fixture(scope='session')

@@ -2,20 +2,52 @@
 
 import json
 
+import pytest
+
 CONFIG = 'configs/demo/classifier_digits_w4a8.py'
 
 
-def test_a_classifier_is_quantized_and_reloads_exactly(run_tool, tmp_path):
-    work_dir = tmp_path / 'run'
+@pytest.fixture(scope='module')
+def classifier(run_tool, tmp_path_factory):
+    """Work directory of one run."""
+    work_dir = tmp_path_factory.mktemp('classifier')
     done = run_tool('tools/quantize.py', CONFIG, '--work-dir', work_dir, '--cfg-options',
                     'quantization.calibration.num_images=64',
                     'quantization.calibration.rows_per_layer=2048')
     assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads((work_dir / 'results.json').read_text())
+    return work_dir
+
+
+@pytest.fixture(scope='module')
+def results(classifier):
+    return json.loads((classifier / 'results.json').read_text())
+
+
+def test_a_classifier_is_quantized_and_reloads_exactly(classifier, results, run_tool, tmp_path):
     assert results['float']['accuracy/top1'] > 85
     assert results['drop']['accuracy/top1'] < 2
-    again = run_tool('tools/test.py', work_dir / 'quantized_config.py',
-                     work_dir / 'quantized.pth', '--out', tmp_path / 'metrics.json',
+    again = run_tool('tools/test.py', classifier / 'quantized_config.py',
+                     classifier / 'quantized.pth', '--out', tmp_path / 'metrics.json',
                      '--work-dir', tmp_path / 'again')
     assert again.returncode == 0, again.stderr[-3000:]
     assert json.loads((tmp_path / 'metrics.json').read_text()) == results['quantized']
+
+
+def test_the_upstream_tool_gives_the_same_figures(classifier, results, run_tool,
+                                                  find_upstream_test, tmp_path):
+    done = run_tool(find_upstream_test('mmpretrain'), classifier / 'quantized_config.py',
+                    classifier / 'quantized.pth', '--work-dir', tmp_path / 'work', '--out',
+                    tmp_path / 'metrics.json', '--out-item', 'metrics', upstream=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / 'metrics.json').read_text()) == results['quantized']
+
+
+def test_a_damaged_file_is_one_line(classifier, run_tool, tmp_path):
+    data = bytearray((classifier / 'quantized.pth').read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / 'damaged.pth').write_bytes(data)
+    done = run_tool('tools/test.py', classifier / 'quantized_config.py',
+                    tmp_path / 'damaged.pth', '--work-dir', tmp_path / 'work')
+    assert done.returncode == 2
+    error, = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+    assert 'damaged.pth: 1 tensor(s) are damaged' in error and 'Copy the file again' in error

@@ -1,0 +1,1 @@
+"""Bodies of the command-line tools, a file each."""

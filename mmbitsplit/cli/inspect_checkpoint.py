@@ -1,0 +1,70 @@
+"""Prints the plan and the sizes of a packed checkpoint, without building its model."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmbitsplit.export import read_checkpoint, summarise
+
+EXAMPLE = 'example: python tools/inspect_checkpoint.py work_dirs/retinanet/quantized.pth'
+COLUMNS = ('Layer', 'Kind', 'Shape', 'Bits', 'Input bits', 'Input mode', 'Bytes')
+NUMBERS = ('Bits', 'Input bits', 'Bytes')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('file', help='quantized.pth of a work directory')
+    parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
+    parser.add_argument('--debug', action='store_true', help='show tracebacks of user errors')
+
+
+def run(args: argparse.Namespace) -> int:
+    summary = summarise(read_checkpoint(args.file), Path(args.file).stat().st_size)
+    print(json.dumps(summary, indent=2) if args.json else text_of(summary))
+    return 0
+
+
+def text_of(summary: dict[str, Any]) -> str:
+    """Returns the summary of ``export.summarise`` as a table and a line a total."""
+    rows = [(row['name'], row['kind'], 'x'.join(map(str, row['shape'])), str(row['weight_bits']),
+             str(row['input_bits'] or 'float'), row['input_mode'] or '',
+             f'{row["payload_bytes"]:,}') for row in summary['layers']]
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows)]
+    lines = ['  '.join(value.rjust(width) if name in NUMBERS else value.ljust(width)
+                       for value, width, name in zip(row, widths, COLUMNS)).rstrip()
+             for row in (COLUMNS, tuple('-' * width for width in widths), *rows)]
+    left = summary['float_leftovers']
+    digest = summary['float_checkpoint_sha256']
+    versions = summary['versions']
+    return '\n'.join([
+        *lines, '',
+        f'{len(rows)} layers, {summary["weights"]:,} weights of '
+        f'{summary["mean_weight_bits"]:.2f} bits on average; '
+        f'{summary["folded_batch_norms"]} batch norms folded',
+        f'payload {summary["payload_bytes"]:,} bytes, file {summary["file_bytes"]:,} bytes; '
+        f'{len(left)} tensors left in float, {sum(left.values()):,} bytes',
+        f'format version {summary["format_version"]}',
+        f'float checkpoint {summary["float_checkpoint"] or "not named"}, sha256 '
+        f'{digest or "not known"}',
+        f'{summary["calibration_images"]} calibration images, seed '
+        f'{summary["calibration_seed"]}',
+        'versions ' + (', '.join(f'{name} {version}' for name, version in versions.items())
+                       or 'not named')])
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE)
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    try:
+        return run(args)
+    except (ValueError, FileNotFoundError) as error:
+        if args.debug:
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+
+
+if __name__ == '__main__':
+    sys.exit(main())

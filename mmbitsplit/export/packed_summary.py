@@ -1,0 +1,57 @@
+"""What a packed checkpoint holds, layer by layer, without the model."""
+
+import math
+from typing import Any
+
+from mmbitsplit.export.packed_checkpoint import PackedCheckpoint
+
+
+def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
+    """Returns plan, sizes and origin in plain values, ready for JSON.
+
+    Args:
+        checkpoint: As read.
+        file_bytes: Size of its file.
+
+    Returns:
+        ``layers`` (a row a layer: ``name``, ``kind``, ``shape``, ``weight_bits``,
+        ``input_bits``, ``input_mode``, ``payload_bytes``), ``float_leftovers`` (tensors of no
+        quantized layer) and totals. ``payload_bytes`` of a row count what is stored once for
+        several layers in each of them; the total counts it once.
+    """
+    sizes = {name: value.numel() * value.element_size()
+             for name, value in checkpoint.state.items()}
+    rows = []
+    # A layer that stands in the model under a second name too has its tensors under both.
+    of_layers = {key for key in sizes if f'{key.rpartition(".")[0]}.codes' in sizes}
+    for name, plan in checkpoint.description['layers'].items():
+        own = [key for key in sizes if key.rpartition('.')[0] == f'model.{name}']
+        rows.append({'name': name, 'kind': plan['kind'], 'shape': list(plan['shape']),
+                     'weight_bits': plan['num_bits'], **_input(plan['input']),
+                     'payload_bytes': sum(sizes[key] for key in own)})
+    weights = sum(math.prod(row['shape']) for row in rows)
+    meta = checkpoint.meta
+    return {
+        'format_version': checkpoint.version, 'layers': rows,
+        'float_leftovers': {name: size for name, size in sizes.items() if name not in of_layers},
+        'folded_batch_norms': len(checkpoint.description['folded']),
+        'weights': weights,
+        'mean_weight_bits': sum(math.prod(row['shape']) * row['weight_bits'] for row in rows)
+        / max(1, weights),
+        'payload_bytes': checkpoint.payload_bytes, 'file_bytes': file_bytes,
+        'float_checkpoint': meta.get('float_checkpoint'),
+        'float_checkpoint_sha256': meta.get('float_checkpoint_sha256'),
+        'calibration_images': len((meta.get('calibration') or {}).get('image_ids', ())),
+        'calibration_seed': (meta.get('calibration') or {}).get('seed'),
+        'versions': meta.get('versions') or {},
+    }
+
+
+def _input(plan: dict[str, Any] | None) -> dict[str, Any]:
+    """Bits and mode of a layer's input; ``None`` for float."""
+    if plan is None:
+        return {'input_bits': None, 'input_mode': None}
+    # Format 1 names no mode, but what is stored tells it.
+    mode = 'per_channel' if not plan['unit'] else 'per_tensor' if plan['size'] == 1 else 'ecaq'
+    return {'input_bits': (plan['quant_max'] - plan['quant_min']).bit_length(),
+            'input_mode': plan.get('mode', mode)}

@@ -1,0 +1,114 @@
+"""The plan and the sizes of a file, with torch alone."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmbitsplit.cli import inspect_checkpoint
+from mmbitsplit.export import FORMAT, PAYLOAD_KEY, pack_checkpoint, read_checkpoint
+
+PROJECT = Path(__file__).parents[2]
+FILES = sorted((PROJECT / 'tests/packed_files').glob('packed_v*.pth'))
+
+
+@pytest.fixture
+def inspect(capsys):
+    def run(*args):
+        code = inspect_checkpoint.main([*map(str, args)])
+        return code, capsys.readouterr()
+    return run
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_json_says_what_the_file_holds(path, inspect):
+    code, printed = inspect(path, '--json')
+    found, packed = json.loads(printed.out), read_checkpoint(path)
+    assert code == 0 and found['format_version'] == packed.version
+    assert found['file_bytes'] == path.stat().st_size
+    assert found['payload_bytes'] == packed.payload_bytes
+    rows = {row['name']: row for row in found['layers']}
+    assert list(rows) == ['stem', 'depthwise', 'expand', 'grouped', 'up', 'hidden', 'head']
+    assert {name: (row['weight_bits'], row['input_bits'], row['input_mode'])
+            for name, row in rows.items()} == {
+        'stem': (8, None, None), 'depthwise': (5, 4, 'per_channel'), 'expand': (3, 4, 'ecaq'),
+        'grouped': (3, 4, 'per_tensor'), 'up': (3, 4, 'ecaq'), 'hidden': (3, 4, 'ecaq'),
+        'head': (8, 8, 'ecaq')}
+    for row in rows.values():
+        codes = packed.state[f'model.{row["name"]}.codes'].numel()
+        bits = math.prod(row['shape']) * row['weight_bits']
+        assert bits / 8 <= codes < row['payload_bytes'] and row['name'] in packed.description[
+            'layers']
+    assert found['float_leftovers'] == {'model.norm.weight': 28, 'model.norm.bias': 28,
+                                        'model.float_conv.weight': 120, 'model.float_conv.bias': 20}
+    assert sum(row['payload_bytes'] for row in rows.values()) + 196 >= packed.payload_bytes
+    assert (found['calibration_images'], found['calibration_seed']) == (4, 0)
+    assert found['versions']['torch'] and found['folded_batch_norms'] == 1
+    weights = sum(math.prod(row['shape']) for row in rows.values())
+    assert found['weights'] == weights
+    assert found['mean_weight_bits'] * weights == pytest.approx(sum(
+        math.prod(row['shape']) * row['weight_bits'] for row in rows.values()))
+
+
+def test_the_table_has_a_line_a_layer_and_the_totals(inspect):
+    code, printed = inspect(FILES[-1])
+    lines = printed.out.splitlines()
+    assert code == 0 and printed.err == ''
+    assert lines[0].split() == ['Layer', 'Kind', 'Shape', 'Bits', 'Input', 'bits', 'Input', 'mode',
+                                'Bytes']
+    assert lines[2].split() == ['stem', 'conv2d', '7x3x3x3', '8', 'float', '245']
+    assert lines[3].split() == ['depthwise', 'conv2d', '7x1x3x3', '5', '4', 'per_channel', '154']
+    text = '\n'.join(lines[9:])
+    for part in ('7 layers, 893 weights of 4.32 bits', '1 batch norms folded',
+                 f'payload {read_checkpoint(FILES[-1]).payload_bytes:,} bytes, file '
+                 f'{FILES[-1].stat().st_size:,} bytes', f'format version {FORMAT}',
+                 '4 calibration images, seed 0', 'sha256', 'mmbitsplit 0.1.0'):
+        assert part in text
+
+
+def test_a_model_without_quantized_layers_and_layers_of_two_names(tmp_path, inspect):
+    torch.save(pack_checkpoint({'model.weight': torch.zeros(3)}, {'layers': {}, 'folded': []},
+                               {}), tmp_path / 'a.pth')
+    code, printed = inspect(tmp_path / 'a.pth', '--json')
+    assert code == 0 and json.loads(printed.out)['float_leftovers'] == {'model.weight': 12}
+    assert inspect(tmp_path / 'a.pth')[0] == 0
+    packed = read_checkpoint(FILES[-1])
+    again = {name.replace('head', 'tail'): value for name, value in packed.state.items()
+             if '.head.' in name}
+    both = pack_checkpoint({**packed.state, **again}, packed.description, packed.meta)
+    assert both['state_dict'][PAYLOAD_KEY].numel() == packed.payload_bytes
+    torch.save(both, tmp_path / 'b.pth')
+    assert len(json.loads(inspect(tmp_path / 'b.pth', '--json')[1].out)['float_leftovers']) == 4
+
+
+def test_errors_are_one_line(tmp_path, inspect):
+    (tmp_path / 'cut.pth').write_bytes(FILES[-1].read_bytes()[:3000])
+    for path, message in ((tmp_path / 'cut.pth', 'is truncated, damaged or no checkpoint'),
+                          (tmp_path / 'none.pth', 'does not exist'),
+                          (PROJECT / 'demo/weights/classifier_digits_float.pth',
+                           'no quantization plan')):
+        code, printed = inspect(path)
+        assert code == 2 and printed.out == '' and printed.err.count('\n') == 1
+        assert printed.err.startswith('error: ') and message in printed.err
+    with pytest.raises(ValueError, match='truncated'):
+        inspect(tmp_path / 'cut.pth', '--debug')
+
+
+@pytest.mark.parametrize('how', [['tools/inspect_checkpoint.py'],
+                                 ['-m', 'mmbitsplit.cli.inspect_checkpoint']])
+def test_it_runs_with_torch_alone(how):
+    """Where OpenMMLab cannot be imported at all."""
+    blocked = ('import sys, runpy; '
+               'sys.modules.update(dict.fromkeys(("mmengine", "mmcv", "mmdet", "mmpretrain"))); '
+               'sys.argv = sys.argv[1:]; sys.path.insert(0, "."); ')
+    run = 'runpy.run_module(sys.argv.pop(0), run_name="__main__", alter_sys=True)' \
+        if how[0] == '-m' else 'runpy.run_path(sys.argv[0], run_name="__main__")'
+    done = subprocess.run([sys.executable, '-c', blocked + run, how[-1], *(
+        ['inspect_checkpoint'] if how[0] == '-m' else []), str(FILES[-1])],
+        cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'depthwise' in done.stdout

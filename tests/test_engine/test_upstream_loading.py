@@ -1,0 +1,155 @@
+"""Upstream's ways to load a model give exactly what the model predicted that was saved."""
+
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import load_checkpoint
+
+from mmbitsplit.apis import load_quantized
+from mmbitsplit.calibration import calibrate
+from mmbitsplit.engine.artifacts import save_quantized
+from mmbitsplit.engine.calibration_data import load_calibration_data
+from mmbitsplit.engine.presets import replay_points
+from mmbitsplit.engine.quantize_runner import QuantizedRun, read_spec, tensor_bytes
+
+PROJECT = Path(__file__).resolve().parents[2]
+IMAGES = 3
+# Files of a run, the data set, paths of images and what the saved model made of them.
+Saved = namedtuple('Saved', 'config checkpoint dataset paths predictions sizes')
+
+
+def quantize_and_save(scope: str, name: str, folder: Path) -> Saved:
+    """Quantizes a demo model in this process on few images and saves it."""
+    with DefaultScope.overwrite_default_scope(scope):
+        cfg = Config.fromfile(f'configs/demo/{name}.py')
+        cfg.quantization.calibration.update(num_images=4, rows_per_layer=512)
+        if cfg.get('data_preprocessor') is not None:  # as a Runner does
+            cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+        model = MODELS.build(cfg.model).eval()
+        load_checkpoint(model, cfg.load_from, map_location='cpu')
+        spec, float_bytes = read_spec(cfg), tensor_bytes(model)
+        data = load_calibration_data(cfg, spec.calibration, [])
+        prepared, report = calibrate(
+            model, data.batches, spec, run=lambda model, batch: model.test_step(batch),
+            replay_points=replay_points(model), labels=data.labels)
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        cfg = Config.fromfile(f'configs/demo/{name}.py')  # as the user has it
+        sizes = save_quantized(folder, cfg, spec, QuantizedRun(prepared, report, data,
+                                                               float_bytes), dataset.metainfo)
+        paths = [dataset.get_data_info(index)['img_path'] for index in range(IMAGES)]
+        with torch.no_grad():
+            predictions = [prepared.model.test_step(pseudo_collate([dataset[index]]))[0]
+                           for index in range(IMAGES)]
+    return Saved(folder / 'quantized_config.py', folder / 'quantized.pth', dataset, paths,
+                 predictions, sizes)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def scope():
+    """From the project's folder, one thread; upstream's functions change the default scope."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, DefaultScope.overwrite_default_scope(None):
+        patch.chdir(PROJECT)
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory):
+    from mmdet.utils import register_all_modules
+    register_all_modules(init_default_scope=False)
+    return quantize_and_save('mmdet', 'retinanet_digits_w4a8', tmp_path_factory.mktemp('det'))
+
+
+@pytest.fixture(scope='module')
+def classifier(tmp_path_factory):
+    from mmpretrain.utils import register_all_modules
+    register_all_modules(init_default_scope=False)
+    return quantize_and_save('mmpretrain', 'classifier_digits_w4a8',
+                             tmp_path_factory.mktemp('cls'))
+
+
+def assert_same_boxes(found, expected):
+    assert len(expected) > 3
+    for name in ('bboxes', 'scores', 'labels'):
+        assert torch.equal(found[name], expected[name]), name
+
+
+def test_init_detector_and_inference_detector(detector):
+    from mmdet.apis import inference_detector, init_detector
+    model = init_detector(str(detector.config), str(detector.checkpoint), device='cpu')
+    assert list(model.dataset_meta['classes']) == list(detector.dataset.metainfo['classes'])
+    for path, expected in zip(detector.paths, detector.predictions):
+        found = inference_detector(model, path)
+        assert_same_boxes(found.pred_instances, expected.pred_instances)
+
+
+def test_det_inferencer(detector):
+    from mmdet.apis import DetInferencer
+    inferencer = DetInferencer(str(detector.config), str(detector.checkpoint), device='cpu',
+                               show_progress=False)
+    found = inferencer(detector.paths, return_datasamples=True, no_save_vis=True,
+                       no_save_pred=True)['predictions']
+    for one, expected in zip(found, detector.predictions, strict=True):
+        assert_same_boxes(one.pred_instances, expected.pred_instances)
+
+
+def test_classification_inferencer(classifier):
+    from mmpretrain import ImageClassificationInferencer
+    with DefaultScope.overwrite_default_scope('mmpretrain'):  # as in a process of its own
+        inferencer = ImageClassificationInferencer(str(classifier.config),
+                                                   pretrained=str(classifier.checkpoint))
+        found = inferencer(classifier.paths)
+    for one, expected in zip(found, classifier.predictions, strict=True):
+        assert torch.equal(torch.as_tensor(one['pred_scores']), expected.pred_score)
+        assert one['pred_class'] == classifier.dataset.metainfo['classes'][
+            int(expected.pred_label)]
+
+
+@pytest.mark.parametrize('which', ['detector', 'classifier'])
+def test_load_quantized(which, request):
+    saved = request.getfixturevalue(which)
+    model = load_quantized(saved.config, saved.checkpoint, device='cpu')
+    assert not model.training and model.cfg.test_dataloader
+    assert list(model.dataset_meta['classes']) == list(saved.dataset.metainfo['classes'])
+    for index, expected in enumerate(saved.predictions):
+        with torch.no_grad():
+            found = model.test_step(pseudo_collate([saved.dataset[index]]))[0]
+        if which == 'detector':
+            assert_same_boxes(found.pred_instances, expected.pred_instances)
+        else:
+            assert torch.equal(found.pred_score, expected.pred_score)
+
+
+@pytest.mark.parametrize('which', ['detector', 'classifier'])
+def test_the_file_is_small(which, request):
+    """Even files of one megabyte and less are little more than their payload."""
+    sizes = request.getfixturevalue(which).sizes
+    assert sizes['quantized_payload'] < 0.16 * sizes['float']
+    assert sizes['quantized_checkpoint'] < 1.05 * sizes['quantized_payload']
+
+
+def test_damage_is_refused_by_upstream_functions(detector, tmp_path):
+    from mmdet.apis import init_detector
+    data = bytearray(detector.checkpoint.read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / 'damaged.pth').write_bytes(data)
+    with pytest.raises(ValueError, match='1 tensor.* damaged'):
+        init_detector(str(detector.config), str(tmp_path / 'damaged.pth'), device='cpu')
+
+
+def test_another_architecture_is_refused_by_upstream_functions(detector):
+    from mmdet.apis import init_detector
+    for options, message in (
+            ({'model.backbone.depth': 34}, "does not fit|not in the model|Layer '"),
+            ({'model.bbox_head.stacked_convs': 3}, 'lacks|not in the model|of shape'),
+            ({'model.bbox_head.num_classes': 11}, 'of shape')):
+        with pytest.raises(ValueError, match=message):
+            init_detector(str(detector.config), str(detector.checkpoint), device='cpu',
+                          cfg_options=options)
