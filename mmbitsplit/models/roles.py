@@ -7,6 +7,7 @@ from torch import nn
 
 from mmbitsplit.models.dataflow import IMAGE, DataFlow
 from mmbitsplit.models.geometry import layer_kind
+from mmbitsplit.models.placement import plan_output
 from mmbitsplit.structures import (
     ActivationSpec,
     BitPlan,
@@ -67,7 +68,11 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
             keep(name, 'skipped by an override')
         else:
             layers.append(plan)
-    planned = {layer.name for layer in layers}
+    planned = {layer.name: layer for layer in layers}
+    folded_here = {norm: layer for norm, layer in folded.items() if layer in planned}
+    linear = {name: layer_kind(modules[name]) == 'linear' for name in planned}
+    layers = [replace(layer, output=plan_output(layer, planned, flow, folded_here, linear))
+              for layer in layers]
     for name, module in modules.items():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if name in flow.norm_calls and folded.get(name) not in planned:
