@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from mmbitsplit.models.geometry import computes_like_torch, layer_kind, normalizes_like_torch
-from mmbitsplit.models.readers import OPERATION, RETURNED, Reading, ReaderWatch, storage_of
+from mmbitsplit.models.readers import OPERATION, RETURNED, ReaderWatch, Reading, storage_of
 
 IMAGE = '<image>'
 

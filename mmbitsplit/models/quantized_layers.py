@@ -25,8 +25,8 @@ class QuantizedLayer(nn.Module):
     ``input_zero_point`` are its state, and the output is ``weight_scale * (codes * x) + bias``
     with x the input's codes less zero point (per-tensor, ECAQ) or its dequantized values
     (per-channel), computed in float. Where the output is quantized too, ``output_scale`` and
-    ``output_zero_point`` (1,) are state, and the output is rounded to their grid. In a state dict the codes stand bit-packed, one row an
-    output channel (``functional.pack_codes``).
+    ``output_zero_point`` (1,) are state, and the output is rounded to their grid. In a state
+    dict the codes stand bit-packed, one row an output channel (``functional.pack_codes``).
 
     Args:
         geometry: Of the float layer.
@@ -84,7 +84,8 @@ class QuantizedLayer(nn.Module):
     def plan_row(self) -> dict[str, Any]:
         """What a checkpoint must say besides tensors to build this layer again."""
         row = {'kind': self.geometry.kind, 'shape': list(self.geometry.weight_shape),
-               'num_bits': self.num_bits, 'bias': self.bias is not None, 'input': None, 'output': None}
+               'num_bits': self.num_bits, 'bias': self.bias is not None, 'input': None,
+               'output': None}
         for side, (quant_min, quant_max, unit) in self._ranges.items():
             row[side] = {'size': self._buffers[f'{side}_scale'].numel(), 'quant_min': quant_min,
                          'quant_max': quant_max, 'unit': unit}

@@ -7,7 +7,7 @@ from torch import nn
 
 from mmbitsplit.models.dataflow import IMAGE, DataFlow
 from mmbitsplit.models.geometry import layer_kind
-from mmbitsplit.models.placement import plan_output
+from mmbitsplit.models.placement import plan_outputs
 from mmbitsplit.structures import (
     ActivationSpec,
     BitPlan,
@@ -68,11 +68,7 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
             keep(name, 'skipped by an override')
         else:
             layers.append(plan)
-    planned = {layer.name: layer for layer in layers}
-    folded_here = {norm: layer for norm, layer in folded.items() if layer in planned}
-    linear = {name: layer_kind(modules[name]) == 'linear' for name in planned}
-    layers = [replace(layer, output=plan_output(layer, planned, flow, folded_here, linear))
-              for layer in layers]
+    planned = {layer.name for layer in layers}
     for name, module in modules.items():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if name in flow.norm_calls and folded.get(name) not in planned:
@@ -81,7 +77,7 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
         elif layer_kind(module) is None and any(
                 p.dim() > 1 for p in module.parameters(recurse=False)):
             keep(name, 'kind of layer that is not supported')
-    return BitPlan(tuple(layers), tuple(kept))
+    return BitPlan(plan_outputs(layers, model, flow, folded), tuple(kept))
 
 
 def check_request(model: nn.Module, spec: QuantSpec) -> None:
