@@ -70,6 +70,8 @@ class ActivationSpec:
     scale_search: str = 'mse'
     strength: float | str = 'auto'
     placement: str = 'inputs'
+    # Not num_bits: fewer than 8 save nothing in a runtime and cost accuracy before additions
+    # (CIFAR ResNet-20, three seeds: W4A4 80.6 % with 8, 79.6 % with 4; W3A3 79.1 % and 76.0 %).
     output_bits: int = 8
 
     def __post_init__(self):
