@@ -23,6 +23,7 @@ METHODS = {
     'paper': (dict(type='BitSplit', init='mse', polish=False, ridge=0.0,
                    bias_correction=False, guard=False), dict(mode='ecaq', strength=1.0)),
     'default': (dict(type='BitSplit'), dict(mode='ecaq')),
+    'deploy': (dict(type='BitSplit'), dict(mode='ecaq', placement='deploy')),
 }
 
 

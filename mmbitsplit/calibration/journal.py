@@ -250,8 +250,9 @@ def _from_bytes(data: bytes, previous: str) -> tuple[JournalEntry, bytes]:
     try:
         stored = torch.load(io.BytesIO(payload), map_location='cpu', weights_only=True)
         follows, solution = stored['previous'], dict(stored['solution'])
-        if solution['qparams'] is not None:
-            solution['qparams'] = QParams(**solution['qparams'])
+        for side in ('qparams', 'output_qparams'):
+            if solution.get(side) is not None:  # older entries say nothing of outputs
+                solution[side] = QParams(**solution[side])
         entry = JournalEntry(stored['name'], LayerSolution(**solution),
                              LayerReport(**stored['report']))
     except Exception as error:  # torch and pickle raise all kinds; any means: solve it again

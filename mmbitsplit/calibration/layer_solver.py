@@ -129,4 +129,5 @@ def _report(layer, plan: LayerPlan, solved: Solved, seconds: float) -> LayerRepo
         weight_scale=summary(solved.solution.weight_scale),
         activation_scale=None if qparams is None else summary(qparams.scale),
         error_rounding=solved.error_rounding, error=solved.error, sweeps=solved.sweeps,
-        guard_taken=solved.guard_taken, calls=solved.calls, rows=solved.rows, seconds=seconds)
+        guard_taken=solved.guard_taken, calls=solved.calls, rows=solved.rows, seconds=seconds,
+        output_bits=None if plan.output is None else plan.output.num_bits)

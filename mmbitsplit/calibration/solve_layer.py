@@ -15,6 +15,7 @@ from mmbitsplit.calibration.input_scales import (
 )
 from mmbitsplit.calibration.methods import Method
 from mmbitsplit.calibration.output_error import output_error
+from mmbitsplit.calibration.output_scales import search_output_qparams
 from mmbitsplit.calibration.rows import LayerRows
 from mmbitsplit.calibration.stopwatch import Stopwatch
 from mmbitsplit.calibration.team import Team
@@ -98,8 +99,13 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         codes, scale, judged = plain_codes.to(torch.int8), plain_scale, plain
     calls, sampled = map(sum, zip(*team.gather(
         (len(captures), sum(capture.patches.shape[-1] for capture in captures)))))
+    solution = _solution(codes, scale, judged.bias, best, layer, plan)
+    if plan.output is not None:
+        with stopwatch('solve_scales'):
+            solution = replace(solution, output_qparams=search_output_qparams(
+                solution, best, captures, geometry, plan, team))
     return team.from_first(Solved(
-        _solution(codes, scale, judged.bias, best, layer, plan), best.strength, judged.error,
+        solution, best.strength, judged.error,
         plain.error, guard_taken, solved.num_sweeps, sampled, calls))
 
 

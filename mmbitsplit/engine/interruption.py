@@ -15,11 +15,13 @@ from mmbitsplit.calibration import Journal
 from mmbitsplit.engine.artifacts import CHECKPOINT, RESULTS, file_sha256, versions
 from mmbitsplit.engine.calibration_data import CalibrationData, calibration_dataset_config
 from mmbitsplit.engine.quantize_runner import bare_model
-from mmbitsplit.structures import QuantSpec
+from mmbitsplit.structures import ActivationSpec, QuantSpec
 
 FOLDER = 'journal'
 # Settings that change neither codes nor figures.
 WITHOUT_EFFECT = ('memory_budget',)
+# Options that journals of before their time do not name: at their default they are left out.
+LATER_OPTIONS = ('placement', 'output_bits')
 EVALUATION = ('test_dataloader', 'test_evaluator', 'test_cfg')
 
 
@@ -58,6 +60,9 @@ def identity(model: nn.Module, cfg: Config, spec: QuantSpec, data: CalibrationDa
     quantization = spec.to_dict()
     for name in WITHOUT_EFFECT:
         quantization['calibration'].pop(name)
+    for name in LATER_OPTIONS:
+        if quantization['activation'][name] == getattr(ActivationSpec(), name):
+            quantization['activation'].pop(name)
     evaluation = {name: cfg.get(name) for name in EVALUATION}
     return json.loads(json.dumps({
         'quantization': quantization, 'model': cfg.model.to_dict(),

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from mmbitsplit.models.geometry import computes_like_torch, layer_kind, normalizes_like_torch
+from mmbitsplit.models.readers import OPERATION, RETURNED, ReaderWatch, Reading, storage_of
 
 IMAGE = '<image>'
 
@@ -38,6 +39,7 @@ class DataFlow:
         norm_calls: How often each batch norm was called.
         consumers: For each layer, what reads its output tensor: layers and batch norms by
             name, ``'operation'``, and ``'output'`` when the model returns it.
+        readings: For each layer and batch norm, how its output is read, a ReLU looked through.
         stacks: For each layer and call, the module calls around it from the outside in, each
             as (module name, which of its calls).
         returned: For each module with children, the layers whose values reach what its calls
@@ -57,6 +59,7 @@ class DataFlow:
     norm_after: dict[str, str | None] = field(default_factory=dict)
     norm_calls: dict[str, int] = field(default_factory=dict)
     consumers: dict[str, set[str]] = field(default_factory=dict)
+    readings: dict[str, set[Reading]] = field(default_factory=dict)
     stacks: dict[str, list[tuple[tuple[str, int], ...]]] = field(default_factory=dict)
     returned: dict[str, set[str]] = field(default_factory=dict)
     deciding: set[str] = field(default_factory=set)
@@ -93,7 +96,8 @@ class _Watcher(TorchDispatchMode):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.flow = DataFlow()
+        self.flow, self.readers = DataFlow(), ReaderWatch()
+        self.flow.readings = self.readers.readings
         # By storage: the nearest layers upstream, and the layer that made it with its output.
         self.sources: dict[StorageWeakRef, set[str]] = {}
         self.produced: dict[StorageWeakRef, tuple[str, weakref.ref[Tensor]]] = {}
@@ -105,34 +109,36 @@ class _Watcher(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        inputs = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        outputs = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+        if not self.inside:  # behind a barrier too: what is read there must not change
+            self.readers.operation(func, inputs, outputs)
         if not self.blinded:
-            inputs = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
-            outputs = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
             self._see(inputs, outputs)
         return out
 
     def _see(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         if not self.inside:
             for tensor in inputs:
-                made = self.produced.get(_storage(tensor))
+                made = self.produced.get(storage_of(tensor))
                 if made is not None:
                     self.flow.consumers[made[0]].add('operation')
         merged = set().union(*(self._of(t) for t in inputs)) if inputs else set()
         if not outputs:  # a number was read
             self.flow.deciding |= merged
         for tensor in outputs:
-            storage = _storage(tensor)
+            storage = storage_of(tensor)
             if not tensor.dtype.is_floating_point:
                 self.sources.pop(storage, None)  # an index or a mask is no activation
                 self.flow.deciding |= merged
             else:
                 self.sources[storage] = set(merged)
             if storage not in self.made and not any(
-                    storage == _storage(tensor) for tensor in inputs):
+                    storage == storage_of(tensor) for tensor in inputs):
                 self.made[storage] = tensor.untyped_storage().nbytes()
 
     def _of(self, tensor: Tensor) -> set[str]:
-        return self.sources.get(_storage(tensor), set()) if tensor.numel() else set()
+        return self.sources.get(storage_of(tensor), set()) if tensor.numel() else set()
 
     @contextmanager
     def blind(self):
@@ -173,12 +179,14 @@ class _Watcher(TorchDispatchMode):
     def _enter_model(self, module, args, kwargs):
         for tensor in tree_flatten((args, kwargs))[0]:
             if isinstance(tensor, Tensor):
-                self.sources[_storage(tensor)] = {IMAGE}
+                self.sources[storage_of(tensor)] = {IMAGE}
 
     def _leave_model(self, module, args, output):
-        for tensor in tree_flatten(output)[0]:
-            if isinstance(tensor, Tensor) and _storage(tensor) in self.produced:
-                self.flow.consumers[self.produced[_storage(tensor)][0]].add('output')
+        tensors = [t for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
+        self.readers.read(RETURNED, tensors)
+        for tensor in tensors:
+            if storage_of(tensor) in self.produced:
+                self.flow.consumers[self.produced[storage_of(tensor)][0]].add('output')
 
     def _push(self, name: str):
         def hook(module, args):
@@ -214,27 +222,30 @@ class _Watcher(TorchDispatchMode):
             flow.sources.setdefault(name, set()).update(sources)
             for source in sources - {IMAGE}:
                 flow.feeds.setdefault(source, set()).add(name)
-            made = self.produced.get(_storage(x))
+            made = self.produced.get(storage_of(x))
             if made is not None and not self.inside:
                 flow.consumers[made[0]].add(name)
+            if not self.inside:
+                self.readers.read(name, [x])
             self.inside.append(name)
         return hook
 
     def _leave_layer(self, name: str):
         def hook(module, args, kwargs, output):
-            self.inside.pop()
             with self.blind():
                 if not computes_like_torch(module, layer_input(args, kwargs), output):
                     self.flow.unlike_torch.add(name)
-            self.sources[_storage(output)] = {name}
-            self.produced[_storage(output)] = (name, weakref.ref(output))
+            self.inside.pop()
+            self.readers.made(name, output)
+            self.sources[storage_of(output)] = {name}
+            self.produced[storage_of(output)] = (name, weakref.ref(output))
             self.flow.output_sizes.setdefault(name, []).append(output.numel())
         return hook
 
     def _enter_norm(self, name: str):
         def hook(module, args, kwargs):
             x = layer_input(args, kwargs)
-            made = self.produced.get(_storage(x))
+            made = self.produced.get(storage_of(x))
             producer = made[0] if made is not None and x is made[1]() else None
             if producer is not None and not self._channels_agree(producer, x):
                 producer = None
@@ -242,6 +253,7 @@ class _Watcher(TorchDispatchMode):
                 self.flow.norm_after[name] = None
             if made is not None:
                 self.flow.consumers[made[0]].add(name)
+            self.readers.read(name, [x])
             self.flow.norm_calls[name] = self.flow.norm_calls.get(name, 0) + 1
             self.inside.append(name)
         return hook
@@ -253,28 +265,26 @@ class _Watcher(TorchDispatchMode):
 
     def _leave_norm(self, name: str):
         def hook(module, args, kwargs, output):
-            self.inside.pop()
             with self.blind():
                 if not normalizes_like_torch(module, layer_input(args, kwargs), output):
                     self.flow.norm_after[name] = None
+            self.inside.pop()
+            self.readers.made(name, output)
         return hook
 
     def _leave_leaf(self, module, args, output):
+        inputs, outputs = ([t for t in tree_flatten(side)[0] if isinstance(t, Tensor)]
+                           for side in (args, output))
+        if not self.inside and any(t.numel() and not self._of(t) for t in outputs):
+            self.readers.read(OPERATION, inputs)
         if self.blinded:
             return
-        merged = set().union(*(self._of(t) for t in tree_flatten(args)[0]
-                               if isinstance(t, Tensor)), set())
-        for tensor in tree_flatten(output)[0]:
-            if isinstance(tensor, Tensor) and tensor.dtype.is_floating_point \
-                    and not self._of(tensor):
-                self.sources[_storage(tensor)] = set(merged)
+        merged = set().union(*(self._of(t) for t in inputs), set())
+        for tensor in outputs:
+            if tensor.dtype.is_floating_point and not self._of(tensor):
+                self.sources[storage_of(tensor)] = set(merged)
 
 
 def layer_input(args: tuple, kwargs: dict) -> Tensor:
     """Returns the input of a layer call, given by position or by name."""
     return args[0] if args else next(iter(kwargs.values()))
-
-
-def _storage(tensor: Tensor) -> StorageWeakRef:
-    """Names a storage; no later one gets the same name, though it may reuse the memory."""
-    return StorageWeakRef(tensor.untyped_storage())

@@ -25,8 +25,9 @@ class QuantizedLayer(nn.Module):
     shape), ``weight_scale`` (out_channels,), ``bias`` and the input's ``input_scale`` and
     ``input_zero_point`` are its state, and the output is ``weight_scale * (codes * x) + bias``
     with x the input's codes less zero point (per-tensor, ECAQ) or its dequantized values
-    (per-channel), computed in float. In a state dict the codes stand bit-packed, one row an
-    output channel (``functional.pack_codes``).
+    (per-channel), computed in float. Where the output is quantized too, ``output_scale`` and
+    ``output_zero_point`` (1,) are state, and the output is rounded to their grid. In a state
+    dict the codes stand bit-packed, one row an output channel (``functional.pack_codes``).
 
     Args:
         geometry: Of the float layer.
@@ -41,6 +42,8 @@ class QuantizedLayer(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(),
                                                            requires_grad=False)
         self.qparams: QParams | None = None
+        self.output_qparams: QParams | None = None
+        self._ranges: dict[str, tuple[int, int, bool]] = {}  # of codes, and unit
         self.num_bits: int | None = None
         # Parents read these of the layers they hold.
         self.in_channels = self.in_features = geometry.in_channels
@@ -62,7 +65,10 @@ class QuantizedLayer(nn.Module):
                              "dict(match='...', skip=True).")
         if self.qparams is not None:
             input = product_input(input, self.qparams, channel_dim(self.geometry))
-        return apply_layer(input, self.weight, self.bias, self.geometry)
+        output = apply_layer(input, self.weight, self.bias, self.geometry)
+        if self.output_qparams is not None:
+            output = product_input(output, self.output_qparams, channel_dim(self.geometry))
+        return output
 
     def install(self, solution: LayerSolution) -> None:
         """Replaces the float weight by a solution; the float weight is gone afterwards."""
@@ -72,22 +78,18 @@ class QuantizedLayer(nn.Module):
         self._set_buffer('weight_scale', solution.weight_scale.to(device, torch.float32))
         self.bias = None if solution.bias is None else nn.Parameter(
             solution.bias.to(device, dtype), requires_grad=False)
-        if solution.qparams is not None:
-            self._set_buffer('input_scale', solution.qparams.scale.to(device, torch.float32))
-            self._set_buffer('input_zero_point',
-                             solution.qparams.zero_point.to(device, torch.int32))
-            self._range = (solution.qparams.quant_min, solution.qparams.quant_max,
-                           solution.qparams.unit)
+        self._set_qparams('input', solution.qparams)
+        self._set_qparams('output', solution.output_qparams)
         self._refresh()
 
     def plan_row(self) -> dict[str, Any]:
         """What a checkpoint must say besides tensors to build this layer again."""
         row = {'kind': self.geometry.kind, 'shape': list(self.geometry.weight_shape),
                'num_bits': self.num_bits, 'bias': self.bias is not None, 'input': None,
-               'geometry': _unusual(self.geometry)}
-        if self.qparams is not None:
-            row['input'] = {'size': self.input_scale.numel(), 'quant_min': self._range[0],
-                            'quant_max': self._range[1], 'unit': self._range[2]}
+               'output': None, 'geometry': _unusual(self.geometry)}
+        for side, (quant_min, quant_max, unit) in self._ranges.items():
+            row[side] = {'size': self._buffers[f'{side}_scale'].numel(), 'quant_min': quant_min,
+                         'quant_max': quant_max, 'unit': unit}
         return row
 
     def expect(self, row: dict[str, Any]) -> None:
@@ -111,13 +113,13 @@ class QuantizedLayer(nn.Module):
         self.bias = nn.Parameter(
             torch.zeros(channels, device=device, dtype=self.weight.dtype),
             requires_grad=False) if row['bias'] else None
-        if row['input'] is not None:
-            size = row['input']['size']
-            self._set_buffer('input_scale', torch.ones(size, device=device))
-            self._set_buffer('input_zero_point',
-                             torch.zeros(size, dtype=torch.int32, device=device))
-            self._range = (row['input']['quant_min'], row['input']['quant_max'],
-                           row['input']['unit'])
+        for side in ('input', 'output'):
+            values = row.get(side)  # older checkpoints say nothing of outputs
+            if values is not None:
+                size = values['size']
+                self._set_qparams(side, QParams(
+                    torch.ones(size), torch.zeros(size), values['quant_min'],
+                    values['quant_max'], values['unit']))
         self._refresh()
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -137,6 +139,15 @@ class QuantizedLayer(nn.Module):
         if self.quantized:
             self._refresh()
 
+    def _set_qparams(self, side: str, qparams: QParams | None) -> None:
+        """Makes state of the quantization of the ``'input'`` or ``'output'``."""
+        self._ranges.pop(side, None)
+        if qparams is not None:
+            device = self.weight.device
+            self._set_buffer(f'{side}_scale', qparams.scale.to(device, torch.float32))
+            self._set_buffer(f'{side}_zero_point', qparams.zero_point.to(device, torch.int32))
+            self._ranges[side] = (qparams.quant_min, qparams.quant_max, qparams.unit)
+
     def _set_buffer(self, name: str, value: Tensor) -> None:
         self._buffers.pop(name, None)
         self.register_buffer(name, value)
@@ -149,13 +160,17 @@ class QuantizedLayer(nn.Module):
         self._buffers.pop('weight', None)
         self.register_buffer('weight', rows_to_weight(rows * scale, self.geometry),
                              persistent=False)
-        if 'input_scale' in self._buffers:
-            self.qparams = QParams(self.input_scale, self.input_zero_point, *self._range)
+        self._refresh_qparams()
+
+    def _refresh_qparams(self) -> None:
+        found = {side: QParams(self._buffers[f'{side}_scale'],
+                               self._buffers[f'{side}_zero_point'], *values)
+                 for side, values in self._ranges.items()}
+        self.qparams, self.output_qparams = found.get('input'), found.get('output')
 
     def _apply(self, fn, *args, **kwargs):
         super()._apply(fn, *args, **kwargs)
-        if self.quantized and self.qparams is not None:
-            self.qparams = QParams(self.input_scale, self.input_zero_point, *self._range)
+        self._refresh_qparams()
         return self
 
     def float_rows(self) -> Tensor:

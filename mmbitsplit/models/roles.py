@@ -7,6 +7,7 @@ from torch import nn
 
 from mmbitsplit.models.dataflow import IMAGE, DataFlow
 from mmbitsplit.models.geometry import layer_kind
+from mmbitsplit.models.placement import plan_outputs
 from mmbitsplit.structures import (
     ActivationSpec,
     BitPlan,
@@ -76,7 +77,7 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
         elif layer_kind(module) is None and any(
                 p.dim() > 1 for p in module.parameters(recurse=False)):
             keep(name, 'kind of layer that is not supported')
-    return BitPlan(tuple(layers), tuple(kept))
+    return BitPlan(plan_outputs(layers, model, flow, folded), tuple(kept))
 
 
 def check_request(model: nn.Module, spec: QuantSpec) -> None:

@@ -9,6 +9,7 @@ from mmbitsplit.structures.layers import (
     LayerReport,
     LayerSolution,
     LayerStatistics,
+    OutputPlan,
     QParams,
     QuantizationReport,
     RowStatistics,
@@ -29,6 +30,6 @@ from mmbitsplit.structures.spec import (
 __all__ = [
     'ActivationSpec', 'BitPlan', 'CalibrationSpec', 'FirstLastSpec', 'FloatRemainder',
     'LayerGeometry', 'LayerMeans', 'LayerPlan', 'LayerReport', 'LayerSolution', 'LayerStatistics',
-    'OverrideSpec', 'QParams', 'QuantSpec', 'QuantizationReport', 'RowStatistics',
+    'OutputPlan', 'OverrideSpec', 'QParams', 'QuantSpec', 'QuantizationReport', 'RowStatistics',
     'WeightSolution', 'WeightSpec', 'from_mapping', 'merge', 'nearest', 'summary',
 ]

@@ -48,6 +48,20 @@ class LayerGeometry:
 
 
 @dataclass(frozen=True)
+class OutputPlan:
+    """How a layer's output is to be quantized: one scale for the whole tensor.
+
+    Args:
+        num_bits: Width of a code.
+        rectified: Whether everything that reads the output does so through a ReLU, so that
+            negative values need no codes.
+    """
+
+    num_bits: int
+    rectified: bool
+
+
+@dataclass(frozen=True)
 class LayerPlan:
     """What is to be done with one layer.
 
@@ -56,12 +70,14 @@ class LayerPlan:
         weight: Weight settings.
         activation: Input settings; ``num_bits=None`` for a float input.
         role: ``'first'``, ``'last'``, ``'first+last'`` or ``'inner'``.
+        output: Of a quantized output, ``None`` for a float one.
     """
 
     name: str
     weight: WeightSpec
     activation: ActivationSpec
     role: str = 'inner'
+    output: OutputPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +101,7 @@ class FloatRemainder:
 
 @dataclass(frozen=True)
 class QParams:
-    """Affine quantization parameters of a layer's input; real = (code - zero_point) * scale.
+    """Affine quantization parameters of a tensor; real = (code - zero_point) * scale.
 
     Args:
         scale: (1,) or (C,) float, real units a code step.
@@ -200,6 +216,7 @@ class LayerSolution:
             products with real inputs.
         bias: (out_channels,) float32 or ``None``.
         qparams: Input quantization, ``None`` for a float input.
+        output_qparams: Output quantization, ``None`` for a float output.
     """
 
     codes: Tensor
@@ -207,6 +224,7 @@ class LayerSolution:
     weight_scale: Tensor
     bias: Tensor | None
     qparams: QParams | None
+    output_qparams: QParams | None = None
 
 
 @dataclass
@@ -232,6 +250,7 @@ class LayerReport:
     rows: int
     seconds: float
     notes: list[str] = field(default_factory=list)
+    output_bits: int | None = None
 
 
 @dataclass

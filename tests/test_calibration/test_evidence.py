@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from mmbitsplit.structures import (
     ActivationSpec,
     LayerPlan,
     LayerStatistics,
+    OutputPlan,
     RowStatistics,
     WeightSpec,
 )
@@ -271,3 +273,23 @@ def test_a_process_none_of_whose_images_reaches_the_layer(bits):
     alone, = solve_together(1, layer, plan, captured)
     for found in solve_together(2, layer, plan, captured, owner=lambda batch: 0):
         assert_same_solution(found, alone)
+
+
+@pytest.mark.parametrize('rectified', [True, False])
+@pytest.mark.parametrize('size', [2, 3])
+def test_processes_agree_on_the_output_scale(size, rectified):
+    """Silent batches leave the last of three processes without a position."""
+    layer, plan = make_layer(4, 'per_tensor')
+    plan = replace(plan, output=OutputPlan(8, rectified))
+    captured = make_captures(layer, 8, silent=(2, 5))
+    alone, = solve_together(1, layer, plan, captured)
+    wanted = alone.solution.output_qparams
+    first, *others = solve_together(size, layer, plan, captured)
+    for found in (first, *others):
+        assert_same_solution(found, alone)
+        qparams = found.solution.output_qparams
+        assert torch.equal(qparams.scale, first.solution.output_qparams.scale)
+        assert (qparams.quant_min, qparams.quant_max) == (wanted.quant_min, wanted.quant_max)
+        torch.testing.assert_close(qparams.scale, wanted.scale, rtol=0.02, atol=0)
+        torch.testing.assert_close(qparams.zero_point, wanted.zero_point, rtol=0, atol=1)
+        assert bool(qparams.zero_point.any()) <= (not rectified)

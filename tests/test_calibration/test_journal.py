@@ -45,14 +45,17 @@ def entry(index: int = 0, qparams: str = 'per_tensor', bias: bool = True) -> Jou
     solution = LayerSolution(
         codes=torch.randint(-7, 8, (3, 2, 1, 1), generator=generator, dtype=torch.int8),
         num_bits=4, weight_scale=torch.rand(3, generator=generator),
-        bias=torch.randn(3, generator=generator) if bias else None, qparams=inputs)
+        bias=torch.randn(3, generator=generator) if bias else None, qparams=inputs,
+        output_qparams=None if index % 2 else QParams(
+            torch.rand(1, generator=generator), torch.tensor([7.0]), 0, 255, unit=False))
     report = LayerReport(
         name=f'layer{index}', kind='conv2d', shape=(3, 2, 1, 1), role='inner', weight_bits=4,
         activation_bits=8 if channels else None, activation_mode='ecaq' if channels else None,
         activation_symmetry='unsigned' if channels else None, strength=None,
         weight_scale=(0.1, 1 / 3), activation_scale=(1e-30, 2.5) if channels else None,
         error_rounding=float('inf'), error=0.1 + 0.2, sweeps=3, guard_taken=index % 2 == 0,
-        calls=5, rows=1024, seconds=0.25, notes=['a note', 'é'])
+        calls=5, rows=1024, seconds=0.25, notes=['a note', 'é'],
+        output_bits=None if index % 2 else 8)
     return JournalEntry(f'layer{index}', solution, report)
 
 
@@ -117,6 +120,21 @@ def test_an_entry_comes_back_in_every_field(qparams, bias, tmp_path):
     report = journal.entries[0].report
     assert all(type(getattr(report, name)) is type(getattr(written.report, name))
                for name in vars(report))
+
+
+def test_entries_from_before_outputs_were_quantized_are_read(tmp_path, monkeypatch):
+    to_plain, to_dict = journal_module._to_plain, journal_module.asdict
+
+    def without(key, value):
+        return {name: item for name, item in value.items() if name != key}
+    monkeypatch.setattr(journal_module, '_to_plain', lambda value: without(
+        'output_qparams', to_plain(value)) if isinstance(value, LayerSolution) else to_plain(value))
+    monkeypatch.setattr(journal_module, 'asdict', lambda row: without('output_bits', to_dict(row)))
+    write(tmp_path, [entry(1), entry(3)])
+    assert b'output_' not in (tmp_path / '0000.layer').read_bytes()
+    journal = resume(tmp_path)
+    assert_entries(journal, [entry(1), entry(3)])
+    assert journal.entries[0].solution.output_qparams is None
 
 
 def test_order_is_kept_and_a_resumed_journal_goes_on(tmp_path):

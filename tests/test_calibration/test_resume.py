@@ -118,7 +118,8 @@ def go(images, make_spec, run_model, monkeypatch):
 
     def go(make: Callable[[], nn.Module], folder: Path, resume: bool = True,
            stop: tuple[str, int] | None = None,
-           points: Callable[[nn.Module], list[ReplayPoint]] = lambda model: []) -> Result:
+           points: Callable[[nn.Module], list[ReplayPoint]] = lambda model: [],
+           spec: dict[str, Any] | None = None) -> Result:
         batches = [*images(2, size=8), *images(2, size=12)]
         model, steps, forwards = make(), [], []
 
@@ -133,7 +134,7 @@ def go(images, make_spec, run_model, monkeypatch):
 
         journal = Journal.open(folder, IDENTITY, resume=resume)
         solved.clear()
-        _, report = calibrate(model, batches, make_spec(), run=run, progress=progress,
+        _, report = calibrate(model, batches, make_spec(**(spec or {})), run=run, progress=progress,
                               replay_points=points(model), journal=journal)
         return Result(model, report, journal, copy.copy(solved), steps, len(forwards))
     return go
@@ -195,6 +196,14 @@ def test_a_layer_that_feeds_itself(go, assert_same, seeded, tmp_path):
 def test_recorded_results_are_those_of_the_float_model_again(go, assert_same, seeded, tmp_path):
     assert_resumes(go, assert_same, lambda: seeded(Selects), tmp_path, range(1, 5),
                    points=lambda model: [ReplayPoint(model, 'select')])
+
+
+def test_quantized_outputs_are_taken_over(go, assert_same, residual_net, tmp_path):
+    assert_resumes(go, assert_same, residual_net, tmp_path, range(1, 8),
+                   spec=dict(activation=dict(placement='deploy')))
+    whole = go(residual_net, tmp_path / 'whole')
+    assert [entry.name for entry in whole.journal.entries
+            if entry.solution.output_qparams is not None] == ['blocks.0.conv2', 'blocks.1.conv2']
 
 
 def test_interrupted_again_and_again(go, assert_same, seeded, tmp_path):

@@ -95,6 +95,14 @@ def test_it_is_json_and_the_same_every_time(run, toy_model):
     assert again.identity() == first
 
 
+def test_options_that_came_later_are_named_only_where_they_are_used(run):
+    """So a journal begun before there were any is gone on with."""
+    assert not {'placement', 'output_bits'} & set(run.identity()['quantization']['activation'])
+    run.change('quantization.activation.placement', 'deploy')
+    activation = run.identity()['quantization']['activation']
+    assert activation['placement'] == 'deploy' and 'output_bits' not in activation
+
+
 def test_the_request_is_left_as_it_was(run):
     before, spec = run.cfg.pretty_text, read_spec(run.cfg)
     state = copy.deepcopy(run.model.state_dict())
@@ -108,6 +116,8 @@ def test_the_request_is_left_as_it_was(run):
     ('quantization.weight.num_bits', 3, 'quantization.weight.num_bits is 3, the journal has 4'),
     ('quantization.activation.num_bits', None, 'quantization.activation.num_bits'),
     ('quantization.activation.strength', 0.5, 'quantization.activation.strength'),
+    ('quantization.activation.placement', 'deploy', 'quantization.activation.placement'),
+    ('quantization.activation.output_bits', 4, 'quantization.activation.output_bits'),
     ('quantization.first_last.weight_bits', 4, 'quantization.first_last.weight_bits'),
     ('quantization.method.type', 'RoundToNearest', 'quantization.method.type'),
     ('quantization.scope', 'backbone', 'quantization.scope'),

@@ -1,7 +1,9 @@
 """A quantized layer: the float layer before, integer products after, small in a state dict."""
 
 import copy
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,6 +157,49 @@ def test_state_survives_plan_row_and_state_dict(float_layer, inputs, bias, bits)
     assert torch.equal(other(x), layer(x))
     assert torch.equal(other.codes, layer.codes)
     assert other.plan_row() == layer.plan_row()
+
+
+OUTPUTS = [QParams(torch.tensor([0.5]), torch.tensor([0.0]), -128, 127, unit=False),
+           QParams(torch.tensor([0.7]), torch.tensor([3.0]), 0, 15, unit=False)]
+
+
+@pytest.mark.parametrize('qparams', OUTPUTS, ids=['signed', 'asymmetric'])
+@pytest.mark.parametrize('inputs', INPUTS)
+def test_a_quantized_output_is_rounded_after_the_bias(float_layer, inputs, qparams):
+    layer, x = quantized(float_layer), make_input(float_layer)
+    solution = make_solution(layer, inputs=inputs)
+    apply(layer, solution)
+    plain = layer(x)
+    other = quantized(float_layer)
+    apply(other, replace(solution, output_qparams=qparams))
+    y = other(x)
+    assert torch.equal(y, fake_quantize(plain, qparams))
+    assert y.unique().numel() > 3 and not torch.equal(y, plain)
+    torch.testing.assert_close(copy.deepcopy(other).double()(x.double()), y.double(),
+                               atol=float(qparams.scale) * 1.01, rtol=0)
+
+
+@pytest.mark.parametrize('qparams', OUTPUTS, ids=['signed', 'asymmetric'])
+def test_a_quantized_output_survives_plan_row_and_state_dict(float_layer, qparams):
+    layer, x = quantized(float_layer), make_input(float_layer)
+    apply(layer, replace(make_solution(layer), output_qparams=qparams))
+    other = quantized(float_layer)
+    other.expect(json.loads(json.dumps(layer.plan_row())))
+    missing, unexpected = other.load_state_dict(copy.deepcopy(layer.state_dict()))
+    assert not missing and not unexpected
+    assert torch.equal(other(x), layer(x)) and other.plan_row() == layer.plan_row()
+    assert {'output_scale', 'output_zero_point'} <= set(layer.state_dict())
+
+
+def test_a_plan_row_from_before_outputs_were_quantized_is_read(float_layer):
+    layer, x = quantized(float_layer), make_input(float_layer)
+    apply(layer, make_solution(layer))
+    row = layer.plan_row()
+    assert row.pop('output') is None
+    other = quantized(float_layer)
+    other.expect(row)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x)) and other.output_qparams is None
 
 
 def test_another_kind_of_layer_is_refused():

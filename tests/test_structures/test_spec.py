@@ -31,7 +31,8 @@ def test_bits_from_two_to_eight_are_taken(bits):
 
 @pytest.mark.parametrize('bits', NOT_BITS, ids=repr)
 @pytest.mark.parametrize(('part', 'key'), [
-    ('weight', 'num_bits'), ('activation', 'num_bits'), ('first_last', 'weight_bits'),
+    ('weight', 'num_bits'), ('activation', 'num_bits'), ('activation', 'output_bits'),
+    ('first_last', 'weight_bits'),
     ('first_last', 'activation_bits')])
 def test_other_bits_are_refused_with_name_value_and_range(part, key, bits):
     with pytest.raises(ValueError) as caught:
@@ -47,6 +48,18 @@ def test_other_bits_are_refused_with_name_value_and_range(part, key, bits):
     lambda: FirstLastSpec(activation_bits=None)])
 def test_bits_that_may_be_left_out(make):
     make()
+
+
+@pytest.mark.parametrize('changes', [{'num_bits': None}, {'mode': 'per_channel'}], ids=str)
+def test_quantized_outputs_need_inputs_that_integers_are_made_of(changes):
+    with pytest.raises(ValueError, match="quantization.*placement='deploy'.*placement='inputs'"):
+        QuantSpec.from_dict({'activation': {'placement': 'deploy', **changes}})
+    QuantSpec.from_dict({'activation': {'placement': 'inputs', **changes}})
+
+
+def test_an_override_can_leave_inputs_float_where_outputs_are_quantized():
+    QuantSpec.from_dict({'activation': {'placement': 'deploy'}, 'overrides': [
+        {'match': 'a', 'activation': {'num_bits': None}}]})
 
 
 def test_weights_need_bits():
@@ -82,6 +95,7 @@ def test_unknown_key_names_itself_its_place_and_the_nearest(mapping, key, where,
     ({'activation': {'symmetry': 'assymetric'}}, 'assymetric', 'asymmetric'),
     ({'activation': {'scale_search': 'min_max'}}, 'min_max', 'minmax'),
     ({'overrides': [{'match': 'a', 'activation': {'mode': 'ECAQ'}}]}, 'ECAQ', 'ecaq'),
+    ({'activation': {'placement': 'deployed'}}, 'deployed', 'deploy'),
 ])
 def test_unknown_choice_names_value_and_allowed_ones(mapping, value, hint):
     with pytest.raises(ValueError) as caught:

@@ -1,0 +1,52 @@
+"""Chooses how a layer's output is quantized, where ``activation.placement`` asks for it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from mmbitsplit.calibration.capture import SAMPLES_PER_LAYER, CallCapture, merge_samples
+from mmbitsplit.calibration.input_scales import Candidate
+from mmbitsplit.calibration.team import Team
+from mmbitsplit.functional import search_qparams, weight_rows
+from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, QParams
+
+
+def search_output_qparams(solution: LayerSolution, candidate: Candidate,
+                          captures: Sequence[CallCapture], geometry: LayerGeometry,
+                          plan: LayerPlan, team: Team) -> QParams:
+    """Minimises the squared error of rounding what the solved layer gives, one scale for all.
+
+    Args:
+        solution: Codes, scales and bias; the same in every process.
+        candidate: The input quantization.
+        captures: Of this process's calls; their sampled positions are looked at.
+        geometry: Of the layer.
+        plan: Its plan, with an output.
+        team: Who holds the other calls.
+
+    Returns:
+        (1,) scale and zero point. Where all readers rectify, the codes of negative outputs are
+        given to the positive ones: rounding then does what the ReLU does.
+    """
+    seen = team.total(sum(capture.held_out.numel() for capture in captures))
+    step = max(1, seen // SAMPLES_PER_LAYER)
+    found = []
+    for capture in captures:
+        outputs = _outputs(solution, candidate.inputs(capture.patches, geometry), geometry)
+        if plan.output.rectified:
+            outputs.clamp_(min=0)
+        if outputs.shape[1]:  # else no box on this image
+            low, high = outputs.aminmax(dim=1)
+            found.append(replace(capture, samples=outputs[:, ::step].clone(), low=low, high=high))
+    samples = merge_samples(found, team)
+    return search_qparams(samples, plan.output.num_bits, search=plan.activation.scale_search)
+
+
+def _outputs(solution: LayerSolution, inputs: Tensor, geometry: LayerGeometry) -> Tensor:
+    """Outputs (out_channels, K) of a solved layer; inputs (G, N, K) enter the product."""
+    rows = weight_rows(solution.codes, geometry)  # (G, M, N)
+    scale = solution.weight_scale.view(rows.shape[:2]).to(inputs)
+    outputs = ((rows.to(inputs) * scale.unsqueeze(-1)) @ inputs).flatten(0, 1)
+    return outputs if solution.bias is None else outputs.add_(
+        solution.bias.to(outputs).unsqueeze(1))
