@@ -86,7 +86,7 @@ class QuantizedLayer(nn.Module):
         """What a checkpoint must say besides tensors to build this layer again."""
         row = {'kind': self.geometry.kind, 'shape': list(self.geometry.weight_shape),
                'num_bits': self.num_bits, 'bias': self.bias is not None, 'input': None,
-               'output': None, 'geometry': _unusual(self.geometry)}
+               'geometry': _unusual(self.geometry)}
         for side, (quant_min, quant_max, unit) in self._ranges.items():
             row[side] = {'size': self._buffers[f'{side}_scale'].numel(), 'quant_min': quant_min,
                          'quant_max': quant_max, 'unit': unit}

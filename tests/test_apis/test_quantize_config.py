@@ -22,8 +22,6 @@ PROJECT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def demo(monkeypatch, tmp_path):
     monkeypatch.chdir(PROJECT)
-    scope = DefaultScope.get_current_instance()
-
     def make(name='retinanet_digits_w4a8', **changes):
         cfg = Config.fromfile(f'configs/demo/{name}.py')
         cfg.merge_from_dict(changes)
@@ -32,8 +30,7 @@ def demo(monkeypatch, tmp_path):
 
     from mmdet.utils import register_all_modules
     register_all_modules(init_default_scope=False)
-    yield make
-    assert DefaultScope.get_current_instance() is scope or scope is None
+    return make
 
 
 @pytest.fixture
