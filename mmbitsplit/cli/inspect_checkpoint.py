@@ -9,8 +9,9 @@ from typing import Any
 from mmbitsplit.export import read_checkpoint, summarise
 
 EXAMPLE = 'example: python tools/inspect_checkpoint.py work_dirs/retinanet/quantized.pth'
-COLUMNS = ('Layer', 'Kind', 'Shape', 'Bits', 'Input bits', 'Input mode', 'Bytes')
-NUMBERS = ('Bits', 'Input bits', 'Bytes')
+COLUMNS = ('Layer', 'Kind', 'Shape', 'Bits', 'Input bits', 'Input mode', 'Output bits',
+           'Bytes')
+NUMBERS = ('Bits', 'Input bits', 'Output bits', 'Bytes')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,8 @@ def text_of(summary: dict[str, Any]) -> str:
     """Returns the summary of ``export.summarise`` as a table and a line a total."""
     rows = [(row['name'], row['kind'], 'x'.join(map(str, row['shape'])), str(row['weight_bits']),
              str(row['input_bits'] or 'float'), row['input_mode'] or '',
-             f'{row["payload_bytes"]:,}') for row in summary['layers']]
+             str(row['output_bits'] or 'float'), f'{row["payload_bytes"]:,}')
+            for row in summary['layers']]
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows)]
     lines = ['  '.join(value.rjust(width) if name in NUMBERS else value.ljust(width)
                        for value, width, name in zip(row, widths, COLUMNS)).rstrip()

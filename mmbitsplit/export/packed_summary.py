@@ -15,7 +15,8 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
 
     Returns:
         ``layers`` (a row a layer: ``name``, ``kind``, ``shape``, ``weight_bits``,
-        ``input_bits``, ``input_mode``, ``payload_bytes``), ``float_leftovers`` (tensors of no
+        ``input_bits``, ``input_mode``, ``output_bits``, ``payload_bytes``; bits are ``None`` for
+        float), ``float_leftovers`` (tensors of no
         quantized layer) and totals. ``payload_bytes`` of a row count what is stored once for
         several layers in each of them; the total counts it once.
     """
@@ -28,6 +29,7 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
         own = [key for key in sizes if key.rpartition('.')[0] == f'model.{name}']
         rows.append({'name': name, 'kind': plan['kind'], 'shape': list(plan['shape']),
                      'weight_bits': plan['num_bits'], **_input(plan['input']),
+                     'output_bits': _bits(plan.get('output')),
                      'payload_bytes': sum(sizes[key] for key in own)})
     weights = sum(math.prod(row['shape']) for row in rows)
     meta = checkpoint.meta
@@ -53,5 +55,8 @@ def _input(plan: dict[str, Any] | None) -> dict[str, Any]:
         return {'input_bits': None, 'input_mode': None}
     # Format 1 names no mode, but what is stored tells it.
     mode = 'per_channel' if not plan['unit'] else 'per_tensor' if plan['size'] == 1 else 'ecaq'
-    return {'input_bits': (plan['quant_max'] - plan['quant_min']).bit_length(),
-            'input_mode': plan.get('mode', mode)}
+    return {'input_bits': _bits(plan), 'input_mode': plan.get('mode', mode)}
+
+
+def _bits(plan: dict[str, Any] | None) -> int | None:
+    return None if plan is None else (plan['quant_max'] - plan['quant_min']).bit_length()

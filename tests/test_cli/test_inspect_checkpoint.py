@@ -59,9 +59,10 @@ def test_the_table_has_a_line_a_layer_and_the_totals(inspect):
     lines = printed.out.splitlines()
     assert code == 0 and printed.err == ''
     assert lines[0].split() == ['Layer', 'Kind', 'Shape', 'Bits', 'Input', 'bits', 'Input', 'mode',
-                                'Bytes']
-    assert lines[2].split() == ['stem', 'conv2d', '7x3x3x3', '8', 'float', '245']
-    assert lines[3].split() == ['depthwise', 'conv2d', '7x1x3x3', '5', '4', 'per_channel', '154']
+                                'Output', 'bits', 'Bytes']
+    assert lines[2].split() == ['stem', 'conv2d', '7x3x3x3', '8', 'float', 'float', '245']
+    assert lines[3].split() == ['depthwise', 'conv2d', '7x1x3x3', '5', '4', 'per_channel',
+                                'float', '154']
     text = '\n'.join(lines[9:])
     for part in ('7 layers, 893 weights of 4.32 bits', '1 batch norms folded',
                  f'payload {read_checkpoint(FILES[-1]).payload_bytes:,} bytes, file '
@@ -83,6 +84,18 @@ def test_a_model_without_quantized_layers_and_layers_of_two_names(tmp_path, insp
     assert both['state_dict'][PAYLOAD_KEY].numel() == packed.payload_bytes
     torch.save(both, tmp_path / 'b.pth')
     assert len(json.loads(inspect(tmp_path / 'b.pth', '--json')[1].out)['float_leftovers']) == 4
+
+
+def test_quantized_outputs_are_told(tmp_path, inspect):
+    packed = read_checkpoint(FILES[-1])
+    packed.description['layers']['expand']['output'] = {
+        'size': 1, 'quant_min': -128, 'quant_max': 127, 'unit': False}
+    torch.save(pack_checkpoint(packed.state, packed.description, {}), tmp_path / 'a.pth')
+    rows = json.loads(inspect(tmp_path / 'a.pth', '--json')[1].out)['layers']
+    assert [row['output_bits'] for row in rows] == [None, None, 8, None, None, None, None]
+    line, = [line for line in inspect(tmp_path / 'a.pth')[1].out.splitlines()
+             if line.startswith('expand')]
+    assert line.split()[-3:] == ['ecaq', '8', '166']
 
 
 def test_errors_are_one_line(tmp_path, inspect):

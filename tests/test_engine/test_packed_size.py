@@ -27,8 +27,8 @@ def round_to_nearest(prepared: PreparedModel) -> None:
         codes = (weight / scale.view(-1, 1, 1, 1)).round().to(torch.int8)
         inputs = None if plan.activation.num_bits is None else QParams(
             torch.rand(channels) + 0.1, torch.full((channels,), number), 0, 255)
-        bias = torch.randn(len(scale))  # as after training: zeros would be stored once for all
-        apply(layer, LayerSolution(codes, bits, scale, bias, inputs))
+        # No two alike, as after training: what is alike is stored once.
+        apply(layer, LayerSolution(codes, bits, scale, torch.rand(len(scale)), inputs))
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +63,7 @@ def test_payload_and_file_of_w4_retinanet(retinanet):
 
 
 def test_the_payload_is_what_the_bits_come_to(retinanet):
-    """Counted from the plan alone: no layer costs more than its bits and its vectors."""
+    """Counted from the plan alone: a layer costs its bits and its vectors, nothing else."""
     _, prepared, packed, _ = retinanet
     expected, vectors = 0, 0
     for plan in prepared.plan.layers:
@@ -74,8 +74,7 @@ def test_the_payload_is_what_the_bits_come_to(retinanet):
         if plan.activation.num_bits is not None:
             vectors += 8 * geometry.in_channels  # scale and zero point
     payload = packed[PAYLOAD_KEY].numel()
-    assert expected < payload <= expected + vectors
-    assert payload > 0.999 * (expected + vectors)
+    assert payload == expected + vectors and vectors < 0.025 * payload
 
 
 def test_it_is_read_exactly(retinanet):
