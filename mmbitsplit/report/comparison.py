@@ -11,9 +11,9 @@ from mmbitsplit.report.result_figures import runs_figure
 from mmbitsplit.report.tables import bits_of, headline_metrics, in_points, text_table
 
 COLUMNS = {
-    'run': 'run', 'config': 'config', 'method': 'method', 'bits': 'bits', 'metric': 'metric',
-    'float': 'float', 'quantized': 'quantized', 'drop': 'drop', 'float_mb': 'float MB',
-    'quantized_mb': 'quantized MB', 'seconds': 'seconds', 'worst_error': 'worst error',
+    'run': 'run', 'bits': 'bits', 'metric': 'metric', 'float': 'float', 'quantized': 'quantized',
+    'drop': 'drop', 'float_mb': 'float MB', 'quantized_mb': 'quantized MB', 'seconds': 'seconds',
+    'method': 'method', 'config': 'config', 'worst_error': 'worst error',
     'worst_layer': 'worst layer',
 }
 NUMERIC = ('float', 'quantized', 'drop', 'float_mb', 'quantized_mb', 'seconds', 'worst_error')

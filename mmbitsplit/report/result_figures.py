@@ -35,7 +35,7 @@ def classes_figure(rows: Sequence[tuple[str, float, float]], unit: str) -> dict[
                     xaxis=dict(title=dict(text=unit), fixedrange=True),
                     yaxis=dict(type='category', autorange='reversed', automargin=True,
                                fixedrange=True)),
-        long_names=dict(axes=['yaxis'], names=names, end=False))
+        long_names=[dict(axis='yaxis', names=names, end=False)])
 
 
 def sizes_figure(rows: Sequence[tuple[str, float, float]], unit: str) -> dict[str, Any]:
@@ -58,39 +58,47 @@ def sizes_figure(rows: Sequence[tuple[str, float, float]], unit: str) -> dict[st
 
 
 def runs_figure(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Draws the drop of each run, a colour a metric, above the size of its file.
+    """Draws the drop of each run and metric, a colour a metric, above the size of each file.
 
     Args:
         rows: See ``comparison.comparison_rows``.
     """
     metrics = list(dict.fromkeys(row['metric'] for row in rows))
     runs = {row['run']: row for row in rows}
-    names = list(runs)
-    traces = [dict(type='bar', orientation='h', name=metric,
-                   y=[row['run'] for row in rows if row['metric'] == metric],
-                   x=[row['drop'] for row in rows if row['metric'] == metric],
-                   marker=dict(color=f'@series{number % 6}'), texttemplate='%{x:.2f}',
-                   textposition='auto', hovertemplate='<b>%{y}</b><br>drop %{x:.2f}')
-              for number, metric in enumerate(metrics)]
+    several = {run for run in runs if sum(row['run'] == run for row in rows) > 1}
+    names = [f"{row['run']} {row['metric'].rsplit('/', 1)[-1]}" if row['run'] in several
+             else row['run'] for row in rows]
+    traces = []
+    for number, metric in enumerate(metrics):
+        mine = [(name, row) for name, row in zip(names, rows) if row['metric'] == metric]
+        traces.append(dict(
+            type='bar', orientation='h', name=metric, y=[name for name, _ in mine],
+            x=[row['drop'] for _, row in mine], marker=dict(color=f'@series{number % 6}'),
+            texttemplate='%{x:.2f}', textposition='auto',
+            hovertemplate='<b>%{y}</b><br>drop %{x:.2f}<extra></extra>'))
     traces.append(dict(
         type='bar', orientation='h', name='file', xaxis='x2', yaxis='y2', showlegend=False,
-        y=names, x=[runs[name]['quantized_mb'] for name in names], texttemplate='%{x:.2f}',
-        marker=dict(color='@weight'), customdata=[runs[name]['float_mb'] for name in names],
+        y=list(runs), x=[row['quantized_mb'] for row in runs.values()],
+        texttemplate='%{x:.2f}', marker=dict(color='@weight'),
+        customdata=[row['float_mb'] for row in runs.values()],
         hovertemplate='<b>%{y}</b><br>%{x:.2f} MB, float %{customdata:.2f} MB<extra></extra>'))
-    most = max(1, len(metrics))
-    upper, lower = ROW * len(names) * most + 20, ROW * len(names) + 20
-    gap = 90
+    upper, lower, gap = ROW * len(names) + 20, ROW * len(runs) + 20, 80
     total = upper + lower + gap
-    axis = dict(type='category', autorange='reversed', automargin=True, fixedrange=True)
-    return dict(data=traces, long_names=dict(axes=['yaxis', 'yaxis2'], names=names, end=True),
-                layout=dict(
-        barmode='group', height=total + 120, margin=dict(l=8, r=16, t=56, b=48),
+
+    def axis(labels: Sequence[str]) -> dict[str, Any]:
+        return dict(type='category', automargin=True, fixedrange=True, categoryorder='array',
+                    categoryarray=list(labels)[::-1])
+
+    return dict(data=traces, layout=dict(
+        barmode='overlay', height=total + 120, margin=dict(l=8, r=16, t=64, b=48),
         legend=dict(orientation='h', x=0, y=1, yanchor='bottom'),
         xaxis=dict(title=dict(text='drop, points'), fixedrange=True, anchor='y'),
-        yaxis=dict(domain=[1 - upper / total, 1], **axis),
+        yaxis=dict(domain=[1 - upper / total, 1], **axis(names)),
         xaxis2=dict(title=dict(text='quantized file, MB'), fixedrange=True, anchor='y2',
                     rangemode='tozero'),
-        yaxis2=dict(domain=[0, lower / total], **axis)))
+        yaxis2=dict(domain=[0, lower / total], **axis(list(runs)))),
+        long_names=[dict(axis='yaxis', names=names, end=True),
+                    dict(axis='yaxis2', names=list(runs), end=True)])
 
 
 def heat_map(layers: Sequence[str], columns: Sequence[str],
@@ -123,7 +131,7 @@ def heat_map(layers: Sequence[str], columns: Sequence[str],
     else:
         most = max(max(map(abs, known)), 1e-9)
         trace.update(zmin=min(0.0, *known), zmax=most)
-    return dict(data=[trace], long_names=dict(axes=['yaxis'], names=list(layers), end=True),
+    return dict(data=[trace], long_names=[dict(axis='yaxis', names=list(layers), end=True)],
                 layout=dict(
         height=130 + 20 * len(layers), margin=dict(l=8, r=8, t=84, b=32),
         xaxis=dict(type='category', side='bottom', fixedrange=True, showgrid=False),

@@ -89,7 +89,10 @@ def test_sizes_and_runs_are_figures(check):
     rows = [{'run': run, 'metric': metric, 'drop': 1.0, 'quantized_mb': 2.0, 'float_mb': 14.0}
             for run in ('a', 'b') for metric in ('bbox', 'segm')]
     figure = check(runs_figure(rows))
-    assert [list(trace.y) for trace in figure.data] == [['a', 'b']] * 3
+    assert [list(trace.y) for trace in figure.data] == [
+        ['a bbox', 'b bbox'], ['a segm', 'b segm'], ['a', 'b']]
+    figure = check(runs_figure(rows[:1] + rows[2:3]))  # one metric a run needs no metric's name
+    assert list(figure.data[0].y) == ['a', 'b']
 
 
 @pytest.mark.parametrize('logarithmic', [True, False])

@@ -62,14 +62,11 @@ function draw(element, figure) {
   const wrapper = element.parentElement;
   const wanted = figure.least_width || 0;
   element.style.minWidth = wanted > wrapper.clientWidth ? wanted + 'px' : '';
-  if (figure.long_names) {
-    const { axes, names, end } = figure.long_names;
-    const most = Math.max(14, Math.min(44, Math.floor(element.clientWidth / 20)));
-    for (const key of axes) {
-      const places = layout[key].tickvals || names;
-      Object.assign(layout[key], {
-        tickvals: places, ticktext: names.map((name) => shorten(name, most, end)) });
-    }
+  const most = Math.max(14, Math.min(44, Math.floor(element.clientWidth / 20)));
+  for (const { axis, names, end } of figure.long_names || []) {
+    Object.assign(layout[axis], {
+      tickvals: layout[axis].tickvals || names,
+      ticktext: names.map((name) => shorten(name, most, end)) });
   }
   return Plotly.react(element, coloured(structuredClone(figure.data)), themed(layout), {
     responsive: true, displayModeBar: false, displaylogo: false, scrollZoom: false,
