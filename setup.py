@@ -20,6 +20,7 @@ EXTRAS_REQUIRE = {
         'torchvision',
     ],
     'demo': ['scikit-learn>=1.3', 'pycocotools>=2.0.6', 'opencv-python'],
+    'report': ['plotly>=6.0', 'pillow>=10.1'],
     'test': ['pytest>=7', 'ruff'],
 }
 EXTRAS_REQUIRE['all'] = sorted({name for names in EXTRAS_REQUIRE.values() for name in names})

@@ -21,6 +21,7 @@ from mmbitsplit.engine.artifacts import (
     without_hook,
 )
 from mmbitsplit.engine.distributed import prepare_config, unite
+from mmbitsplit.engine.evaluation_record import EvaluationRecord, recording_evaluation
 from mmbitsplit.engine.files import check_work_dir
 from mmbitsplit.engine.interruption import finished_results, open_journal
 from mmbitsplit.engine.preflight import check_data, check_weights
@@ -31,6 +32,16 @@ from mmbitsplit.engine.quantize_runner import (
     read_spec,
     tensor_bytes,
 )
+from mmbitsplit.engine.report_files import (
+    REPORT,
+    REPORT_DATA,
+    REPORT_ERROR,
+    leave_report,
+    load_record,
+    save_record,
+)
+
+FLOAT_RECORD = 'float_record.json'  # beside the journal, for the report of a resumed run
 
 
 def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
@@ -60,11 +71,11 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
     work_dir = check_work_dir(cfg.work_dir)
     if not resume:
         _forget_results(work_dir)
-    runner = _build_runner(cfg, spec.calibration.seed)
+    runner = build_runner(cfg, spec.calibration.seed)
     if untrained:
         _initialise(runner)
     else:
-        _load_weights(runner)
+        load_weights(runner)
     unite(runner)
     check_work_dir(work_dir, tensor_bytes(bare_model(runner.model)) // 2)
     data = prepare_data(runner, spec)
@@ -75,37 +86,41 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
         print_log(f'mmbitsplit: {work_dir} holds the results of this very run', logger='current')
         return earlier
     _forget_results(work_dir)
-    float_metrics, float_seconds = _evaluate_float(runner, journal, team)
+    float_metrics, float_seconds, float_record = _evaluate_float(runner, journal, team)
     run = quantize_runner(runner, spec, data, journal)
     sizes = {'float': run.float_bytes}
+    dataset_meta = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None)
     if runner.rank == 0:
-        sizes = save_quantized(work_dir, cfg, spec, run,
-                               getattr(runner.test_loop.dataloader.dataset, 'metainfo', None))
+        sizes = save_quantized(work_dir, cfg, spec, run, dataset_meta)
     print_log('mmbitsplit: evaluating the quantized model', logger='current')
-    quantized_metrics, quantized_seconds = _evaluate(runner)
+    quantized_metrics, quantized_seconds, quantized_record = _evaluate(runner, team)
     results = results_table(config_name, spec, run, sizes, float_metrics, quantized_metrics,
                             float_seconds + quantized_seconds, untrained)
     if runner.rank == 0:
         save_results(work_dir, results)
         journal.finish()
+        leave_report(work_dir, run, float_record, quantized_record,
+                     (dataset_meta or {}).get('classes') or ())
+        (journal.folder / FLOAT_RECORD).unlink(missing_ok=True)
     return results
 
 
 def _forget_results(work_dir: Path) -> None:
     """Removes what an earlier run left, lest it pass for this one's."""
-    for name in (RESULTS, CHECKPOINT):
+    for name in (RESULTS, CHECKPOINT, REPORT, REPORT_DATA, REPORT_ERROR):
         (work_dir / name).unlink(missing_ok=True)
 
 
-def _build_runner(cfg: Config, seed: int) -> Runner:
+def build_runner(cfg: Config, seed: int) -> Runner:
+    """Builds the Runner of a config, without our hook: the float model is evaluated first."""
     cfg = cfg.copy()
-    cfg.custom_hooks = without_hook(cfg.get('custom_hooks') or [])  # we evaluate float first
+    cfg.custom_hooks = without_hook(cfg.get('custom_hooks') or [])
     cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
     prepare_config(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
-def _load_weights(runner: Runner) -> None:
+def load_weights(runner: Runner) -> None:
     """Loads the float weights; a checkpoint that does not fit is an error, not a warning."""
     checkpoint = runner._load_from
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
@@ -129,22 +144,26 @@ def _load_weights(runner: Runner) -> None:
 
 
 def _evaluate_float(runner: Runner, journal: Journal | None, team: Team,
-                    ) -> tuple[dict[str, float], float]:
+                    ) -> tuple[dict[str, float], float, EvaluationRecord | None]:
     """Figures of the float model, from the journal where an interrupted run had them."""
     known = team.from_first(journal.facts.get('float') if journal is not None else None)
     if known is not None:
-        return known['metrics'], known['seconds']
+        record = load_record(journal.folder / FLOAT_RECORD) if journal is not None else None
+        return known['metrics'], known['seconds'], record
     print_log('mmbitsplit: evaluating the float model', logger='current')
-    metrics, seconds = _evaluate(runner)
+    metrics, seconds, record = _evaluate(runner, team)
     if journal is not None:
+        with record.unharmed('The float model\'s predictions could not be kept'):
+            save_record(journal.folder / FLOAT_RECORD, record)
         journal.remember(float={'metrics': metrics, 'seconds': seconds})
-    return metrics, seconds
+    return metrics, seconds, record
 
 
-def _evaluate(runner: Runner) -> tuple[dict[str, float], float]:
+def _evaluate(runner: Runner, team: Team) -> tuple[dict[str, float], float, EvaluationRecord]:
     started = time.perf_counter()
-    metrics = numbers(runner.test())
-    return metrics, time.perf_counter() - started
+    with recording_evaluation(runner, team) as record:
+        metrics = numbers(runner.test())
+    return metrics, time.perf_counter() - started, record
 
 
 def _forget_pretrained(model: Any) -> None:

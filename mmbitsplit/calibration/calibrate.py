@@ -80,7 +80,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
     stopwatch, started = Stopwatch(), time.perf_counter()
     model.eval()
     with stopwatch('watch'):
-        flow, sizes = _watch(model, by_number, run, replay_points, team)
+        flow, sizes = watch_batches(model, by_number, run, replay_points, team)
     estimates = []
     prepared = prepare(model, flow, spec, lambda layers: estimates.append(_check_memory(
         model, flow, layers, find_owners(flow, set(layers)), sizes, spec, total, team.size)))
@@ -123,9 +123,9 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
         estimated_bytes=estimate.total)
 
 
-def _watch(model: nn.Module, batches: Mapping[int, Any], run: Callable[[nn.Module, Any], Any],
-           replay_points: Sequence[ReplayPoint], team: Team,
-           ) -> tuple[DataFlow, dict[int, float]]:
+def watch_batches(model: nn.Module, batches: Mapping[int, Any],
+                  run: Callable[[nn.Module, Any], Any], replay_points: Sequence[ReplayPoint],
+                  team: Team) -> tuple[DataFlow, dict[int, float]]:
     """Looks at batches until one reaches every layer; keeps the one that reaches most.
 
     Returns:

@@ -130,4 +130,5 @@ def _report(layer, plan: LayerPlan, solved: Solved, seconds: float) -> LayerRepo
         activation_scale=None if qparams is None else summary(qparams.scale),
         error_rounding=solved.error_rounding, error=solved.error, sweeps=solved.sweeps,
         guard_taken=solved.guard_taken, calls=solved.calls, rows=solved.rows, seconds=seconds,
-        output_bits=None if plan.output is None else plan.output.num_bits)
+        output_bits=None if plan.output is None else plan.output.num_bits,
+        input_ranges=solved.input_ranges)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from mmbitsplit.calibration.output_scales import search_output_qparams
 from mmbitsplit.calibration.rows import LayerRows
 from mmbitsplit.calibration.stopwatch import Stopwatch
 from mmbitsplit.calibration.team import Team
-from mmbitsplit.functional import round_weight, rows_to_weight, weight_scale
+from mmbitsplit.functional import channel_ranges, round_weight, rows_to_weight, weight_scale
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import (
     LayerPlan,
@@ -47,6 +48,7 @@ class Solved:
         sweeps: Sweeps of the descent.
         rows: Positions looked at, over all processes.
         calls: Calls that they come from, over all processes.
+        input_ranges: Of the layer's input in the quantized model, see ``channel_ranges``.
     """
 
     solution: LayerSolution
@@ -57,6 +59,7 @@ class Solved:
     sweeps: int
     rows: int
     calls: int
+    input_ranges: dict[str, Any]
 
 
 def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
@@ -77,8 +80,11 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
     geometry, weight = layer.geometry, layer.float_rows()
     rows = LayerRows(captures, targets, team, weight)
     with stopwatch('solve_scales'):
-        candidates = input_candidates(merge_samples(captures, team), plan.activation)
+        samples = merge_samples(captures, team)
+        candidates = input_candidates(samples, plan.activation)
         best = choose_candidate(candidates, rows, layer, plan, method)
+        ranges = channel_ranges(samples, best.qparams)
+        del samples
     with stopwatch('solve_statistics'):
         fit, judge = rows.split()
         inputs, y = best.inputs(judge.x, geometry), judge.y
@@ -106,7 +112,7 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
                 solution, best, captures, geometry, plan, team))
     return team.from_first(Solved(
         solution, best.strength, judged.error,
-        plain.error, guard_taken, solved.num_sweeps, sampled, calls))
+        plain.error, guard_taken, solved.num_sweeps, sampled, calls, ranges))
 
 
 def _solve_in_shares(method: Method, evidence: LayerStatistics | RowStatistics, weight: Tensor,

@@ -1,1 +1,1 @@
-"""Bodies of the command-line tools, a file each."""
+"""The command line: a module a command, each also a script of ``tools/``."""

@@ -112,7 +112,10 @@ def without_hook(hooks: list[Any]) -> list[Any]:
 def layers_table(run: QuantizedRun) -> dict[str, Any]:
     """Returns ``layers.json``: a row a layer, and what stays float and why."""
     report = run.report
-    return {'layers': [dataclasses.asdict(layer) for layer in report.layers],
+    rows = [dataclasses.asdict(layer) for layer in report.layers]
+    for row in rows:
+        del row['input_ranges']  # hundreds of numbers; they stand in report_data.json
+    return {'layers': rows,
             'kept_float': [dataclasses.asdict(remainder) for remainder in report.kept_float],
             'folded_batch_norms': report.folded_batch_norms}
 

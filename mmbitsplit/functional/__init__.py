@@ -17,6 +17,7 @@ from mmbitsplit.functional.affine import (
 from mmbitsplit.functional.bit_planes import split_bit_planes, stitch_bit_planes
 from mmbitsplit.functional.bitsplit import solve_bitsplit
 from mmbitsplit.functional.bitsplit_rows import solve_bitsplit_rows
+from mmbitsplit.functional.distributions import channel_ranges, code_histogram
 from mmbitsplit.functional.packing import pack_codes, unpack_codes
 from mmbitsplit.functional.patches import (
     apply_layer,
@@ -41,10 +42,10 @@ from mmbitsplit.functional.statistics import (
 
 __all__ = [
     'ActivationSamples', 'add_ridge', 'apply_layer', 'bias_correction', 'center', 'channel_dim',
-    'channel_scales', 'code_range', 'default_ridge', 'dequantize', 'fake_quantize',
-    'gather_outputs', 'gather_patches', 'interpolate_scales', 'layer_statistics', 'output_size',
-    'pack_codes', 'per_input', 'product_input', 'quadratic_objective', 'quantization_error',
-    'quantize', 'rescale_inputs', 'round_weight', 'rows_to_weight', 'search_qparams',
-    'solve_bitsplit', 'solve_bitsplit_rows', 'split_bit_planes', 'stitch_bit_planes',
-    'unpack_codes', 'weight_rows', 'weight_scale',
+    'channel_ranges', 'channel_scales', 'code_histogram', 'code_range', 'default_ridge',
+    'dequantize', 'fake_quantize', 'gather_outputs', 'gather_patches', 'interpolate_scales',
+    'layer_statistics', 'output_size', 'pack_codes', 'per_input', 'product_input',
+    'quadratic_objective', 'quantization_error', 'quantize', 'rescale_inputs', 'round_weight',
+    'rows_to_weight', 'search_qparams', 'solve_bitsplit', 'solve_bitsplit_rows',
+    'split_bit_planes', 'stitch_bit_planes', 'unpack_codes', 'weight_rows', 'weight_scale',
 ]

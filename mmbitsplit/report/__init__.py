@@ -1,4 +1,4 @@
-"""Tables and pictures of results."""
+"""Tables, pictures and pages of results; ``run_page`` and the like need plotly and Pillow."""
 
 from mmbitsplit.report.pictures import comparison_figure
 from mmbitsplit.report.tables import results_rows, results_text, text_table

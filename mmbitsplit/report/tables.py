@@ -7,22 +7,34 @@ from typing import Any
 HEADLINES = ('coco/bbox_mAP', 'coco/segm_mAP', 'accuracy/top1')
 
 
+def headline_metrics(results: Mapping[str, Any]) -> list[str]:
+    """Names the metrics of one ``results.json`` that a user looks for first; at least one."""
+    return [name for name in HEADLINES if name in results['float']] \
+        or sorted(results['float'])[:1] or ['-']
+
+
+def in_points(metric: str, value: float) -> float:
+    """Returns a metric in points: COCO's figures are parts of 1, top-1 is per cent already."""
+    return 100.0 * value if metric.startswith('coco/') else value
+
+
+def bits_of(results: Mapping[str, Any]) -> str:
+    """Returns the widths of one ``results.json`` as in W4A8; float inputs are A32."""
+    return f"W{results['weight_bits']}A{results['activation_bits'] or 32}"
+
+
 def results_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """Returns table rows of one ``results.json``: one a headline metric.
 
     Columns: config, bits, metric, float, quantized, drop, float MB, file MB, seconds.
     """
-    metrics = [name for name in HEADLINES if name in results['float']] \
-        or sorted(results['float'])[:1] or ['-']
     sizes, seconds = results['size_bytes'], results['seconds']
-    bits = f"W{results['weight_bits']}A{results['activation_bits'] or 32}"
     rows = []
-    for name in metrics:
-        # COCO's figures are parts of 1, top-1 is per cent; shown alike in points.
-        points = 100.0 if name.startswith('coco/') else 1.0
+    for name in headline_metrics(results):
         values = [results[key].get(name) for key in ('float', 'quantized', 'drop')]
-        rows.append([str(results['config']), bits, name,
-                     *('-' if value is None else f'{points * value:.2f}' for value in values),
+        rows.append([str(results['config']), bits_of(results), name,
+                     *('-' if value is None else f'{in_points(name, value):.2f}'
+                       for value in values),
                      f"{sizes['float'] / 1e6:.2f}", f"{sizes['quantized_checkpoint'] / 1e6:.2f}",
                      f"{seconds['calibration']:.0f}"])
     return rows

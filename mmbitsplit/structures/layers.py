@@ -229,7 +229,7 @@ class LayerSolution:
 
 @dataclass
 class LayerReport:
-    """One row of ``layers.json``."""
+    """One row of ``layers.json``; ``input_ranges`` (``channel_ranges``) is for the report."""
 
     name: str
     kind: str
@@ -251,6 +251,7 @@ class LayerReport:
     seconds: float
     notes: list[str] = field(default_factory=list)
     output_bits: int | None = None
+    input_ranges: dict[str, Any] | None = None
 
 
 @dataclass

@@ -1,0 +1,95 @@
+"""What all commands share: the parser's frame, errors in one line, exit status, Ctrl-C.
+
+A command is a module with a docstring (its help), ``EXAMPLE`` (the arguments of one example),
+``add_arguments(parser)`` and ``run(args) -> int``; ``after_interrupt(command)``, where there is
+one, says what to do after Ctrl-C.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+
+DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+USER_ERRORS = (ValueError, FileNotFoundError)  # the message says what to mend
+
+
+def run_module(module: ModuleType, argv: Sequence[str] | None = None,
+               program: str | None = None) -> int:
+    """Runs a command and returns its exit status.
+
+    Args:
+        module: The command.
+        argv: Its arguments, those of the process when not given.
+        program: How the user calls it; ``python tools/<name>.py`` when not given.
+
+    Returns:
+        0: done. 1: a failure, its traceback is in a file that the message names. 2: the user can
+        mend it. 130: Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    program = program or f'python tools/{module.__name__.rsplit(".", 1)[-1]}.py'
+    try:
+        args = make_parser(module, program).parse_args(argv)
+        return module.run(args)
+    except KeyboardInterrupt:
+        advice = getattr(module, 'after_interrupt', lambda command: '')
+        if is_first_process():
+            say('interrupted', advice([*shlex.split(program), *argv]))
+        return INTERRUPTED
+    except USER_ERRORS as error:
+        if '--debug' in argv:
+            raise
+        say_error(str(error))
+        return USER_ERROR
+    except Exception as error:
+        if '--debug' in argv:
+            raise
+        say_error(f'{_one_line(error)} (the traceback is in {_keep_traceback()})')
+        return FAILED
+
+
+def make_parser(module: ModuleType, program: str) -> argparse.ArgumentParser:
+    """Returns the parser of a command, with its example below the arguments."""
+    parser = argparse.ArgumentParser(prog=program, description=module.__doc__,
+                                     epilog=f'example: {program} {module.EXAMPLE}')
+    module.add_arguments(parser)
+    return parser
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--debug``, which every command has."""
+    parser.add_argument('--debug', action='store_true',
+                        help='show the traceback of an error instead of one line')
+
+
+def say_error(message: str) -> None:
+    """Says what went wrong, one line on standard error."""
+    say('error', message)
+
+
+def say(what: str, message: str) -> None:
+    """Writes one line to standard error."""
+    print(f'{what}: {message}' if message else what, file=sys.stderr, flush=True)
+
+
+def is_first_process() -> bool:
+    """Whether this process is alone or the first of those that a launcher started."""
+    return os.environ.get('RANK', '0') == '0'
+
+
+def _one_line(error: BaseException) -> str:
+    text = ' '.join(str(error).split())
+    return f'{type(error).__name__}: {text}' if text else type(error).__name__
+
+
+def _keep_traceback() -> str:
+    """Writes the current traceback to a file: after hours of work nobody can ask for it again."""
+    with tempfile.NamedTemporaryFile('w', encoding='utf-8', prefix='mmbitsplit-', suffix='.log',
+                                     delete=False) as file:
+        traceback.print_exc(file=file)
+    return file.name

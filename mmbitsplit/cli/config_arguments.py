@@ -1,0 +1,137 @@
+"""The arguments of every command that reads a config, and their errors in the user's words."""
+
+import argparse
+import ast
+import inspect
+import os
+import os.path as osp
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+from mmbitsplit.structures import nearest
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+LIKE = 0.75  # how alike two names are when one is taken for a slip of the other
+
+
+class ConfigOptions(DictAction):
+    """``key=value ...`` of mmengine, with errors in one line and values that may hold spaces."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        options = dict(getattr(namespace, self.dest, None) or {})
+        for pair in values:
+            key, equals, text = pair.partition('=')
+            if not key or not equals:
+                parser.error(f"{option_string} takes key=value, got '{pair}'; an example: "
+                             f'{option_string} quantization.weight.num_bits=3')
+            try:
+                options[key] = self._value(text)
+            except (AssertionError, ValueError) as error:
+                parser.error(f"{option_string}: the value of '{pair}' cannot be read ({error}); "
+                             'quote it for the shell, and close every bracket.')
+        setattr(namespace, self.dest, options)
+
+    def _value(self, text: str) -> Any:
+        """Reads a value; mmengine's reader alone would drop every space of it."""
+        text = text.strip('\'"') if text[:1] in '\'"' else text
+        if text[:1] not in ('[', '(') and ',' not in text:
+            return self._parse_int_float_bool(text)
+        if text.startswith('['):
+            try:
+                return ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                pass  # words without quotes, which mmengine allows
+        return self._parse_iterable(text)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--work-dir``, ``--cfg-options`` and ``--launcher``."""
+    parser.add_argument('--work-dir', help='where results go; default work_dirs/<config name>')
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
+                        help='settings of the config to replace')
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none',
+                        help='job launcher of mmengine')
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """Reads ``args.config`` and applies the options to it; sets ``work_dir`` and ``launcher``.
+
+    Raises:
+        ValueError: The file is not there or cannot be read, or an option does not fit it.
+    """
+    _check_exists(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+    except FileNotFoundError as error:
+        raise ValueError(f'The config {args.config} builds on a file that is not there: '
+                         f'{error}.') from error
+    except Exception as error:  # a config is a program: it can raise anything
+        raise ValueError(f'The config {args.config} cannot be read: {type(error).__name__}: '
+                         f'{error}.') from error
+    if args.cfg_options is not None:
+        _check_options(cfg, args.cfg_options)
+        cfg.merge_from_dict(args.cfg_options)
+    name = osp.splitext(osp.basename(args.config))[0]
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)
+    cfg.launcher = args.launcher
+    return cfg
+
+
+def _check_exists(config: str) -> None:
+    if osp.isfile(config):
+        return
+    folder = osp.dirname(config) or '.'
+    if not osp.isdir(folder):
+        raise ValueError(f'The config {config} does not exist, nor does its folder; '
+                         'pass a path such as configs/retinanet_r50_w4a8.py.')
+    known = [name for name in os.listdir(folder) if name.endswith('.py')]
+    raise ValueError(f'The config {config} does not exist; '
+                     f'{nearest(osp.basename(config), known)}.')
+
+
+def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` for a path that leads nowhere, or to a slip of a top-level name."""
+    for path in options:
+        first, *rest = path.split('.')
+        if first not in cfg and first not in _runner_settings():
+            slip = get_close_matches(first, [*cfg.keys()], n=1, cutoff=LIKE)
+            if slip:
+                raise ValueError(f"--cfg-options {path}: the config has no '{first}'; did you "
+                                 f"mean '{slip[0]}'?")
+        _follow(path, cfg.get(first), rest)
+        inside = [other for other in options if other.startswith(f'{path}.')]
+        if inside:
+            raise ValueError(f'--cfg-options sets both {path} and {inside[0]} inside it; give '
+                             'one of them.')
+
+
+def _follow(path: str, value: Any, keys: list[str]) -> None:
+    """Raises ``ValueError`` where a path goes through something that has no such part."""
+    passed = path.split('.')[:len(path.split('.')) - len(keys)]
+    for key in keys:
+        where = '.'.join(passed)
+        if isinstance(value, Mapping):
+            if key not in value:
+                return  # a new key; who reads it says whether it knows it
+            value = value[key]
+        elif isinstance(value, (list, tuple)):
+            if not key.isdigit() or int(key) >= len(value) or isinstance(value, tuple):
+                raise ValueError(f"--cfg-options {path}: {where} is a {type(value).__name__} of "
+                                 f"{len(value)}, '{key}' is not one of its places"
+                                 + (f' 0 to {len(value) - 1}.' if len(value) else '.'))
+            value = value[int(key)]
+        elif value is None:
+            return
+        else:
+            raise ValueError(f"--cfg-options {path}: {where} is {value!r}, which has no part "
+                             f"'{key}'.")
+        passed.append(key)
+
+
+def _runner_settings() -> set[str]:
+    """Top-level names that a Runner reads without their being in the config."""
+    return set(inspect.signature(Runner.__init__).parameters)

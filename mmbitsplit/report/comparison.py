@@ -1,0 +1,90 @@
+"""Several runs in one table: rows for people, for spreadsheets, and a page."""
+
+import csv
+import html
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmbitsplit.report.page import build_page, plot, table
+from mmbitsplit.report.result_figures import runs_figure
+from mmbitsplit.report.tables import bits_of, headline_metrics, in_points, text_table
+
+COLUMNS = {
+    'run': 'run', 'bits': 'bits', 'metric': 'metric', 'float': 'float', 'quantized': 'quantized',
+    'drop': 'drop', 'float_mb': 'float MB', 'quantized_mb': 'quantized MB', 'seconds': 'seconds',
+    'method': 'method', 'config': 'config', 'worst_error': 'worst error',
+    'worst_layer': 'worst layer',
+}
+NUMERIC = ('float', 'quantized', 'drop', 'float_mb', 'quantized_mb', 'seconds', 'worst_error')
+
+
+def comparison_rows(name: str, results: Mapping[str, Any],
+                    layers: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Returns the rows of one run: one a headline metric, by the names in ``COLUMNS``.
+
+    Args:
+        name: What the run is called.
+        results: ``results.json``.
+        layers: ``layers.json``, for the layer of the largest relative output error.
+    """
+    sizes = results['size_bytes']
+    worst = max((layers or {}).get('layers') or [], default=None,
+                key=lambda row: -1.0 if row['error'] is None else row['error'])
+    rows = []
+    for metric in headline_metrics(results):
+        values = {key: results[key].get(metric) for key in ('float', 'quantized', 'drop')}
+        rows.append({
+            'run': name, 'config': str(results['config']),
+            'method': str(results['method']['type']), 'bits': bits_of(results), 'metric': metric,
+            **{key: None if value is None else in_points(metric, value)
+               for key, value in values.items()},
+            'float_mb': sizes['float'] / 1e6, 'quantized_mb': sizes['quantized_checkpoint'] / 1e6,
+            'seconds': results['seconds']['calibration'],
+            'worst_error': None if worst is None else worst['error'],
+            'worst_layer': None if worst is None else worst['name']})
+    return rows
+
+
+def comparison_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the rows as a Markdown table."""
+    return text_table(list(COLUMNS.values()), [
+        [_cell(name, row[name]) for name in COLUMNS] for row in rows])
+
+
+def comparison_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the rows as comma-separated values, figures unrounded."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(COLUMNS), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def comparison_page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the rows as a page with a figure.
+
+    Raises:
+        ImportError: plotly is not installed.
+    """
+    numeric = [place for place, name in enumerate(COLUMNS) if name in NUMERIC]
+    cells = [[(_cell(name, row[name]), row[name]) if name in NUMERIC and row[name] is not None
+              else _cell(name, row[name]) for name in COLUMNS] for row in rows]
+    runs = len({row['run'] for row in rows})
+    body = (f'<h1>{runs} runs</h1><p class="quiet">Metrics in points, sizes in MB (10<sup>6</sup> '
+            'bytes) of the float tensors and of the quantized file, seconds of calibration; the '
+            'worst layer is that of the largest relative output error. A click on a title '
+            f'sorts.</p>{table(list(COLUMNS.values()), cells, numeric=numeric, sortable=True)}'
+            f'<h2>Drop and size</h2>{plot("runs")}')
+    title = ', '.join(dict.fromkeys(html.escape(row['run']) for row in rows))
+    return build_page(title[:80], body, {'runs': runs_figure(rows)})
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return '-'
+    if name == 'seconds':
+        return f'{value:.0f}'
+    if name == 'worst_error':
+        return f'{value:.2e}'
+    return f'{value:.2f}' if name in NUMERIC else str(value)

@@ -1,0 +1,129 @@
+"""The report holds every layer, class and picture, stays small, and says what it lacks."""
+
+import json
+import random
+
+import pytest
+
+from mmbitsplit.report.page import MOST_BYTES, unpack
+from mmbitsplit.report.run_page import WITHOUT_DATA, run_page
+
+pytest.importorskip('plotly')
+pytest.importorskip('PIL')
+
+
+def picture(number: int, size: int = 100) -> dict:
+    text = ''.join(random.Random(number).choices('abcdefghijklmnop', k=size))
+    uri = f'data:image/webp;base64,{text}'
+    return {'name': f'image{number}.jpg', 'change': 1.5, 'lost': 2, 'new': 1,
+            'counts': {'float': 5, 'quantized': 4}, 'float': uri, 'quantized': uri}
+
+
+def pictures(items, kind='detection') -> dict:
+    return {'kind': kind, 'watched': 10, 'total': 20, 'least_score': 0.3, 'items': items}
+
+
+@pytest.fixture
+def report(results, layer, ranges):
+    """Makes a report of three layers; keywords replace parts of its data."""
+    def make(names=('backbone.conv1', 'neck.<b>&', 'head.cls'), kept=(), **data):
+        layers = [layer(name) for name in names]
+        stored = {name: {'ranges': ranges(3, 7), 'histogram': [1, 2, 1]} for name in names}
+        return run_page(results(), {'layers': layers, 'kept_float': list(kept)}, {
+            'format': 1, 'layers': stored, 'classes': {}, 'pictures': {}, 'problems': [], **data})
+    return make
+
+
+def test_every_layer_is_in_the_table_the_choice_and_the_data(report, read_page):
+    page = report()
+    read = read_page(page)
+    names = ['backbone.conv1', 'neck.<b>&', 'head.cls']
+    assert read.links == names
+    for name in names:
+        assert read.text.count(name) >= 2  # an option and a cell
+    data = json.loads(unpack(read.scripts['page-data']))
+    assert list(data['layers']) == names and data['figures'].keys() == {'layers'}
+    shown = data['layers']['head.cls']
+    assert shown['histogram'] == [1, 2, 1] and len(shown['ranges']['channel']) == 3
+    assert '3 of 7 channels' in shown['note']
+    assert read.figures == ['layers']
+
+
+def test_headline_and_size_are_told(report, read_page):
+    text = ' '.join(read_page(report()).text)
+    for figure in ('64.50', '63.40', '1.10', '7.18 MB', '1.02 MB', '7.0 times', '21.6 s',
+                   'a_name: W4A8'):
+        assert figure in text
+
+
+def test_largest_losers_come_first_and_sizes_are_drawn(report, read_page):
+    rows = [{'class': name, 'float': 0.5, 'quantized': value, 'sizes': {'small': [0.4, 0.3]}}
+            for name, value in (('best', 0.52), ('worst', 0.3), ('middle', 0.45))]
+    rows.append({'class': 'absent', 'float': None, 'quantized': None, 'sizes': {}})
+    read = read_page(report(classes={'bbox': rows}))
+    data = json.loads(unpack(read.scripts['page-data']))
+    assert data['figures']['classes-bbox']['data'][2]['y'] == ['worst', 'middle', 'best']
+    assert data['figures']['sizes-bbox']['data'][0]['x'] == ['all', 'small', 'medium']
+    text = ' '.join(read.text)
+    assert text.index('worst') < text.index('middle') < text.index('best')
+    assert '1 classes have nothing to be found' in text and 'absent' not in text
+
+
+def test_pictures_stand_in_their_order(report, read_page):
+    read = read_page(report(pictures=pictures([picture(2), picture(1)])))
+    text = ' '.join(read.text)
+    assert text.index('image2.jpg') < text.index('image1.jpg')
+    assert len([source for source in read.sources if source.startswith('data:image')]) == 4
+    assert 'the first 10 of 20 evaluated images' in ' '.join(text.split())
+
+
+def test_classified_pictures_say_right_and_wrong(report, read_page):
+    item = {'name': 'x.png', 'change': 0.4, 'image': 'data:image/webp;base64,AA',
+            'answers': {'float': 'cat 0.90', 'quantized': 'dog 0.60'},
+            'right': {'float': True, 'quantized': False}, 'truth': 'cat'}
+    page = report(pictures=pictures([item], 'classification'),
+                  classes={'accuracy': [{'class': 'cat', 'float': 0.9, 'quantized': 0.8}]})
+    read = read_page(page)
+    assert {'cat 0.90', 'dog 0.60'} <= set(read.text)
+    assert '<b class="good">cat' in page and '<b class="bad">dog' in page
+    assert 'Accuracy by class' in read.text
+
+
+def test_too_many_pictures_are_left_out_from_the_end(report, read_page):
+    items = [picture(number, 400_000) for number in range(8)]
+    page = report(pictures=pictures(items))
+    assert len(page.encode()) <= MOST_BYTES
+    text = ' '.join(read_page(page).text)
+    assert 'image0.jpg' in text and 'image7.jpg' not in text
+
+
+def test_hundreds_of_layers_stay_small(report, ranges, read_page):
+    names = [f'backbone.layer{number}.conv' for number in range(300)]
+    chance = random.Random(0)
+    stored = {name: {'ranges': {key: value if not isinstance(value, list) else
+                                [chance.gauss(0, 1) for _ in range(256)]
+                                for key, value in ranges().items()},
+                     'histogram': list(range(255))} for name in names}
+    page = report(names=names, layers=stored)
+    assert len(page.encode()) <= MOST_BYTES and read_page(page).links == names
+
+
+def test_what_went_wrong_and_what_stays_float_is_said(report, read_page):
+    kept = [{'name': 'neck.norm', 'kind': 'GroupNorm', 'reason': 'not <supported>',
+             'num_weights': 10, 'share': 0.25}]
+    text = ' '.join(read_page(report(kept=kept, problems=['could <not> be read'])).text)
+    assert 'could <not> be read' in text and 'not <supported>' in text and '25.00 %' in text
+
+
+def test_a_run_without_data_has_a_page_that_says_so(results, layer, read_page):
+    page = run_page(results(), {'layers': [layer('conv')], 'kept_float': []}, None)
+    read = read_page(page)
+    assert WITHOUT_DATA in read.text and read.links == ['conv']
+
+
+def test_metrics_that_nobody_knows_and_no_layers(results, read_page):
+    values = {'float': {'x/score': 3.0}, 'quantized': {'x/score': 2.0}, 'drop': {'x/score': 1.0}}
+    read = read_page(run_page(results(**values), {'layers': [], 'kept_float': []}, None))
+    assert {'x/score', '3.00', '2.00', '1.00'} <= set(read.text)
+    read_page(run_page(results(float={}, quantized={}, drop={}),
+                       {'layers': [], 'kept_float': []}, None))
