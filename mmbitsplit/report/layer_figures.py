@@ -52,7 +52,7 @@ def layers_figure(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         shapes=[dict(type='rect', xref='x', yref='paper', x0=first - 0.5, x1=last + 0.5, y0=0, y1=1,
                      fillcolor='@band', line=dict(width=0), layer='below')
                 for first, last in bands[::2]])
-    return dict(data=traces, layout=layout, least_width=72 + 9 * len(layers))
+    return dict(data=traces, layout=layout, least_width=72 + 8 * len(layers))
 
 
 def bits_text(layer: Mapping[str, Any]) -> str:

@@ -121,7 +121,8 @@ def heat_map(layers: Sequence[str], columns: Sequence[str],
                yanchor='bottom', len=1, thickness=12)
     trace = dict(type='heatmap', x=list(columns), y=list(range(len(layers))), z=shown, text=text,
                  customdata=[[name] * len(columns) for name in layers], xgap=1, ygap=1,
-                 texttemplate='%{text}', colorscale='@heat', colorbar=bar, hoverongaps=False,
+                 texttemplate='%{text}', textfont=dict(color='@text'), colorscale='@heat',
+                 colorbar=bar, hoverongaps=False,
                  hovertemplate='<b>%{customdata}</b><br>%{x}: %{text}<extra></extra>')
     if logarithmic:
         low, high = math.floor(min(known)), math.ceil(max(known))

@@ -57,7 +57,7 @@ def sensitivity_page(rows: Sequence[Mapping[str, Any]], float_metrics: Mapping[s
     names = [_column(*column) for column in columns]
     figures = {'error': heat_map(layers, names, [[
         by_place.get((layer, *column), {}).get('error') for column in columns]
-        for layer in layers], 'relative squared error of the raw outputs', logarithmic=True)}
+        for layer in layers], 'relative squared error', logarithmic=True)}
     maps = [f'<h2>Effect on the raw outputs</h2>{plot("error")}']
     metric = _metric(float_metrics)
     if metric is not None:

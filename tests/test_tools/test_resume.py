@@ -164,6 +164,11 @@ def test_killed_again_and_again_it_ends_the_same(whole, run_tool, tmp_path):
                     for folder in (work_dir, whole[0]))
     assert ours == theirs
     assert not [path.name for path in work_dir.rglob('.*')]
+    # The report too: what the float model said of each image outlived the interruptions.
+    ours, theirs = ((folder / 'report_data.json').read_text() for folder in (work_dir, whole[0]))
+    assert ours == theirs and json.loads(ours)['pictures']['items']
+    assert (work_dir / 'report.html').is_file()
+    assert not (work_dir / 'journal/float_record.json').exists()
 
 
 def test_a_finished_run_is_not_run_again(whole, run_tool, tmp_path):

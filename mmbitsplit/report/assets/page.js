@@ -21,10 +21,10 @@ function isDark() {
 
 /* Replaces names of colours ('@ours') by those of the page's style, at any depth. */
 function coloured(value) {
-  if (value === '@heat') {
+  if (value === '@heat') {  // text of one colour is read on all of it
     return isDark()
-      ? [[0, '#1b2a41'], [0.5, '#7a4f8f'], [1, '#ffb070']]
-      : [[0, '#eef3fb'], [0.5, '#f2b880'], [1, '#c4421a']];
+      ? [[0, '#1a2430'], [0.5, '#54407a'], [1, '#ab4326']]
+      : [[0, '#f3f6fb'], [0.5, '#f7d3a4'], [1, '#f08e58']];
   }
   if (typeof value === 'string' && value.startsWith('@')) return colour(value.slice(1));
   if (Array.isArray(value)) return value.map(coloured);
