@@ -1,4 +1,4 @@
-"""Quantizes trained CIFAR-10 ResNets and prints top-1, paper-style bit-split beside the default.
+"""Quantizes trained CIFAR-10 ResNets by several methods and prints top-1 over seeds.
 
 The data folder holds ``calib/<class>/*.jpg``, ``test/<class>/*.jpg``,
 ``resnet20-12fca82f.th`` and ``resnet56-4bfd9763.th`` (from akamaster/pytorch_resnet_cifar10).
@@ -15,16 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmbitsplit.apis import quantize_model
+from mmbitsplit.calibration import METHODS, read_request
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WEIGHTS = {20: 'resnet20-12fca82f.th', 56: 'resnet56-4bfd9763.th'}
-METHODS = {
-    'rounding': (dict(type='RoundToNearest'), dict(mode='per_tensor')),
-    'paper': (dict(type='BitSplit', init='mse', polish=False, ridge=0.0,
-                   bias_correction=False, guard=False), dict(mode='ecaq', strength=1.0)),
-    'default': (dict(type='BitSplit'), dict(mode='ecaq')),
-    'deploy': (dict(type='BitSplit'), dict(mode='ecaq', placement='deploy')),
-}
+# Short names of methods; any registered one may be named too. 'NAME:MODE' changes how it quantizes
+# activations (per_tensor, per_channel, ecaq), 'NAME:deploy' quantizes outputs too.
+SHORT = {'rounding': 'MSE', 'paper': 'PublishedBitSplit', 'default': 'BitSplit'}
+
+
+def request(name: str, weight_bits: int, activation_bits: int, seed: int) -> dict:
+    """Returns the quantization dict that a name on the command line stands for."""
+    method, _, mode = name.partition(':')
+    activation = dict(placement='deploy') if mode == 'deploy' else dict(mode=mode) if mode else {}
+    return dict(weight=dict(num_bits=weight_bits),
+                activation=dict(num_bits=activation_bits, **activation),
+                method=dict(type=SHORT.get(method, method)), calibration=dict(seed=seed))
 
 
 class BasicBlock(nn.Module):
@@ -108,17 +114,22 @@ def main() -> None:
     parser.add_argument('--depths', type=int, nargs='+', default=[20, 56])
     parser.add_argument('--bits', nargs='+', default=['4/8', '3/3', '2/4'],
                         help='weight/activation bits')
-    parser.add_argument('--methods', nargs='+', default=list(METHODS), choices=list(METHODS))
+    parser.add_argument('--methods', nargs='+', default=list(SHORT),
+                        help=f"of {', '.join([*SHORT, *sorted(METHODS)])}; NAME:MODE with a mode "
+                        'of the activations; all for every registered method')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     args = parser.parse_args()
+    names = sorted(METHODS) if args.methods == ['all'] else args.methods
+    for name in names:
+        read_request(request(name, 4, 8, 0))  # a name that is not known ends here
+    width = max(map(len, names))
     calib, _ = load_images(args.data / 'calib', None)
     images, labels = load_images(args.data / 'test')
     for depth in args.depths:
         print(f'ResNet-{depth} float: {accuracy(load_model(args.data, depth), images, labels):.2f}')
         for bits in args.bits:
             weight_bits, activation_bits = map(int, bits.split('/'))
-            for name in args.methods:
-                method, activation = METHODS[name]
+            for name in names:
                 results, seconds = [], []
                 for seed in args.seeds:
                     chosen = torch.randperm(
@@ -126,13 +137,11 @@ def main() -> None:
                     batches = calib[chosen[:args.num_images]].split(64)
                     model = load_model(args.data, depth)
                     started = time.perf_counter()
-                    quantize_model(model, batches, dict(
-                        weight=dict(num_bits=weight_bits),
-                        activation=dict(num_bits=activation_bits, **activation),
-                        method=method, calibration=dict(seed=seed)))
+                    quantize_model(model, batches, request(
+                        name, weight_bits, activation_bits, seed))
                     seconds.append(time.perf_counter() - started)
                     results.append(accuracy(model, images, labels))
-                print(f'ResNet-{depth} W{weight_bits}A{activation_bits} {name:9s}'
+                print(f'ResNet-{depth} W{weight_bits}A{activation_bits} {name:{width}s}'
                       f' {np.mean(results):6.2f}' + (f' +- {np.std(results):.2f}'
                                                      if len(results) > 1 else '')
                       + f'  ({np.mean(seconds):.0f} s)', flush=True)

@@ -23,6 +23,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', help='where results go; default work_dirs/<config name>')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         help='settings of the config to replace, as key=value')
+    parser.add_argument('--method', help="quantization.method.type with that method's own options; "
+                        'what the config does not set is as the method has it')
     parser.add_argument('--weight-bits', type=int, help='2 to 8')
     parser.add_argument('--activation-bits', type=int, help='2 to 8')
     parser.add_argument('--seed', type=int, help='chooses calibration images and positions')
@@ -47,6 +49,8 @@ def load_config(args: argparse.Namespace) -> Config:
         raise ValueError(f'The config {args.config} does not exist; '
                          f'{nearest(osp.basename(args.config), known)}.')
     cfg = Config.fromfile(args.config)
+    if args.method is not None:  # options of another method would mean nothing to it
+        cfg.merge_from_dict({'quantization.method': dict(type=args.method, _delete_=True)})
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     changes = {'quantization.weight.num_bits': args.weight_bits,

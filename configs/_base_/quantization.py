@@ -1,5 +1,6 @@
 # What every quantization config shares: the hook that quantizes the model before it is tested, and
-# the options at their usual values. The files beside this one add the calibration for their task.
+# the options at their usual values; what is not named is as the method has it (`mode` of the
+# activations, for one). The files beside this one add the calibration for their task.
 #
 # mmengine merges dictionaries key by key but replaces lists whole, and wants every top-level key in
 # one base only. To add this to a config that has custom hooks or imports of its own, join the
@@ -10,6 +11,6 @@ custom_hooks = [dict(type='mmbitsplit.QuantizationHook')]
 
 quantization = dict(
     weight=dict(num_bits=8),
-    activation=dict(num_bits=8, mode='ecaq'),
+    activation=dict(num_bits=8),
     method=dict(type='BitSplit'),
     overrides=[])

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmbitsplit.calibration import Progress, ReplayPoint, calibrate
+from mmbitsplit.calibration import Progress, ReplayPoint, calibrate, read_request
 from mmbitsplit.structures import QuantizationReport, QuantSpec
 
 
@@ -22,7 +22,8 @@ def quantize_model(model: nn.Module, batches: Sequence[Any],
     Args:
         model: Any float model; no tracing, so any control flow will do.
         batches: Inputs: a tensor, or a tuple or dict of arguments of the model.
-        spec: The request, or the ``quantization`` dict of a config; defaults to W4A8.
+        spec: The ``quantization`` dict of a config, whose method fills what it leaves open
+            (``calibration.read_request``); or a request that says everything. Defaults to W4A8.
         run: How to run the model on a batch, when calling it is not enough.
         replay_points: Calls whose result depends on the data in jumps (box decoding): recorded
             in the float pass and replayed in the quantized one.
@@ -36,7 +37,7 @@ def quantize_model(model: nn.Module, batches: Sequence[Any],
         ValueError: See ``calibration.calibrate``.
     """
     if not isinstance(spec, QuantSpec):
-        spec = QuantSpec.from_dict(spec or {})
+        spec = read_request(spec or {})
     _, report = calibrate(model, batches, spec, run=run or call_model,
                           replay_points=replay_points, labels=labels, progress=progress)
     return report

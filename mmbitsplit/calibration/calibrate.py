@@ -4,6 +4,7 @@ import functools
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +23,9 @@ from mmbitsplit.calibration.memory import (
     check_memory,
     estimate_memory,
 )
-from mmbitsplit.calibration.methods import build_method
+from mmbitsplit.calibration.methods import build_method, check_data_free
+from mmbitsplit.calibration.model_loss import ModelLoss
+from mmbitsplit.calibration.refinement import Refinement
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, barrier, recording, replaying
 from mmbitsplit.calibration.shared import Owner, find_owners
 from mmbitsplit.calibration.stopwatch import Stopwatch
@@ -50,7 +53,9 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
     Args:
         model: Float model; put into eval mode.
         batches: Calibration batches, at least one; all are kept in memory. With a team of
-            several, this process's share: ``team.batches`` says which.
+            several, this process's share: ``team.batches`` says which. With
+            ``calibration.num_images=0``, any inputs to see how values flow; their values do not
+            matter.
         spec: The request.
         run: Runs the model on a batch, as ``run(model, batch)``.
         replay_points: Calls whose results are recorded in the float pass and replayed.
@@ -72,6 +77,8 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
     total = team.total(len(batches))
     if not total:
         raise ValueError('The calibration set is empty; at least one batch of images is needed.')
+    check_data_free(spec)
+    data_free = spec.calibration.num_images == 0
     numbers = team.batches(total)
     assert len(numbers) == len(batches), (team.rank, len(batches), numbers)
     method = build_method(spec.method)
@@ -82,17 +89,24 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
     with stopwatch('watch'):
         flow, sizes = watch_batches(model, by_number, run, replay_points, team)
     estimates = []
-    prepared = prepare(model, flow, spec, lambda layers: estimates.append(_check_memory(
-        model, flow, layers, find_owners(flow, set(layers)), sizes, spec, total, team.size)))
+    prepared = prepare(model, flow, spec, lambda layers: estimates.append(
+        MemoryEstimate(0, 0, 0) if data_free else _check_memory(
+            model, flow, layers, find_owners(flow, set(layers)), sizes, spec, total, team.size)))
     estimate, owners = estimates[0], find_owners(flow, set(prepared.layers))
+    if method.refines:  # solved layers alone say too little to go on from
+        journal = None
     entries = team.from_first(journal.entries if journal is not None else [])
     done = {entry.name for entry in entries}
     sampler = Sampler(spec.calibration, total,
                       {name: flow.calls[name] for name in prepared.layers}, stopwatch)
     tape, current = Tape(), {'batch': 0}
     record = FloatRecord()
-    if len(done) < len(prepared.layers):
-        with stopwatch('float_pass'), recording(replay_points, tape, lambda: current['batch']):
+    loss = ModelLoss(model, flow, by_number, lambda batch: run(model, batch), replay_points, tape,
+                     team, method.loss, method.loss_batches) if method.refines else None
+    to_run = len(done) < len(prepared.layers) and not data_free
+    if to_run:
+        with stopwatch('float_pass'), recording(replay_points, tape, lambda: current['batch']), \
+                loss.recording(lambda: current['batch']) if loss else nullcontext():
             record = float_pass(
                 prepared, by_number, lambda batch: run(model, batch), sampler, labels, done,
                 enter=lambda batch: current.update(batch=batch),
@@ -101,14 +115,18 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
             journal.remember(float_forward=record.seconds_forward)
     elif journal is not None:
         record.seconds_forward = journal.facts.get('float_forward', 0.0)
-    solver = LayerSolver(prepared, record, method, labels, team, journal, stopwatch, progress)
+    solver = LayerSolver(prepared, record, method, labels, team, journal, stopwatch, progress,
+                         Refinement(loss) if loss else None)
     solver.take_over(entries)
-    if len(done) < len(prepared.layers):
+    if data_free:
+        solver.solve_without_images()
+    elif to_run:
         lockstep = Lockstep(prepared, by_number, lambda batch: run(model, batch), record.counts,
                             owners, sampler, tape, solver, team)
         with stopwatch('quantized_pass'), replaying(replay_points, tape, lockstep.current_batch):
             lockstep.run()
     solver.check_complete()
+    refinement = solver.refine() if method.refines else {}
     reports = {report.name: report for report in solver.reports}
     return prepared, QuantizationReport(
         # Side by side towers may be solved in either order: the plan's is always the same.
@@ -120,7 +138,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
                      'processes': team.size, 'layers_taken_over': len(done)},
         method=dict(spec.method),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        estimated_bytes=estimate.total)
+        estimated_bytes=estimate.total, refinement=refinement)
 
 
 def watch_batches(model: nn.Module, batches: Mapping[int, Any],

@@ -60,7 +60,11 @@ class Candidate:
         groups, inputs, positions = x.shape
         scale = per_input(self.qparams.scale, geometry).reshape(-1)
         zero_point = per_input(self.qparams.zero_point, geometry).reshape(-1)
-        spread = replace(self.qparams, scale=scale, zero_point=zero_point)
+        channel_max = self.qparams.channel_max
+        if channel_max is not None:
+            channel_max = per_input(channel_max, geometry).reshape(-1)
+        spread = replace(self.qparams, scale=scale, zero_point=zero_point,
+                         channel_max=channel_max)
         return product_input(x.reshape(groups * inputs, positions), spread,
                              channel_dim=0).view_as(x)
 
@@ -83,13 +87,14 @@ def input_candidates(samples: ActivationSamples, spec: ActivationSpec) -> list[C
     """Lists the input quantizations that the spec leaves open: one, or one a strength."""
     if spec.num_bits is None:
         return [Candidate(None)]
-    search = dict(symmetry=spec.symmetry, search=spec.scale_search)
+    search = dict(symmetry=spec.symmetry, search=spec.scale_search, norm=spec.norm)
     if spec.mode == 'per_channel':
-        return [Candidate(search_qparams(samples, spec.num_bits, per_channel=True, **search))]
+        return [Candidate(search_qparams(samples, spec.num_bits, per_channel=True,
+                                         bit_allocation=spec.bit_allocation, **search))]
     tensor = search_qparams(samples, spec.num_bits, **search)
     if spec.mode == 'per_tensor':
         return [Candidate(replace(tensor, unit=True))]
-    by_channel = channel_scales(samples, tensor, spec.scale_search)
+    by_channel = channel_scales(samples, tensor, spec.scale_search, spec.norm)
     strengths = STRENGTHS if spec.strength == 'auto' else (float(spec.strength),)
     return [Candidate(QParams(
         interpolate_scales(tensor.scale, by_channel, strength),
@@ -120,8 +125,7 @@ def choose_candidate(candidates: list[Candidate], rows: LayerRows, layer: Quanti
         solved = method.solve(statistics, candidate.weight(weight, layer.geometry)
                               .to(statistics.gram), plan.weight.num_bits)
         inputs = candidate.inputs(judge.x, layer.geometry)
-        return output_error(solved.codes, solved.scale, statistics, inputs, judge.y, method,
-                            team).error
+        return output_error(solved.weight, statistics, inputs, judge.y, method, team).error
 
     # From the likelier end, as long as the error falls.
     tried: list[tuple[float, Candidate]] = []

@@ -3,13 +3,16 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from mmbitsplit.calibration.capture import CallCapture
+from mmbitsplit.calibration.capture import CallCapture, merge_samples
+from mmbitsplit.calibration.data_free import solve_from_weights
 from mmbitsplit.calibration.float_pass import FloatRecord, check_finite
 from mmbitsplit.calibration.journal import Journal, JournalEntry
 from mmbitsplit.calibration.methods import Method
+from mmbitsplit.calibration.refinement import Refinement
 from mmbitsplit.calibration.solve_layer import Solved, solve_layer
 from mmbitsplit.calibration.stopwatch import Stopwatch
 from mmbitsplit.calibration.team import Team
@@ -45,14 +48,16 @@ class LayerSolver:
         journal: Keeps what is solved; ``None`` keeps nothing.
         stopwatch: Told what solving takes.
         progress: Told every layer.
+        refinement: Told every layer before it is solved, for a method that refines the model.
     """
 
     def __init__(self, prepared: PreparedModel, record: FloatRecord, method: Method,
                  labels: Mapping[int, str], team: Team, journal: Journal | None,
-                 stopwatch: Stopwatch, progress: Callable[[Progress], None]):
+                 stopwatch: Stopwatch, progress: Callable[[Progress], None],
+                 refinement: Refinement | None = None):
         self.prepared, self.record, self.method, self.team = prepared, record, method, team
         self.labels, self.journal = labels, journal
-        self.stopwatch, self.progress = stopwatch, progress
+        self.stopwatch, self.progress, self.refinement = stopwatch, progress, refinement
         self.plans: dict[str, LayerPlan] = {plan.name: plan for plan in prepared.plan.layers}
         self.reports: list[LayerReport] = []
 
@@ -75,13 +80,44 @@ class LayerSolver:
             raise ValueError(f"Layer '{name}' saw no input position on any calibration image "
                              '(no detections?); use other images, or leave it in float with '
                              f"overrides=[dict(match='{name}', skip=True)].")
+        if self.refinement is not None:
+            self.refinement.remember(plan, layer, merge_samples(captures, self.team))
         solved = solve_layer(layer, plan, self.method, captures, targets, self.team,
                              self.stopwatch)
+        if self.refinement is not None:
+            kept = self.refinement.layers[name]
+            kept.strength, kept.output_qparams = solved.strength, solved.solution.output_qparams
+        self._write(plan, solved, started)
+
+    def solve_without_images(self) -> None:
+        """Solves all layers from their weights alone."""
+        with self.stopwatch('solve'):
+            for name, plan in self.plans.items():
+                started = time.perf_counter()
+                if not self.prepared.layers[name].quantized:  # taken over
+                    solved = solve_from_weights(self.prepared.layers[name], plan, self.method)
+                    self._write(plan, solved, started)
+
+    def _write(self, plan: LayerPlan, solved: Solved, started: float) -> None:
+        layer = self.prepared.layers[plan.name]
         apply(layer, solved.solution)
         report = _report(layer, plan, solved, time.perf_counter() - started)
         if self.journal is not None:
-            self.journal.append(JournalEntry(name, solved.solution, report))
+            self.journal.append(JournalEntry(plan.name, solved.solution, report))
         self._tell(report)
+
+    def refine(self) -> dict[str, Any]:
+        """Lets the method improve the whole model; returns what it says of that."""
+        with self.stopwatch('solve'):
+            story = self.method.refine(self.refinement)
+        for report in self.reports:
+            layer = self.prepared.layers[report.name]
+            report.weight_scale = summary(layer.weight_scale)
+            if layer.qparams is not None:
+                report.activation_scale = summary(layer.qparams.scale)
+            report.notes.append('scales were changed with those of other layers afterwards; the '
+                                'error is that before')
+        return story
 
     def _tell(self, report: LayerReport) -> None:
         self.reports.append(report)
@@ -131,4 +167,4 @@ def _report(layer, plan: LayerPlan, solved: Solved, seconds: float) -> LayerRepo
         error_rounding=solved.error_rounding, error=solved.error, sweeps=solved.sweeps,
         guard_taken=solved.guard_taken, calls=solved.calls, rows=solved.rows, seconds=seconds,
         output_bits=None if plan.output is None else plan.output.num_bits,
-        input_ranges=solved.input_ranges)
+        input_ranges=solved.input_ranges, notes=list(solved.notes))

@@ -24,19 +24,18 @@ class Judgement:
     bias: Tensor | None
 
 
-def output_error(codes: Tensor, scale: Tensor, means: LayerMeans, inputs: Tensor,
-                 y: Tensor, method: Method, team: Team) -> Judgement:
-    """Judges codes by the outputs they give.
+def output_error(weight: Tensor, means: LayerMeans, inputs: Tensor, y: Tensor, method: Method,
+                 team: Team) -> Judgement:
+    """Judges a quantized weight by the outputs it gives.
 
     Args:
-        codes, scale: (G, M, N) and (G, M).
+        weight: (G, M, N) what the layer multiplies by.
         means: Of the positions they were fitted to.
         inputs: (G, N, K) what enters the product at the positions to judge on.
         y: (G, M, K) float outputs there.
         method: Whether the bias is corrected.
         team: Who holds the other positions.
     """
-    weight = codes.to(scale) * scale.unsqueeze(-1)
     bias = bias_correction(means, weight) if method.bias_correction else None
     error = torch.baddbmm(y, weight.to(y), inputs, alpha=-1)
     if bias is not None:

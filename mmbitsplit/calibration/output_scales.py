@@ -40,13 +40,17 @@ def search_output_qparams(solution: LayerSolution, candidate: Candidate,
             low, high = outputs.aminmax(dim=1)
             found.append(replace(capture, samples=outputs[:, ::step].clone(), low=low, high=high))
     samples = merge_samples(found, team)
-    return search_qparams(samples, plan.output.num_bits, search=plan.activation.scale_search)
+    return search_qparams(samples, plan.output.num_bits, search=plan.activation.scale_search,
+                          norm=plan.activation.norm)
 
 
 def _outputs(solution: LayerSolution, inputs: Tensor, geometry: LayerGeometry) -> Tensor:
     """Outputs (out_channels, K) of a solved layer; inputs (G, N, K) enter the product."""
     rows = weight_rows(solution.codes, geometry)  # (G, M, N)
     scale = solution.weight_scale.view(rows.shape[:2]).to(inputs)
-    outputs = ((rows.to(inputs) * scale.unsqueeze(-1)) @ inputs).flatten(0, 1)
+    weight = rows.to(inputs) * scale.unsqueeze(-1)
+    if solution.weight_offset is not None:
+        weight += solution.weight_offset.view(rows.shape[:2]).to(inputs).unsqueeze(-1)
+    outputs = (weight @ inputs).flatten(0, 1)
     return outputs if solution.bias is None else outputs.add_(
         solution.bias.to(outputs).unsqueeze(1))

@@ -9,11 +9,7 @@ from torch import Tensor
 
 from mmbitsplit.calibration.capture import CallCapture, merge_samples
 from mmbitsplit.calibration.evidence import collect_evidence
-from mmbitsplit.calibration.input_scales import (
-    Candidate,
-    choose_candidate,
-    input_candidates,
-)
+from mmbitsplit.calibration.input_scales import choose_candidate, input_candidates
 from mmbitsplit.calibration.methods import Method
 from mmbitsplit.calibration.output_error import output_error
 from mmbitsplit.calibration.output_scales import search_output_qparams
@@ -23,11 +19,14 @@ from mmbitsplit.calibration.team import Team
 from mmbitsplit.functional import channel_ranges, round_weight, rows_to_weight, weight_scale
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import (
+    LayerGeometry,
     LayerPlan,
     LayerSolution,
     LayerStatistics,
+    QParams,
     RowStatistics,
     WeightSolution,
+    WeightSpec,
 )
 
 # Output channels are shared out by so many: matrix products give a row the same last bits in any
@@ -49,6 +48,7 @@ class Solved:
         rows: Positions looked at, over all processes.
         calls: Calls that they come from, over all processes.
         input_ranges: Of the layer's input in the quantized model, see ``channel_ranges``.
+        notes: For the report.
     """
 
     solution: LayerSolution
@@ -59,7 +59,8 @@ class Solved:
     sweeps: int
     rows: int
     calls: int
-    input_ranges: dict[str, Any]
+    input_ranges: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
@@ -95,24 +96,28 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
     with stopwatch('solve_codes'):
         scaled = best.weight(weight, geometry).to(evidence.x_sum.dtype)
         solved = _solve_in_shares(method, evidence, scaled, plan.weight.num_bits, team)
-    codes, scale, judged = solved.codes, solved.scale, output_error(
-        solved.codes, solved.scale, evidence, inputs, y, method, team)
-    plain_scale = weight_scale(scaled, plan.weight.num_bits, plan.weight.scale_search)
-    plain_codes = round_weight(scaled, plain_scale, plan.weight.num_bits)
-    plain = output_error(plain_codes, plain_scale, evidence, inputs, y, method, team)
+    judged = output_error(solved.weight, evidence, inputs, y, method, team)
+    rounded = plain_rounding(scaled, plan.weight)
+    plain = output_error(rounded.weight, evidence, inputs, y, method, team)
     guard_taken = method.guard and not judged.error <= plain.error  # NaN is no solution either
-    if guard_taken:
-        codes, scale, judged = plain_codes.to(torch.int8), plain_scale, plain
+    codes, judged = (rounded, plain) if guard_taken else (solved, judged)
     calls, sampled = map(sum, zip(*team.gather(
         (len(captures), sum(capture.patches.shape[-1] for capture in captures)))))
-    solution = _solution(codes, scale, judged.bias, best, layer, plan)
+    solution = layer_solution(codes, judged.bias, best.qparams, layer.bias, geometry, plan)
     if plan.output is not None:
         with stopwatch('solve_scales'):
             solution = replace(solution, output_qparams=search_output_qparams(
                 solution, best, captures, geometry, plan, team))
     return team.from_first(Solved(
-        solution, best.strength, judged.error,
-        plain.error, guard_taken, solved.num_sweeps, sampled, calls, ranges))
+        solution, best.strength, judged.error, plain.error, guard_taken, solved.num_sweeps,
+        sampled, calls, ranges, width_notes(codes, best.qparams)))
+
+
+def plain_rounding(weight: Tensor, spec: WeightSpec) -> WeightSolution:
+    """What the guard falls back to and every report compares with."""
+    scale = weight_scale(weight, spec.num_bits, spec.scale_search)
+    codes = round_weight(weight, scale, spec.num_bits)
+    return WeightSolution(codes.to(torch.int8), scale, torch.zeros_like(scale))
 
 
 def _solve_in_shares(method: Method, evidence: LayerStatistics | RowStatistics, weight: Tensor,
@@ -125,17 +130,43 @@ def _solve_in_shares(method: Method, evidence: LayerStatistics | RowStatistics, 
     names = ('y_sum', 'y') if isinstance(evidence, RowStatistics) else ('y_sum', 'cross', 'y_sq')
     mine = replace(evidence, **{name: getattr(evidence, name)[:, share] for name in names})
     parts = team.gather(solve(mine, weight[:, share], num_bits))
-    return WeightSolution(
-        *(torch.cat([getattr(part, name) for part in parts], 1)
-          for name in ('codes', 'scale', 'objective')),
-        num_sweeps=max(part.num_sweeps for part in parts))
+    joined = {name: torch.cat([getattr(part, name) for part in parts], 1)
+              for name in ('codes', 'scale', 'objective', 'offset', 'num_bits')
+              if getattr(parts[0], name) is not None}
+    return WeightSolution(**joined, num_sweeps=max(part.num_sweeps for part in parts))
 
 
-def _solution(codes: Tensor, scale: Tensor, bias: Tensor | None, candidate: Candidate,
-              layer: QuantizedLayer, plan: LayerPlan) -> LayerSolution:
-    total = layer.bias
-    if bias is not None:
-        total = bias.reshape(-1) + (0.0 if layer.bias is None else layer.bias.double())
-    return LayerSolution(rows_to_weight(codes, layer.geometry), plan.weight.num_bits,
-                         scale.reshape(-1).float(),
-                         None if total is None else total.detach().float(), candidate.qparams)
+def layer_solution(solved: WeightSolution, correction: Tensor | None, qparams: QParams | None,
+                   bias: Tensor | None, geometry: LayerGeometry, plan: LayerPlan) -> LayerSolution:
+    """Puts together what is written into a layer.
+
+    Args:
+        solved: Codes and scales.
+        correction: (G, M) of the bias, ``None`` for none.
+        qparams: Of the input, ``None`` for a float input.
+        bias: (out_channels,) of the float layer, or ``None``.
+        geometry, plan: Of the layer.
+    """
+    total = bias
+    if correction is not None:
+        total = correction.reshape(-1) + (0.0 if bias is None else bias.double())
+    num_bits = plan.weight.num_bits if solved.num_bits is None else int(solved.num_bits.max())
+    return LayerSolution(rows_to_weight(solved.codes, geometry), num_bits,
+                         solved.scale.reshape(-1).float(),
+                         None if total is None else total.detach().float(), qparams,
+                         None if solved.offset is None else solved.offset.reshape(-1).float())
+
+
+def width_notes(solved: WeightSolution, qparams: QParams | None) -> tuple[str, ...]:
+    """Says which widths the channels have, where they differ."""
+    notes = []
+    if solved.num_bits is not None:
+        bits = solved.num_bits
+        notes.append(f'weights have {int(bits.min())} to {int(bits.max())} bits a channel, '
+                     f'{float(bits.double().mean()):.2f} on average; the file packs all of them '
+                     f'with {int(bits.max())}')
+    if qparams is not None and qparams.channel_max is not None:
+        bits = (qparams.channel_max + 1).log2() + (qparams.quant_min < 0)
+        notes.append(f'inputs have {int(bits.min())} to {int(bits.max())} bits a channel, '
+                     f'{float(bits.double().mean()):.2f} on average')
+    return tuple(notes)

@@ -136,6 +136,7 @@ def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[s
         'estimated_bytes': run.report.estimated_bytes,
         'calibration': {**run.report.calibration, 'image_ids': run.data.image_ids},
         'versions': versions(), **({'untrained': True} if untrained else {}),
+        **({'refinement': run.report.refinement} if run.report.refinement else {}),
     }
 
 

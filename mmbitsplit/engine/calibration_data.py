@@ -15,6 +15,8 @@ from torch.utils.data import SequentialSampler, Subset
 from mmbitsplit.calibration import Team
 from mmbitsplit.structures import CalibrationSpec
 
+NUM_EXAMPLES = 8  # some layers are reached by some images only
+
 
 @dataclass(frozen=True)
 class CalibrationData:
@@ -89,6 +91,8 @@ def load_calibration_data(cfg: Config, spec: CalibrationSpec, evaluated: Sequenc
     Raises:
         ValueError: Fewer images than asked for, or images that are also evaluated on.
     """
+    if not spec.num_images:
+        return _examples(cfg, team or Team())
     dataset = DATASETS.build(calibration_dataset_config(cfg, spec))
     if hasattr(dataset, 'full_init'):
         dataset.full_init()
@@ -115,6 +119,27 @@ def load_calibration_data(cfg: Config, spec: CalibrationSpec, evaluated: Sequenc
     ids = [info.get('img_id', os.path.basename(path)) for info, path in zip(infos, paths)]
     return CalibrationData(list(loader), [', '.join(paths[share]) for share in shares], ids,
                            paths)
+
+
+def _examples(cfg: Config, team: Team) -> CalibrationData:
+    """Evaluation images to see how values flow, where nothing is calibrated on images.
+
+    Codes come from the weights alone then, so that no figure is flattered.
+    """
+    if cfg.get('test_dataloader') is None:
+        raise ValueError('quantization.calibration.num_images=0: the config has no '
+                         'test_dataloader to take an example from that shows how values flow '
+                         'through the model.')
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    if hasattr(dataset, 'full_init'):
+        dataset.full_init()
+    numbers = team.batches(min(len(dataset), NUM_EXAMPLES))
+    own = Subset(dataset, list(numbers))
+    loader = Runner.build_dataloader(dict(
+        dataset=own, batch_size=1, num_workers=0, drop_last=False,
+        sampler=SequentialSampler(own),
+        collate_fn=cfg.test_dataloader.get('collate_fn') or dict(type='pseudo_collate')))
+    return CalibrationData(list(loader), [f'example {number}' for number in numbers], [], [])
 
 
 def _collate(cfg: Config, spec: CalibrationSpec) -> Mapping[str, Any]:

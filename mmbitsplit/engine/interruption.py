@@ -68,7 +68,8 @@ def identity(model: nn.Module, cfg: Config, spec: QuantSpec, data: CalibrationDa
         'quantization': quantization, 'model': cfg.model.to_dict(),
         'data_preprocessor': cfg.get('data_preprocessor'),  # mmengine gives it to the model
         'weights': weights_digest(model),
-        'calibration set': calibration_dataset_config(cfg, spec.calibration),
+        'calibration set': calibration_dataset_config(cfg, spec.calibration)
+        if spec.calibration.num_images else None,
         'calibration images': data.image_ids, 'calibration files': files_digest(data.paths),
         'evaluation': evaluation, 'versions': versions(),
     }, default=str))

@@ -30,7 +30,9 @@ def check_data(cfg: Config, spec: CalibrationSpec) -> None:
         cfg: The whole config.
         spec: Where calibration images come from.
     """
-    parts = {'calibration set': calibration_dataset_config(cfg, spec)}
+    parts = {}
+    if spec.num_images:
+        parts['calibration set'] = calibration_dataset_config(cfg, spec)
     if cfg.get('test_dataloader') is not None:
         parts['evaluation set'] = cfg.test_dataloader.dataset
     for what, dataset in parts.items():

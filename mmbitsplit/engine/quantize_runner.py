@@ -9,7 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmbitsplit.calibration import Journal, build_method, calibrate, current_team
+from mmbitsplit.calibration import Journal, calibrate, current_team, read_request
 from mmbitsplit.engine.calibration_data import (
     CalibrationData,
     evaluated_files,
@@ -47,9 +47,7 @@ def read_spec(cfg: Config) -> QuantSpec:
     if cfg.get('quantization') is None:
         raise ValueError("The config has no 'quantization' dict; inherit one of "
                          'configs/_base_/quantization_*.py.')
-    spec = QuantSpec.from_dict(cfg.quantization.to_dict())
-    build_method(spec.method)
-    return spec
+    return read_request(cfg.quantization.to_dict())
 
 
 def prepare_data(runner: Runner, spec: QuantSpec) -> CalibrationData:
@@ -80,7 +78,8 @@ def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData,
     """
     model = bare_model(runner.model)
     float_bytes = tensor_bytes(model)
-    runner.logger.info('mmbitsplit: calibrating on %d images', len(data.paths))
+    runner.logger.info('mmbitsplit: calibrating on %s', f'{len(data.paths)} images'
+                       if spec.calibration.num_images else 'the weights alone')
     with progress_bar(runner.logger, shown=runner.rank == 0) as progress:
         prepared, report = calibrate(
             model, data.batches, spec, run=lambda model, batch: model.test_step(batch),

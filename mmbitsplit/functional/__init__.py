@@ -1,5 +1,12 @@
 """Pure tensor functions: quantizers, statistics, solvers. No module, no state, no model."""
 
+from mmbitsplit.functional.aciq import (
+    DISTRIBUTIONS,
+    allocate_bits,
+    clipping_constant,
+    correct_weights,
+    spread,
+)
 from mmbitsplit.functional.activation import (
     ActivationSamples,
     channel_scales,
@@ -18,6 +25,9 @@ from mmbitsplit.functional.bit_planes import split_bit_planes, stitch_bit_planes
 from mmbitsplit.functional.bitsplit import solve_bitsplit
 from mmbitsplit.functional.bitsplit_rows import solve_bitsplit_rows
 from mmbitsplit.functional.distributions import channel_ranges, code_histogram
+from mmbitsplit.functional.entropy import entropy_threshold
+from mmbitsplit.functional.error_feedback import feedback_factor
+from mmbitsplit.functional.joint_search import JointMinimum, powell_minimum, quadratic_minimum
 from mmbitsplit.functional.packing import pack_codes, unpack_codes
 from mmbitsplit.functional.patches import (
     apply_layer,
@@ -41,11 +51,14 @@ from mmbitsplit.functional.statistics import (
 )
 
 __all__ = [
-    'ActivationSamples', 'add_ridge', 'apply_layer', 'bias_correction', 'center', 'channel_dim',
-    'channel_ranges', 'channel_scales', 'code_histogram', 'code_range', 'default_ridge',
-    'dequantize', 'fake_quantize', 'gather_outputs', 'gather_patches', 'interpolate_scales',
-    'layer_statistics', 'output_size', 'pack_codes', 'per_input', 'product_input',
+    'ActivationSamples', 'DISTRIBUTIONS', 'JointMinimum', 'add_ridge', 'allocate_bits',
+    'apply_layer', 'bias_correction', 'center', 'channel_dim', 'channel_ranges',
+    'channel_scales', 'clipping_constant', 'code_histogram', 'code_range', 'correct_weights',
+    'default_ridge', 'dequantize', 'entropy_threshold', 'fake_quantize', 'feedback_factor',
+    'gather_outputs', 'gather_patches', 'interpolate_scales', 'layer_statistics', 'output_size',
+    'pack_codes', 'per_input', 'powell_minimum', 'product_input', 'quadratic_minimum',
     'quadratic_objective', 'quantization_error', 'quantize', 'rescale_inputs', 'round_weight',
     'rows_to_weight', 'search_qparams', 'solve_bitsplit', 'solve_bitsplit_rows',
-    'split_bit_planes', 'stitch_bit_planes', 'unpack_codes', 'weight_rows', 'weight_scale',
+    'split_bit_planes', 'spread', 'stitch_bit_planes', 'unpack_codes', 'weight_rows',
+    'weight_scale',
 ]

@@ -10,40 +10,38 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mmbitsplit.functional.aciq import allocate_bits, spread
 from mmbitsplit.functional.affine import code_range
+from mmbitsplit.functional.input_ranges import (
+    ACIQ,
+    RANGE_SEARCHES,
+    ActivationSamples,
+    input_range,
+)
 from mmbitsplit.functional.round_trip import round_trip_errors
 from mmbitsplit.structures import QParams
 
 # Asymmetric codes must cut the squared error of signed ones by this much to be chosen by
 # 'auto': a zero point costs runtimes an extra sum a product.
 ASYMMETRIC_GAIN = 0.9
-SAMPLES_FOR_TENSOR = 1 << 19  # values that the search for one scale looks at, about
-
-
-@dataclass(frozen=True)
-class ActivationSamples:
-    """What a scale search looks at.
-
-    Args:
-        values: (C, S) sampled inputs of the layer.
-        low, high: (C,) smallest and largest input over everything seen, not only the samples.
-    """
-
-    values: Tensor
-    low: Tensor
-    high: Tensor
+MOST_SAMPLES_FOR_NORM = 1 << 18  # elements; other norms than 2 have no compiled loop
 
 
 def search_qparams(samples: ActivationSamples, num_bits: int, *, symmetry: str = 'auto',
-                   per_channel: bool = False, search: str = 'mse') -> QParams:
-    """Minimises ``||x - fake_quantize(x)||^2`` over scale and zero point (paper, Eq. 11).
+                   per_channel: bool = False, search: str = 'mse', norm: float = 3.0,
+                   bit_allocation: str = 'uniform') -> QParams:
+    """Finds scale and zero point: by default of least ``||x - fake_quantize(x)||^2`` (Eq. 11).
 
     Args:
         samples: Inputs of the layer.
         num_bits: 2 to 8.
         symmetry: ``'unsigned'``, ``'signed'``, ``'asymmetric'`` or ``'auto'``.
         per_channel: One scale a channel instead of one for all.
-        search: ``'mse'``, or ``'minmax'`` for the range seen.
+        search: ``'mse'``; ``'lp'`` for another norm of the error; ``'minmax'`` for the range
+            seen; ``'kl'``, ``'aciq_gauss'``, ``'aciq_laplace'``, see ``input_range``.
+        norm: p of ``search='lp'``.
+        bit_allocation: ``'aciq'`` gives channels with a scale of their own widths of their own,
+            ``num_bits`` on average (``aciq.allocate_bits``).
 
     Returns:
         Parameters of shape (C,) or (1,), ``unit=False``.
@@ -51,25 +49,65 @@ def search_qparams(samples: ActivationSamples, num_bits: int, *, symmetry: str =
     Raises:
         ValueError: Negative inputs with ``symmetry='unsigned'``.
     """
-    view = samples if per_channel else _pooled(samples)
-    lowest = float(samples.low.min())
+    view = samples if per_channel else samples.pooled()
+    search = Search(search, norm)
+    symmetry, found = _choose_symmetry(view, num_bits, symmetry, search)
+    if per_channel and bit_allocation == 'aciq':
+        return _search_mixed(view, num_bits, symmetry, search)
+    return found or _search(view, num_bits, symmetry, search)
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a scale is found; see ``search_qparams``."""
+
+    kind: str = 'mse'
+    norm: float = 3.0
+
+
+def _choose_symmetry(view: ActivationSamples, num_bits: int, symmetry: str, search: Search,
+                     ) -> tuple[str, QParams | None]:
+    """Resolves ``'auto'``; also returns the parameters where that took finding them."""
+    lowest = float(view.low.min())
     if symmetry == 'unsigned' and lowest < 0:
         raise ValueError(f"symmetry='unsigned', but the layer's input reaches {lowest:.4g}; use "
                          "'signed', 'asymmetric' or 'auto'.")
-    if symmetry == 'auto':
-        if lowest >= 0:
-            return _search_symmetric(view, num_bits, False, search)
-        signed = _search_symmetric(view, num_bits, True, search)
-        asymmetric = _search_asymmetric(view, num_bits, search)
-        gain = quantization_error(view.values, asymmetric).sum() \
-            / quantization_error(view.values, signed).sum()
-        return asymmetric if gain < ASYMMETRIC_GAIN else signed
+    if symmetry != 'auto':
+        return symmetry, None
+    if lowest >= 0:
+        return 'unsigned', None
+    if search.kind == 'kl':  # one threshold around zero
+        return 'signed', None
+    found = {one: _search(view, num_bits, one, search) for one in ('signed', 'asymmetric')}
+    errors = {one: quantization_error(view.values, qparams).sum()
+              for one, qparams in found.items()}
+    best = 'asymmetric' if errors['asymmetric'] / errors['signed'] < ASYMMETRIC_GAIN else 'signed'
+    return best, found[best]
+
+
+def _search(view: ActivationSamples, num_bits: int, symmetry: str, search: Search) -> QParams:
     if symmetry == 'asymmetric':
         return _search_asymmetric(view, num_bits, search)
     return _search_symmetric(view, num_bits, symmetry == 'signed', search)
 
 
-def channel_scales(samples: ActivationSamples, tensor: QParams, search: str = 'mse') -> Tensor:
+def _search_mixed(view: ActivationSamples, num_bits: int, symmetry: str, search: Search) -> QParams:
+    """One scale and one width a channel; channels of a width are searched together."""
+    distribution = ACIQ.get(search.kind, 'gauss')
+    widths = allocate_bits(spread(view.values, distribution, rectified=symmetry == 'unsigned',
+                                  centred=symmetry == 'asymmetric'), num_bits)
+    scale, zero_point, channel_max = (torch.empty_like(view.high) for _ in range(3))
+    for width in widths.unique().tolist():
+        chosen = widths == width
+        found = _search(view.channels(chosen), width, symmetry, search)
+        scale[chosen], zero_point[chosen] = found.scale, found.zero_point
+        channel_max[chosen] = found.quant_max
+    return QParams(scale, zero_point, found.quant_min, found.quant_max, unit=False,
+                   channel_max=channel_max)
+
+
+def channel_scales(samples: ActivationSamples, tensor: QParams, search: str = 'mse',
+                   norm: float = 3.0) -> Tensor:
     """Finds one scale a channel for the codes and the zero point of a per-tensor quantizer.
 
     ECAQ moves the scales into the weights, after which one zero point must serve all channels.
@@ -77,19 +115,23 @@ def channel_scales(samples: ActivationSamples, tensor: QParams, search: str = 'm
     Args:
         samples: Inputs of the layer.
         tensor: The per-tensor quantizer.
-        search: ``'mse'`` or ``'minmax'``.
+        search, norm: See ``search_qparams``.
 
     Returns:
         (C,) scales; a channel that is zero everywhere gets the per-tensor scale.
     """
+    low, high = samples.low, samples.high
+    if search in RANGE_SEARCHES:
+        symmetry = 'signed' if tensor.quant_min < 0 else \
+            'asymmetric' if bool(tensor.zero_point.any()) else 'unsigned'
+        low, high = input_range(samples, _bits(tensor), symmetry, search)
     low_room = tensor.zero_point - tensor.quant_min  # codes below zero
     high_room = tensor.quant_max - tensor.zero_point
     needed = torch.maximum(
-        torch.where(low_room > 0, -samples.low / low_room.clamp(min=1), 0.0),
-        torch.where(high_room > 0, samples.high / high_room.clamp(min=1), 0.0))
-    alive = needed > 0
-    top = torch.where(alive, needed, tensor.scale)
-    if search == 'minmax':
+        torch.where(low_room > 0, -low / low_room.clamp(min=1), 0.0),
+        torch.where(high_room > 0, high / high_room.clamp(min=1), 0.0))
+    top = torch.where(needed > 0, needed, tensor.scale)
+    if search in RANGE_SEARCHES:
         return top
 
     def qparams(scale: Tensor) -> QParams:
@@ -97,7 +139,7 @@ def channel_scales(samples: ActivationSamples, tensor: QParams, search: str = 'm
                        tensor.quant_max)
 
     return _search_factor(samples.values, lambda factor: qparams(top * factor), top,
-                          _bits(tensor)).scale
+                          _bits(tensor), Search(search, norm)).scale
 
 
 def interpolate_scales(tensor_scale: Tensor, channel_scale: Tensor, strength: float) -> Tensor:
@@ -111,30 +153,30 @@ def quantization_error(values: Tensor, qparams: QParams) -> Tensor:
                                    zero_point=qparams.zero_point.unsqueeze(0)))[0]
 
 
-def _pooled(samples: ActivationSamples) -> ActivationSamples:
-    """As of one channel; of many channels fewer positions say as much about one scale."""
-    every = max(1, samples.values.numel() // SAMPLES_FOR_TENSOR)
-    return ActivationSamples(samples.values[:, ::every].contiguous(),
-                             samples.low.min().reshape(1), samples.high.max().reshape(1))
-
-
-def _search_symmetric(samples: ActivationSamples, num_bits: int, signed: bool, search: str,
+def _search_symmetric(samples: ActivationSamples, num_bits: int, signed: bool, search: Search,
                       ) -> QParams:
     smallest, largest = code_range(num_bits, signed=signed)
-    top = torch.maximum(samples.high, -samples.low) if signed else samples.high
+    low, high = samples.low, samples.high
+    if search.kind in RANGE_SEARCHES:
+        low, high = input_range(samples, num_bits, 'signed' if signed else 'unsigned', search.kind)
+    top = torch.maximum(high, -low) if signed else high
     top = torch.where(top > 0, top, 1.0) / largest  # (C,)
 
     def qparams(scale: Tensor) -> QParams:
         return QParams(scale, torch.zeros_like(scale), smallest, largest, unit=False)
 
-    if search == 'minmax':
+    if search.kind in RANGE_SEARCHES:
         return qparams(top)
-    return _search_factor(samples.values, lambda factor: qparams(top * factor), top, num_bits)
+    return _search_factor(samples.values, lambda factor: qparams(top * factor), top, num_bits,
+                          search)
 
 
-def _search_asymmetric(samples: ActivationSamples, num_bits: int, search: str) -> QParams:
+def _search_asymmetric(samples: ActivationSamples, num_bits: int, search: Search) -> QParams:
     smallest, largest = code_range(num_bits, signed=False)
-    low, high = samples.low.clamp(max=0), samples.high.clamp(min=0)
+    low, high = samples.low, samples.high
+    if search.kind in RANGE_SEARCHES:
+        low, high = input_range(samples, num_bits, 'asymmetric', search.kind)
+    low, high = low.clamp(max=0), high.clamp(min=0)
     high = torch.where(high > low, high, low + 1)
 
     def qparams(low_factor: Tensor, high_factor: Tensor) -> QParams:
@@ -144,21 +186,24 @@ def _search_asymmetric(samples: ActivationSamples, num_bits: int, search: str) -
         return QParams(scale, zero_point, smallest, largest, unit=False)
 
     low_factor = high_factor = torch.ones_like(high)
-    if search == 'minmax':
+    if search.kind in RANGE_SEARCHES:
         return qparams(low_factor, high_factor)
     for _ in range(2):  # one end, then the other, twice: the two hardly depend on each other
         high_factor = _best_factor(samples.values, functools.partial(qparams, low_factor), high,
-                                   num_bits)
+                                   num_bits, search)
         low_factor = _best_factor(
-            samples.values, functools.partial(qparams, high_factor=high_factor), high, num_bits)
+            samples.values, functools.partial(qparams, high_factor=high_factor), high, num_bits,
+            search)
     return qparams(low_factor, high_factor)
 
 
-def _search_factor(values: Tensor, qparams_at, like: Tensor, num_bits: int) -> QParams:
-    return qparams_at(_best_factor(values, qparams_at, like, num_bits))
+def _search_factor(values: Tensor, qparams_at, like: Tensor, num_bits: int, search: Search,
+                   ) -> QParams:
+    return qparams_at(_best_factor(values, qparams_at, like, num_bits, search))
 
 
-def _best_factor(values: Tensor, qparams_at, like: Tensor, num_bits: int) -> Tensor:
+def _best_factor(values: Tensor, qparams_at, like: Tensor, num_bits: int, search: Search,
+                 ) -> Tensor:
     """Grid search from coarse to fine over the part of the range that is kept, a channel each.
 
     Args:
@@ -166,10 +211,14 @@ def _best_factor(values: Tensor, qparams_at, like: Tensor, num_bits: int) -> Ten
         qparams_at: Maps (F, C) factors, F candidates, to quantization parameters.
         like: (C,), for dtype and device.
         num_bits: Few bits want a smaller part of the range.
+        search: ``'mse'`` or ``'lp'``.
 
     Returns:
-        (C,) factors of least squared error.
+        (C,) factors of least error.
     """
+    norm = search.norm if search.kind == 'lp' else 2.0
+    if norm != 2:
+        values = values[:, ::-(-values.numel() // MOST_SAMPLES_FOR_NORM)]
     best = torch.ones_like(like)
     lowest = {2: 0.05, 3: 0.1, 4: 0.15}.get(num_bits, 0.25)
     half_width = (1.0 - lowest) / 2
@@ -177,7 +226,7 @@ def _best_factor(values: Tensor, qparams_at, like: Tensor, num_bits: int) -> Ten
     for steps in (17, 9, 9):
         offsets = torch.linspace(-half_width, half_width, steps).to(like).view(-1, 1)
         factors = torch.cat([best.unsqueeze(0), (center + offsets).clamp(lowest, 1.0)])  # (F, C)
-        errors = _errors(values, qparams_at(factors))
+        errors = _errors(values, qparams_at(factors), norm)
         if like.numel() == 1:  # one scale for all channels
             errors = errors.mean(1, keepdim=True)
         best = factors.gather(0, errors.argmin(0, keepdim=True))[0]
@@ -185,11 +234,11 @@ def _best_factor(values: Tensor, qparams_at, like: Tensor, num_bits: int) -> Ten
     return best
 
 
-def _errors(values: Tensor, qparams: QParams) -> Tensor:
-    """Mean squared errors of candidates: values (C, S), scales (F, C) or (F, 1), to (F, C)."""
-    low, high = (bound - qparams.zero_point for bound in (qparams.quant_min, qparams.quant_max))
-    return round_trip_errors(values, *(part.to(values) for part in (qparams.scale, low, high))
-                             ) / values.shape[1]
+def _errors(values: Tensor, qparams: QParams, norm: float = 2.0) -> Tensor:
+    """Mean powers of errors of candidates: values (C, S), scales (F, C) or (F, 1), to (F, C)."""
+    low, high = (bound - qparams.zero_point for bound in qparams.limits())
+    return round_trip_errors(values, *(part.to(values) for part in (qparams.scale, low, high)),
+                             norm) / values.shape[1]
 
 
 def _bits(qparams: QParams) -> int:

@@ -33,8 +33,8 @@ def quantize(x: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
         Codes in [quant_min, quant_max], shape and dtype of ``x``; ties go to the even code.
     """
     scale, zero_point = _aligned(x, qparams, channel_dim)
-    codes = torch.div(x, scale).round_()
-    return codes.add_(zero_point).clamp_(qparams.quant_min, qparams.quant_max)
+    low, high = (_view(bound, x, channel_dim) for bound in qparams.limits())
+    return torch.div(x, scale).round_().add_(zero_point).clamp_(low, high)
 
 
 def dequantize(codes: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
@@ -58,8 +58,8 @@ def product_input(x: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
     """
     scale, zero_point = _aligned(x, qparams, channel_dim)
     # Zero points are whole: clamping first and leaving them out gives the same codes.
-    scale, low, high = torch.broadcast_tensors(
-        scale, qparams.quant_min - zero_point, qparams.quant_max - zero_point)
+    low, high = (_view(bound, x, channel_dim) - zero_point for bound in qparams.limits())
+    scale, low, high = torch.broadcast_tensors(scale, low, high)
     last = channel_dim in (-1, x.dim() - 1)
     if not x.is_contiguous() or not x.numel() or (last and scale.numel() > 1):
         codes = torch.div(x, scale).round_().clamp_(low, high)  # keeps the strides of x
@@ -71,6 +71,10 @@ def product_input(x: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
 
 def _aligned(x: Tensor, qparams: QParams, channel_dim: int) -> tuple[Tensor, Tensor]:
     """Views scale and zero point so that they broadcast along ``channel_dim`` of ``x``."""
+    return _view(qparams.scale, x, channel_dim), _view(qparams.zero_point, x, channel_dim)
+
+
+def _view(values: Tensor, x: Tensor, channel_dim: int) -> Tensor:
     shape = [1] * x.dim()
     shape[channel_dim] = -1
-    return (qparams.scale.to(x).view(shape), qparams.zero_point.to(x).view(shape))
+    return values.to(x).view(shape)

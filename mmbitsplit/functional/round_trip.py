@@ -22,27 +22,31 @@ def round_rows(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return shaped.clamp_(low.unsqueeze(1), high.unsqueeze(1)).flatten(0, 1)
 
 
-def round_trip_errors(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Returns sums over rows of ``(x - scale * clamp(round(x / scale), low, high))^2``.
+def round_trip_errors(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, norm: float = 2.0,
+                      ) -> Tensor:
+    """Returns sums over rows of ``|x - scale * clamp(round(x / scale), low, high)|^norm``.
 
     Args:
         x: (R, L).
         scale, low, high: (F, C) of the dtype of ``x``, R a multiple of C: candidate f gives row
             r its ``r % C``-th scale.
+        norm: At least 1; there is a compiled loop for 2.
 
     Returns:
         (F, R) float64.
     """
-    if _compiled(x):
+    if norm == 2 and _compiled(x):
         from mmbitsplit.functional.compiled import round_trip_errors as compiled_errors
         return compiled_errors(x, scale.contiguous(), low.contiguous(), high.contiguous())
-    return torch.stack([_errors(x, *candidate) for candidate in zip(scale, low, high)])
+    return torch.stack([_errors(x, *candidate, norm) for candidate in zip(scale, low, high)])
 
 
-def _errors(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _errors(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, norm: float) -> Tensor:
     steps = scale.repeat(x.shape[0] // scale.numel()).unsqueeze(1)
     codes = round_rows(x, scale, low, high)
-    return codes.mul_(steps).sub_(x).square_().sum(1, dtype=torch.float64)
+    errors = codes.mul_(steps).sub_(x)
+    errors = errors.square_() if norm == 2 else errors.abs_().pow_(norm)
+    return errors.sum(1, dtype=torch.float64)
 
 
 def small_integers(x: Tensor, middle: int) -> tuple[Tensor, Tensor]:

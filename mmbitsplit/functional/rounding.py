@@ -1,4 +1,4 @@
-"""Plain rounding of weights: the scale search by min/max and by mean squared error."""
+"""Plain rounding of weights: the scale search by min/max, squared error or another norm."""
 
 import torch
 from torch import Tensor
@@ -8,8 +8,7 @@ from mmbitsplit.functional.round_trip import round_trip_errors
 
 COARSE, FINE = 16, 9  # grid points of the search, the second time around the best of the first
 
-
-def weight_scale(weight: Tensor, num_bits: int, search: str = 'mse') -> Tensor:
+def weight_scale(weight: Tensor, num_bits: int, search: str = 'mse', norm: float = 3.0) -> Tensor:
     """Finds one scale an output channel for symmetric rounding.
 
     Minimises ``||weight - scale * codes||^2`` over the scale for ``search='mse'``: a grid of
@@ -19,7 +18,9 @@ def weight_scale(weight: Tensor, num_bits: int, search: str = 'mse') -> Tensor:
     Args:
         weight: (..., N) real weights, one output channel a row.
         num_bits: 2 to 8.
-        search: ``'mse'`` or ``'minmax'``.
+        search: ``'mse'``, ``'minmax'``, or ``'lp'`` for the least p-norm of the errors (the grid
+            alone; there is no closed form).
+        norm: p of ``search='lp'``.
 
     Returns:
         (...) positive scales, real units a code step; 1 for an all-zero row.
@@ -37,9 +38,12 @@ def weight_scale(weight: Tensor, num_bits: int, search: str = 'mse') -> Tensor:
         factors = (best + offsets.to(weight).unsqueeze(1)).clamp(max=1.0)  # (F, rows)
         candidates = factors * flat
         bound = torch.full_like(candidates, largest)
-        errors = round_trip_errors(rows, candidates, -bound, bound)
+        errors = round_trip_errors(rows, candidates, -bound, bound,
+                                   norm if search == 'lp' else 2.0)
         best = factors.gather(0, errors.argmin(0, keepdim=True))[0]
     best = (best * flat).view(scale.shape)
+    if search == 'lp':
+        return best
     codes = round_weight(weight, best, num_bits)
     energy = codes.square().sum(-1)
     return torch.where(energy > 0, (codes * weight).sum(-1) / energy.clamp(min=1), best)

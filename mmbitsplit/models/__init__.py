@@ -11,8 +11,8 @@ from mmbitsplit.models.convert import (
 from mmbitsplit.models.dataflow import DataFlow, layer_input, watch
 from mmbitsplit.models.geometry import layer_geometry, layer_kind
 from mmbitsplit.models.quantized_layers import QuantizedLayer
-from mmbitsplit.models.roles import check_request
+from mmbitsplit.models.roles import check_request, layer_role
 
 __all__ = ['DataFlow', 'PreparedModel', 'QuantizedLayer', 'apply', 'check_request', 'describe',
-           'layer_geometry', 'layer_input', 'layer_kind', 'prepare', 'quantized_layers',
-           'rebuild', 'watch']
+           'layer_geometry', 'layer_input', 'layer_kind', 'layer_role', 'prepare',
+           'quantized_layers', 'rebuild', 'watch']

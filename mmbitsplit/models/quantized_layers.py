@@ -26,7 +26,9 @@ class QuantizedLayer(nn.Module):
     ``input_zero_point`` are its state, and the output is ``weight_scale * (codes * x) + bias``
     with x the input's codes less zero point (per-tensor, ECAQ) or its dequantized values
     (per-channel), computed in float. Where the output is quantized too, ``output_scale`` and
-    ``output_zero_point`` (1,) are state, and the output is rounded to their grid. In a state
+    ``output_zero_point`` (1,) are state, and the output is rounded to their grid. Some methods
+    add ``weight_offset`` (out_channels,) to every weight of an output channel, or give the
+    channels of the input widths of their own, whose largest codes are ``input_max``. In a state
     dict the codes stand bit-packed, one row an output channel (``functional.pack_codes``).
 
     Args:
@@ -78,6 +80,9 @@ class QuantizedLayer(nn.Module):
         self._set_buffer('weight_scale', solution.weight_scale.to(device, torch.float32))
         self.bias = None if solution.bias is None else nn.Parameter(
             solution.bias.to(device, dtype), requires_grad=False)
+        self._buffers.pop('weight_offset', None)
+        if solution.weight_offset is not None:
+            self._set_buffer('weight_offset', solution.weight_offset.to(device, torch.float32))
         self._set_qparams('input', solution.qparams)
         self._set_qparams('output', solution.output_qparams)
         self._refresh()
@@ -90,6 +95,10 @@ class QuantizedLayer(nn.Module):
         for side, (quant_min, quant_max, unit) in self._ranges.items():
             row[side] = {'size': self._buffers[f'{side}_scale'].numel(), 'quant_min': quant_min,
                          'quant_max': quant_max, 'unit': unit}
+        if 'input_max' in self._buffers:
+            row['input']['mixed'] = True
+        if 'weight_offset' in self._buffers:
+            row['weight_offset'] = True
         return row
 
     def expect(self, row: dict[str, Any]) -> None:
@@ -110,6 +119,8 @@ class QuantizedLayer(nn.Module):
         self.num_bits = row['num_bits']
         self._set_buffer('codes', torch.zeros(shape, dtype=torch.int8, device=device))
         self._set_buffer('weight_scale', torch.ones(channels, device=device))
+        if row.get('weight_offset'):
+            self._set_buffer('weight_offset', torch.zeros(channels, device=device))
         self.bias = nn.Parameter(
             torch.zeros(channels, device=device, dtype=self.weight.dtype),
             requires_grad=False) if row['bias'] else None
@@ -119,7 +130,8 @@ class QuantizedLayer(nn.Module):
                 size = values['size']
                 self._set_qparams(side, QParams(
                     torch.ones(size), torch.zeros(size), values['quant_min'],
-                    values['quant_max'], values['unit']))
+                    values['quant_max'], values['unit'],
+                    torch.zeros(size) if values.get('mixed') else None))
         self._refresh()
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -142,11 +154,14 @@ class QuantizedLayer(nn.Module):
     def _set_qparams(self, side: str, qparams: QParams | None) -> None:
         """Makes state of the quantization of the ``'input'`` or ``'output'``."""
         self._ranges.pop(side, None)
+        self._buffers.pop(f'{side}_max', None)
         if qparams is not None:
             device = self.weight.device
             self._set_buffer(f'{side}_scale', qparams.scale.to(device, torch.float32))
             self._set_buffer(f'{side}_zero_point', qparams.zero_point.to(device, torch.int32))
             self._ranges[side] = (qparams.quant_min, qparams.quant_max, qparams.unit)
+            if qparams.channel_max is not None:
+                self._set_buffer(f'{side}_max', qparams.channel_max.to(device, torch.uint8))
 
     def _set_buffer(self, name: str, value: Tensor) -> None:
         self._buffers.pop(name, None)
@@ -155,16 +170,18 @@ class QuantizedLayer(nn.Module):
     def _refresh(self) -> None:
         """Derives what ``forward`` uses from the state: the weight on the product's scale."""
         rows = weight_rows(self.codes, self.geometry).to(torch.float32)
-        scale = self.weight_scale.view(rows.shape[0], rows.shape[1], 1)
+        rows = rows * self.weight_scale.view(rows.shape[0], rows.shape[1], 1)
+        if 'weight_offset' in self._buffers:
+            rows += self.weight_offset.view(rows.shape[0], rows.shape[1], 1)
         self._parameters.pop('weight', None)
         self._buffers.pop('weight', None)
-        self.register_buffer('weight', rows_to_weight(rows * scale, self.geometry),
-                             persistent=False)
+        self.register_buffer('weight', rows_to_weight(rows, self.geometry), persistent=False)
         self._refresh_qparams()
 
     def _refresh_qparams(self) -> None:
         found = {side: QParams(self._buffers[f'{side}_scale'],
-                               self._buffers[f'{side}_zero_point'], *values)
+                               self._buffers[f'{side}_zero_point'], *values,
+                               channel_max=self._buffers.get(f'{side}_max'))
                  for side, values in self._ranges.items()}
         self.qparams, self.output_qparams = found.get('input'), found.get('output')
 

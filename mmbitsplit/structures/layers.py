@@ -110,6 +110,9 @@ class QParams:
         unit: ``True`` when codes enter the product with unit scale because the scale was moved
             into the weights (per-tensor and ECAQ); ``False`` for per-channel, where the
             dequantized values enter.
+        channel_max: (C,) holding integers: largest code of each channel, where channels differ in
+            width; ``None`` where all have ``quant_max``. Where ``quant_min`` is negative, a
+            channel's smallest code is one further from zero than its largest.
     """
 
     scale: Tensor
@@ -117,6 +120,15 @@ class QParams:
     quant_min: int
     quant_max: int
     unit: bool = True
+    channel_max: Tensor | None = None
+
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest code, (1,) or (C,), on the device of the scale."""
+        if self.channel_max is None:
+            return tuple(torch.full_like(self.scale[:1], bound)
+                         for bound in (self.quant_min, self.quant_max))
+        high = self.channel_max.to(self.scale)
+        return (-high - 1 if self.quant_min < 0 else torch.zeros_like(high)), high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +208,8 @@ class WeightSolution:
         objective: (G, M) sum of squared output errors over the statistics it was solved on.
         num_sweeps: Sweeps over all columns that the descent took.
         history: Total objective before and after every fit of the scales, the start's first.
+        offset: (G, M) real number added to every weight of a channel, ``None`` for none.
+        num_bits: (G, M) width of each channel's codes, where channels differ.
     """
 
     codes: Tensor
@@ -203,6 +217,14 @@ class WeightSolution:
     objective: Tensor
     num_sweeps: int = 0
     history: tuple[float, ...] = ()
+    offset: Tensor | None = None
+    num_bits: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """(G, M, N) what the layer multiplies by."""
+        weight = self.codes.to(self.scale) * self.scale.unsqueeze(-1)
+        return weight if self.offset is None else weight + self.offset.unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -211,12 +233,14 @@ class LayerSolution:
 
     Args:
         codes: int8, shape of the layer's weight.
-        num_bits: Width of a code.
+        num_bits: Width of a code; of the widest channel's where channels differ.
         weight_scale: (out_channels,) float32; multiplies integer products (``unit`` inputs) or
             products with real inputs.
         bias: (out_channels,) float32 or ``None``.
         qparams: Input quantization, ``None`` for a float input.
         output_qparams: Output quantization, ``None`` for a float output.
+        weight_offset: (out_channels,) float32 added to every weight of a channel on the scale of
+            ``weight_scale``, ``None`` for none. It costs a runtime the sum of the inputs.
     """
 
     codes: Tensor
@@ -225,6 +249,7 @@ class LayerSolution:
     bias: Tensor | None
     qparams: QParams | None
     output_qparams: QParams | None = None
+    weight_offset: Tensor | None = None
 
 
 @dataclass
@@ -270,6 +295,7 @@ class QuantizationReport:
         method: The method's options.
         peak_rss_bytes: Most memory that this process ever held.
         estimated_bytes: What the calibration was expected to add to what was held before.
+        refinement: What a method that refines the whole model says of that, else empty.
     """
 
     layers: list[LayerReport]
@@ -280,6 +306,7 @@ class QuantizationReport:
     method: dict[str, Any]
     peak_rss_bytes: int
     estimated_bytes: int
+    refinement: dict[str, Any] = field(default_factory=dict)
 
 
 def summary(values: Tensor) -> tuple[float, float]:

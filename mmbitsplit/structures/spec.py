@@ -1,6 +1,7 @@
 """What the user asks for: bits, modes, method, calibration. One definition of every option."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,8 @@ from mmbitsplit.structures.options import check_choice, from_mapping
 
 MIN_BITS, MAX_BITS = 2, 8
 SCALE_SEARCHES = ('mse', 'minmax')
+ACTIVATION_SEARCHES = ('mse', 'minmax', 'kl', 'aciq_gauss', 'aciq_laplace', 'lp')
+BIT_ALLOCATIONS = ('uniform', 'aciq')
 ACTIVATION_MODES = ('per_tensor', 'per_channel', 'ecaq')
 PLACEMENTS = ('inputs', 'deploy')
 SYMMETRIES = ('auto', 'unsigned', 'signed', 'asymmetric')
@@ -53,7 +56,8 @@ class ActivationSpec:
             ``'ecaq'``: one scale a channel, moved into the weights (paper, section 3.2).
         symmetry: ``'unsigned'``, ``'signed'``, ``'asymmetric'``, or ``'auto'``: unsigned where
             no negative value was seen, else signed or asymmetric, whichever has less error.
-        scale_search: ``'mse'`` (paper, Eq. 11) or ``'minmax'``.
+        scale_search: ``'mse'`` (paper, Eq. 11), ``'minmax'``, ``'kl'`` (TensorRT's entropy),
+            ``'aciq_gauss'`` and ``'aciq_laplace'`` (analytic clipping), ``'lp'`` (p-norm).
         strength: How far ECAQ goes from one scale a tensor (0) to one a channel (1);
             ``'auto'`` chooses it per layer on the layer's output error.
         placement: ``'inputs'`` quantizes what enters layers. ``'deploy'`` also quantizes, with
@@ -62,6 +66,10 @@ class ActivationSpec:
             runtimes run a convolution in integers only between quantizers; raw outputs and
             layers with float inputs are left out.
         output_bits: Width of those outputs' codes, 2 to 8.
+        norm: p of ``scale_search='lp'``, at least 1.
+        bit_allocation: ``'aciq'`` gives each channel a width of its own, from 2 to 8 bits and
+            ``num_bits`` on average, where ``mode`` gives it a scale of its own
+            (``'per_channel'``); in other modes all channels keep ``num_bits``.
     """
 
     num_bits: int | None = 8
@@ -73,19 +81,27 @@ class ActivationSpec:
     # Not num_bits: fewer than 8 save nothing in a runtime and cost accuracy before additions
     # (CIFAR ResNet-20, three seeds: W4A4 80.6 % with 8, 79.6 % with 4; W3A3 79.1 % and 76.0 %).
     output_bits: int = 8
+    norm: float = 3.0
+    bit_allocation: str = 'uniform'
 
     def __post_init__(self):
         if self.num_bits is not None:
             check_bits('num_bits', self.num_bits)
         check_choice('mode', self.mode, ACTIVATION_MODES)
         check_choice('symmetry', self.symmetry, SYMMETRIES)
-        check_choice('scale_search', self.scale_search, SCALE_SEARCHES)
+        check_choice('scale_search', self.scale_search, ACTIVATION_SEARCHES)
+        check_choice('bit_allocation', self.bit_allocation, BIT_ALLOCATIONS)
         check_choice('placement', self.placement, PLACEMENTS)
         check_bits('output_bits', self.output_bits)
         if self.placement == 'deploy' and self.mode == 'per_channel':
             raise ValueError("placement='deploy' is not supported with mode='per_channel', which "
                              "no runtime computes in integers; use mode='ecaq' or 'per_tensor', "
                              "or placement='inputs'.")
+        if self.scale_search == 'kl' and self.symmetry == 'asymmetric':
+            raise ValueError("scale_search='kl' finds one threshold around zero; symmetry must "
+                             "be 'auto', 'unsigned' or 'signed', not 'asymmetric'.")
+        if not (_is_number(self.norm) and 1 <= self.norm < math.inf):
+            raise ValueError(f'norm={self.norm!r} is not supported; allowed are numbers from 1.')
         if self.strength != 'auto' and not (_is_number(self.strength) and 0 <= self.strength <= 1):
             raise ValueError(f"strength={self.strength!r} is not supported; allowed are 'auto' "
                              'or a number from 0 to 1.')
@@ -115,7 +131,8 @@ class CalibrationSpec:
     """Which images are shown to the model, and how much of each layer is looked at.
 
     Args:
-        num_images: Number of calibration images, at least 1.
+        num_images: Number of calibration images. 0 chooses codes from the weights alone: no input
+            may be quantized then, and the method must be one that looks at no image.
         seed: Chooses the images and the sampled positions.
         batch_size: Images of one forward; detectors take images of different shapes, hence 1.
         rows_per_layer: Sampled output positions of a layer over all images.
@@ -135,7 +152,7 @@ class CalibrationSpec:
     dataloader: Mapping[str, Any] | None = None
 
     def __post_init__(self):
-        for name, least in (('num_images', 1), ('batch_size', 1), ('rows_per_layer', 64)):
+        for name, least in (('num_images', 0), ('batch_size', 1), ('rows_per_layer', 64)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f'{name}={value!r} is not supported; allowed are integers from '

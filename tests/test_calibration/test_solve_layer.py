@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmbitsplit.calibration import METHODS, build_method, calibrate, register_method
+from mmbitsplit.calibration import METHODS, Method, build_method, calibrate, register_method
 from mmbitsplit.calibration.capture import Sampler
 from mmbitsplit.calibration.solve_layer import solve_layer
 from mmbitsplit.models import QuantizedLayer, layer_geometry
@@ -118,7 +118,7 @@ def test_the_float_model_is_the_target(make_spec):
 
 
 @dataclass(frozen=True)
-class Rubbish:
+class Rubbish(Method):
     """A method that returns useless codes."""
 
     value: float = 1.0
@@ -152,7 +152,7 @@ def test_the_guard_replaces_rubbish_by_rounding(value, mode, rubbish, residual_n
     assert all(layer.error == layer.error_rounding for layer in report.layers)
     rounded = residual_net()
     calibrate(rounded, images(), make_spec(
-        activation=activation, method=dict(type='RoundToNearest')), run=run_model)
+        activation=activation, method=dict(type='MSE')), run=run_model)
     assert_same_state(model, rounded)
 
 

@@ -109,7 +109,7 @@ def test_bits_are_those_of_the_file_name(name):
     quantization = load(name).quantization
     _, weight_bits, activation_bits = split_name(name)
     assert quantization.weight == dict(num_bits=weight_bits)
-    assert quantization.activation == dict(num_bits=activation_bits, mode='ecaq')
+    assert quantization.activation == dict(num_bits=activation_bits)
     assert quantization.method == dict(type='BitSplit')
     assert quantization.overrides == []
 

@@ -108,7 +108,7 @@ def test_unknown_choice_names_value_and_allowed_ones(mapping, value, hint):
     {'activation': {'strength': 1.5}}, {'activation': {'strength': -0.1}},
     {'activation': {'strength': 'half'}}, {'activation': {'strength': True}},
     {'activation': {'strength': float('nan')}},
-    {'calibration': {'num_images': 0}}, {'calibration': {'num_images': 2.0}},
+    {'calibration': {'num_images': -1}}, {'calibration': {'num_images': 2.0}},
     {'calibration': {'batch_size': True}}, {'calibration': {'rows_per_layer': 63}},
     {'calibration': {'seed': -1}}, {'calibration': {'seed': True}},
     {'calibration': {'holdout': 0.6}}, {'calibration': {'holdout': 'some'}},

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from mmbitsplit.calibration.methods.base import register_method
+from mmbitsplit.calibration.methods.base import Method, register_method
 from mmbitsplit.functional import (
     add_ridge,
     default_ridge,
@@ -18,11 +18,10 @@ from mmbitsplit.structures.options import check_choice
 
 @register_method
 @dataclass(frozen=True)
-class BitSplit:
+class BitSplit(Method):
     """Bit-split (Wang et al., ICML 2020), by default with warm start and polish.
 
-    ``init='mse', polish=False, ridge=0.0, bias_correction=False, guard=False`` is the method as
-    published.
+    The method as published is ``PublishedBitSplit``.
 
     Args:
         init: ``'error_feedback'`` or ``'mse'``, see ``functional.solve_bitsplit``.

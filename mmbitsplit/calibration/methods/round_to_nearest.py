@@ -1,29 +1,32 @@
-"""Plain rounding as a method: the baseline, and what the guard falls back to."""
+"""Plain rounding between the extremes: the paper's TF-Lite baseline."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmbitsplit.calibration.methods.base import register_method
-from mmbitsplit.functional import quadratic_objective, round_weight, weight_scale
-from mmbitsplit.structures import LayerStatistics, RowStatistics, WeightSolution
+from mmbitsplit.calibration.methods.rounding import RoundingMethod, rounded_at
+from mmbitsplit.functional import round_weight, weight_scale
+from mmbitsplit.structures import WeightSolution
 from mmbitsplit.structures.options import check_choice
 from mmbitsplit.structures.spec import SCALE_SEARCHES
 
 
 @register_method
 @dataclass(frozen=True)
-class RoundToNearest:
-    """Rounds each weight to the nearest code; looks at no image for that.
+class RoundToNearest(RoundingMethod):
+    """TF-Lite (Krishnamoorthi, 2018): weights by the largest of a channel, inputs by their range.
 
     Args:
-        scale_search: ``'mse'`` or ``'minmax'``.
+        scale_search: ``'minmax'`` or ``'mse'``, of the weights and, unless ``activation`` says
+            otherwise, of the inputs.
         bias_correction: Correct the bias for the mean error of the outputs.
         guard: Has nothing to fall back to; kept off.
     """
 
-    scale_search: str = 'mse'
+    scale_search: str = 'minmax'
     bias_correction: bool = False
     guard: bool = False
 
@@ -32,27 +35,19 @@ class RoundToNearest:
         if self.guard:
             raise ValueError('guard=True: plain rounding is what the guard falls back to.')
 
-    def solve(self, statistics: LayerStatistics, weight: Tensor, num_bits: int,
-              ) -> WeightSolution:
-        """See ``Method.solve``."""
-        codes, scale = self._round(weight.to(statistics.gram), num_bits)
-        objective = quadratic_objective(statistics.gram, statistics.cross, statistics.y_sq,
-                                        codes * scale.unsqueeze(-1))
-        return WeightSolution(codes.to(torch.int8), scale, objective)
+    @property
+    def looks_at_images(self) -> bool:
+        """Only to correct the bias."""
+        return self.bias_correction
 
-    def solve_rows(self, rows: RowStatistics, weight: Tensor, num_bits: int) -> WeightSolution:
-        """See ``Method.solve_rows``."""
-        codes, scale = self._round(weight.to(rows.x), num_bits)
-        error = torch.baddbmm(rows.y, codes * scale.unsqueeze(-1), rows.x, alpha=-1)
-        if rows.centred:
-            error -= error.mean(-1, keepdim=True)
-        return WeightSolution(codes.to(torch.int8), scale,
-                              error.square().sum(-1, dtype=torch.float64))
+    def defaults(self) -> Mapping[str, Mapping[str, Any]]:
+        """One scale a tensor; TF-Lite's inputs have a zero point wherever they are negative."""
+        symmetry = {'symmetry': 'asymmetric'} if self.scale_search == 'minmax' else {}
+        return {'weight': {'scale_search': self.scale_search},
+                'activation': {'mode': 'per_tensor', 'scale_search': self.scale_search,
+                               **symmetry}}
 
-    def _round(self, weight: Tensor, num_bits: int) -> tuple[Tensor, Tensor]:
+    def round(self, weight: Tensor, num_bits: int) -> WeightSolution:
+        """See ``Method.round``."""
         scale = weight_scale(weight, num_bits, self.scale_search)
-        return round_weight(weight, scale, num_bits), scale
-
-    def quick(self) -> 'RoundToNearest':
-        """Itself: nothing is cheaper."""
-        return self
+        return rounded_at(weight, round_weight(weight, scale, num_bits), scale)
