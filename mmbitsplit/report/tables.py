@@ -7,6 +7,11 @@ from typing import Any
 HEADLINES = ('coco/bbox_mAP', 'coco/segm_mAP', 'accuracy/top1')
 
 
+def points(metric: str) -> float:
+    """What turns a metric into points: COCO's figures are parts of 1, top-1 is per cent."""
+    return 100.0 if metric.startswith('coco/') else 1.0
+
+
 def results_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """Returns table rows of one ``results.json``: one a headline metric.
 
@@ -18,11 +23,9 @@ def results_rows(results: Mapping[str, Any]) -> list[list[str]]:
     bits = f"W{results['weight_bits']}A{results['activation_bits'] or 32}"
     rows = []
     for name in metrics:
-        # COCO's figures are parts of 1, top-1 is per cent; shown alike in points.
-        points = 100.0 if name.startswith('coco/') else 1.0
         values = [results[key].get(name) for key in ('float', 'quantized', 'drop')]
         rows.append([str(results['config']), bits, name,
-                     *('-' if value is None else f'{points * value:.2f}' for value in values),
+                     *('-' if value is None else f'{points(name) * value:.2f}' for value in values),
                      f"{sizes['float'] / 1e6:.2f}", f"{sizes['quantized_checkpoint'] / 1e6:.2f}",
                      f"{seconds['calibration']:.0f}"])
     return rows
