@@ -24,6 +24,7 @@ from mmbitsplit.engine.preflight import check_data, check_weights
 from mmbitsplit.engine.quantize_runner import read_spec
 from mmbitsplit.report.paper import BenchModel, Cell
 from mmbitsplit.report.stored_runs import CELL, FAILURE, RESULTS, read_folder
+from mmbitsplit.structures import QuantSpec
 
 LOG = 'output.log'
 OWN_FOLDER = ('work_dir', 'launcher')  # settings that say nothing about a result
@@ -39,6 +40,7 @@ class PlannedCell:
         cell: Which one.
         config_name: Path of the model's config.
         cfg: That config with the cell's request in it.
+        spec: The request, read.
         command: What runs this cell alone.
         weights: SHA-256 of the float checkpoint.
     """
@@ -46,6 +48,7 @@ class PlannedCell:
     cell: Cell
     config_name: str
     cfg: Config
+    spec: QuantSpec
     command: str
     weights: str | None
 
@@ -54,6 +57,7 @@ class PlannedCell:
         """Everything the figures depend on, as JSON gives it back."""
         config = {key: value for key, value in self.cfg.to_dict().items()
                   if key not in OWN_FOLDER}
+        config['quantization'] = self.spec.to_dict()  # with every default that was left open
         return _as_json({'config': config, 'weights': self.weights, 'versions': versions()})
 
     @property
@@ -115,7 +119,7 @@ def plan_cells(model: BenchModel, cells: Sequence[Cell], data: str | None = None
             check_data(cfg, spec.calibration)
             base.load_from = cfg.load_from = check_weights(cfg.get('load_from'))
             weights = file_sha256(cfg.load_from)
-        planned.append(PlannedCell(cell, model.config, cfg,
+        planned.append(PlannedCell(cell, model.config, cfg, spec,
                                    _command(cell, model, data, options or {}), weights))
     return planned
 
@@ -203,7 +207,7 @@ def _sign(planned: PlannedCell, folder: Path) -> None:
     """Writes what the folder's figures are of."""
     write_json(folder / CELL, {
         'cell': planned.coordinates, 'command': planned.command,
-        'quantization': _as_json(planned.cfg.quantization.to_dict()),
+        'quantization': _as_json(planned.spec.to_dict()),
         'identity': planned.identity})
 
 

@@ -123,10 +123,10 @@ def _run_one(planned, args: argparse.Namespace, count: str) -> Mapping[str, Any]
 def describe(run: Mapping[str, Any]) -> str:
     """Returns the figures of a run in a few words."""
     from mmbitsplit.report.paper.summary import HEADINGS
-    from mmbitsplit.report.tables import HEADLINES, points
+    from mmbitsplit.report.tables import HEADLINES, points, shortened
 
     if 'error' in run:
-        return f'FAILED: {run["error"]}'
+        return f'FAILED: {shortened(run["error"])}'
     return ', '.join(
         f'{HEADINGS[name]} {points(name) * run["quantized"][name]:.2f} '
         f'(float {points(name) * run["float"][name]:.2f})'

@@ -152,16 +152,21 @@ def _entry(root: Path, path: Path, run: Mapping[str, Any] | None) -> ZooEntry:
             bits.weight, bits.activation):
         raise ValueError(f"the stored run of {name} is W{run['weight_bits']}"
                          f"A{run['activation_bits']}; store the one of the config as it stands.")
-    model = next((model for model in BENCH_MODELS.values()
-                  if re.sub(r'_w\da\d\.py$', '', model.config) == f'{path.parent.relative_to(root)}/{stem}'),
-                 None)
-    if model is None:
-        raise ValueError(f'no model of report.paper.BENCH_MODELS has configs named {stem}.')
+    model = _model_of(f'{path.parent.relative_to(root).as_posix()}/{stem}')
     values = _assignments(path)
     own_float = path.with_name(f'{stem}_float.py')
     float_config = own_float.relative_to(root).as_posix() if own_float.exists() \
         else values['_base_'][0]
     return ZooEntry(name, bits, model, float_config, values['load_from'], run)
+
+
+def _model_of(stem: str) -> BenchModel:
+    """The model whose configs have this path, up to the bits."""
+    for model in BENCH_MODELS.values():
+        if re.sub(r'_w\da\d\.py$', '', model.config) == stem:
+            return model
+    raise ValueError(f'no model of report.paper.BENCH_MODELS has configs named {stem}; add it '
+                     'there.')
 
 
 def _assignments(path: Path) -> dict[str, Any]:

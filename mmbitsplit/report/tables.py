@@ -12,6 +12,11 @@ def points(metric: str) -> float:
     return 100.0 if metric.startswith('coco/') else 1.0
 
 
+def shortened(message: str, most: int = 240) -> str:
+    """The beginning of a message that may be very long."""
+    return message if len(message) <= most else message[:most - 1] + '…'
+
+
 def results_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """Returns table rows of one ``results.json``: one a headline metric.
 

@@ -1,6 +1,9 @@
 """CIFAR-10 as JPEG files, a folder a class: 2000 training images, 5000 of the test images."""
 
-_base_ = 'mmpretrain::_base_/default_runtime.py'
+_base_ = [
+    'mmpretrain::_base_/default_runtime.py',
+    'mmpretrain::_base_/schedules/cifar10_bs128.py',  # nothing here trains, a Runner asks for it
+]
 
 dataset_type = 'CustomDataset'
 data_root = 'data/cifar10_jpeg/'
@@ -29,7 +32,7 @@ train_dataloader = dict(  # calibration images come from here
         pipeline=test_pipeline,
     ),
 )
-test_dataloader = dict(
+val_dataloader = dict(
     batch_size=250,
     num_workers=0,
     persistent_workers=False,
@@ -42,5 +45,7 @@ test_dataloader = dict(
         pipeline=test_pipeline,
     ),
 )
-test_evaluator = dict(type='Accuracy', topk=(1, 5))
-test_cfg = dict()
+test_dataloader = val_dataloader
+
+val_evaluator = dict(type='Accuracy', topk=(1, 5))
+test_evaluator = val_evaluator

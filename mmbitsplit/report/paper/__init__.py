@@ -1,4 +1,4 @@
-"""The tables of the Bit-split paper (Wang et al., ICML 2020) as grids of runs, and their printing."""
+"""The tables of the Bit-split paper (Wang et al., ICML 2020): grids of runs, and printing."""
 
 from mmbitsplit.report.paper.grids import TABLES, Bits, Cell, PaperTable, cells_of, parse_bits
 from mmbitsplit.report.paper.layout import csv_text, full_table, paper_page, pivot_table

@@ -75,7 +75,8 @@ TABLES = {table.number: table for table in (
     PaperTable(3, 'Weights and activations quantized', 'both',
                tuple(Bits(n, n) for n in DOWN), ('tflite', 'bitsplit_published', DEFAULT)),
     PaperTable(4, 'Methods compared', 'pairs', (Bits(4, 8), Bits(4, 4)),
-               ('tflite', 'mse', 'bitsplit_published', 'bitsplit_published_per_channel', DEFAULT,
+               ('tflite', 'mse', 'tensorrt', 'aciq', 'aciq_mix', 'lapq', 'error_feedback',
+                'bitsplit_published', 'bitsplit_published_per_channel', DEFAULT,
                 'bitsplit_per_channel')),
     PaperTable(5, 'Detectors', 'pairs', (Bits(8, 8), Bits(4, 8), Bits(4, 4), Bits(3, 8)),
                ('tflite', 'bitsplit_published', DEFAULT), ('all', 'backbone+neck'),
@@ -121,13 +122,12 @@ class Cell:
 
         Args:
             base: That of the model's config; first and last layers, calibration set and
-                overrides stay as they are there, for all methods alike.
+                overrides stay as they are there, for all methods alike. Weights, activations and
+                method are the row's alone.
         """
         row, request = method_row(self.method), copy.deepcopy(dict(base))
-        request['weight'] = {**request.get('weight', {}), **row.weight,
-                             'num_bits': self.bits.weight}
-        request['activation'] = {**request.get('activation', {}), **row.activation,
-                                 'num_bits': self.bits.activation}
+        request['weight'] = {**row.weight, 'num_bits': self.bits.weight}
+        request['activation'] = {**row.activation, 'num_bits': self.bits.activation}
         request['method'] = dict(row.method)
         request['calibration'] = {**request.get('calibration', {}), 'seed': self.seed}
         request['scope'] = self.scope

@@ -8,7 +8,7 @@ from mmbitsplit.report.paper.grids import TABLES, PaperTable
 from mmbitsplit.report.paper.methods import method_row
 from mmbitsplit.report.paper.summary import HEADINGS, SummaryRow, headlines_of, metrics_of
 from mmbitsplit.report.paper.verdicts import verdicts
-from mmbitsplit.report.tables import text_table
+from mmbitsplit.report.tables import shortened, text_table
 
 CSV_COLUMNS = ('table', 'model', 'scope', 'weight_bits', 'activation_bits', 'method', 'metric',
                'float', 'mean', 'std', 'runs', 'paper_float', 'paper', 'calibration_seconds')
@@ -100,7 +100,7 @@ def _set_up(rows: Sequence[SummaryRow]) -> list[str]:
 
 def failure_lines(rows: Sequence[SummaryRow]) -> list[str]:
     """Returns one line a failed run."""
-    return [f'- {row.model_label} {row.label} {row.bits.label} ({row.scope}): {error}'
+    return [f'- {row.model_label} {row.label} {row.bits.label} ({row.scope}): {shortened(error)}'
             for row in rows for error in row.errors]
 
 
