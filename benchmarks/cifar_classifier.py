@@ -18,13 +18,14 @@ class CifarResNetClassifier(BaseClassifier):
 
     Args:
         depth: 20, 32, 44, 56 or 110.
-        data_preprocessor: Of mmpretrain.
+        data_preprocessor: Settings of mmpretrain's ``ClsDataPreprocessor``.
         init_cfg: Of mmengine.
     """
 
     def __init__(self, depth: int, data_preprocessor: dict | None = None,
                  init_cfg: dict | None = None):
-        super().__init__(init_cfg, data_preprocessor)
+        super().__init__(init_cfg, {
+            'type': 'mmpretrain.ClsDataPreprocessor', **(data_preprocessor or {})})
         for name, module in CifarResNet(depth).named_children():
             self.add_module(name, module)
         self.head = ClsHead()  # has no weights

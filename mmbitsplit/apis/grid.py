@@ -161,7 +161,7 @@ def _note_failure(planned: PlannedCell, folder: Path, error: Exception) -> dict[
     text = ' '.join(str(error).split())
     failure = {'cell': planned.coordinates,
                'error': f'{type(error).__name__}: {text}' if text else type(error).__name__}
-    with contextlib.suppress(ValueError):  # a folder that cannot be written is the error itself
+    with contextlib.suppress(ValueError, OSError):  # that it cannot be written is the error
         write_json(folder / FAILURE, {**failure, 'traceback': traceback.format_exc()})
     return failure
 

@@ -44,7 +44,7 @@ def test_table_4_repeats_tables_1_and_3_to_one_decimal(model):
     for method in ('TF-Lite', 'Bit-split'):
         for table, bits, same in ((1, Bits(4, None), Bits(4, 8)), (3, Bits(4, 4), Bits(4, 4))):
             ours = published(table, model, method, bits, TOP1)
-            assert abs(ours - published(4, model, method, same, TOP1)) <= 0.0501
+            assert abs(ours - published(4, model, method, same, TOP1)) < 0.1  # rounded or cut off
 
 
 @pytest.mark.parametrize('model', NETWORKS)
