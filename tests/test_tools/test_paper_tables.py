@@ -67,7 +67,7 @@ def test_what_is_refused_is_one_line_and_nothing_is_run(options, message, call, 
     assert not (tmp_path / 'paper').exists()
 
 
-def test_default_models_are_those_at_hand_that_fit(monkeypatch):
+def test_default_models_are_those_at_hand_that_fit():
     from mmbitsplit.cli.paper_tables import choose_models
     from mmbitsplit.report.paper import TABLES
 

@@ -20,7 +20,12 @@ def pivot_table(rows: Sequence[SummaryRow], metric: str | None = None) -> str:
     Args:
         rows: Of one table of the paper; several models make several groups of rows.
         metric: Top-1 or box AP, whichever there is, when not given.
+
+    Raises:
+        ValueError: There are no rows.
     """
+    if not rows:
+        raise ValueError('there are no runs to make a table of; store some first.')
     metric = metric or headlines_of(rows)[0]
     columns = list(dict.fromkeys(row.label for row in rows))
     papers = list(dict.fromkeys(row.label for row in rows if metric in row.paper))

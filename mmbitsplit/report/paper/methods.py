@@ -70,6 +70,8 @@ METHOD_ROWS = {
     DEFAULT: MethodRow('mmbitsplit default', {'type': 'BitSplit'}, ECAQ_DEFAULT),
     'bitsplit_per_channel': MethodRow('mmbitsplit default, per channel', {'type': 'BitSplit'},
                                       PER_CHANNEL),
+    'bitsplit_deploy': MethodRow('mmbitsplit default, deploy', {'type': 'BitSplit'},
+                                 {**ECAQ_DEFAULT, 'placement': 'deploy'}),
     # Table 2: one solver, three ways to quantize the inputs.
     'per_tensor': MethodRow('Per-layer', AS_PUBLISHED, PER_TENSOR, paper='Per-layer'),
     'per_channel': MethodRow('Per-channel', AS_PUBLISHED, PER_CHANNEL, paper='Per-channel'),

@@ -55,9 +55,10 @@ def _draw(axis, key: tuple, rows: Sequence[SummaryRow], styles: dict) -> None:
         colour, marker = styles[label]
         own = [row for row in rows if row.label == label]
         places = [ticks.index(table.bits_label(row.bits)) for row in own]
+        noise = [row.figures[metric].std or 0.0 for row in own]
         axis.errorbar(places, [row.figures[metric].mean for row in own],
-                      yerr=[row.figures[metric].std or 0.0 for row in own], label=label,
-                      color=colour, marker=marker, capsize=3)
+                      yerr=noise if any(noise) else None, label=label, color=colour,
+                      marker=marker, capsize=3)
         paper = [(place, row.paper[metric]) for place, row in zip(places, own)
                  if metric in row.paper]
         if paper:
