@@ -46,6 +46,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmbitsplit', 'mmbitsplit.*']),
+    package_data={'mmbitsplit': ['report/paper/*.csv']},
     python_requires='>=3.10',
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -1,6 +1,7 @@
 """From a config to figures: what ``tools/quantize.py`` does."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ FLOAT_RECORD = 'float_record.json'  # beside the journal, for the report of a re
 
 
 def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
-                    resume: bool = False) -> dict[str, Any]:
+                    resume: bool = False,
+                    float_metrics: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Evaluates the float model, quantizes it, evaluates again, writes the work directory.
 
     Args:
@@ -53,6 +55,8 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
         config_name: What ``results.json`` calls it.
         untrained: Quantize randomly initialised weights, for measuring speed and memory.
         resume: Go on where an interrupted run in the same work directory stopped.
+        float_metrics: Figures of the float model where another run of the same weights and
+            evaluation has them; it is then not evaluated.
 
     Returns:
         The contents of ``results.json``.
@@ -86,6 +90,8 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
         print_log(f'mmbitsplit: {work_dir} holds the results of this very run', logger='current')
         return earlier
     _forget_results(work_dir)
+    if float_metrics is not None and journal is not None:
+        journal.remember(float={'metrics': dict(float_metrics), 'seconds': 0.0})
     float_metrics, float_seconds, float_record = _evaluate_float(runner, journal, team)
     run = quantize_runner(runner, spec, data, journal)
     sizes = {'float': run.float_bytes}

@@ -15,13 +15,15 @@ _MOST_DIFFERENCES = 5
 _LONGEST_VALUE = 60
 
 
-def check_identity(folder: Path, ours: dict[str, Any], stored: dict[str, Any]) -> None:
+def check_identity(folder: Path, ours: dict[str, Any], stored: dict[str, Any],
+                   advice: str = AGAIN) -> None:
     """Raises ``ValueError`` naming what differs between two JSON values.
 
     Args:
         folder: The journal's, for the message.
         ours: What is asked for now.
         stored: What the journal was begun for.
+        advice: What the user can do, for the message.
     """
     differences = list(_differences('', ours, stored))
     if not differences:
@@ -30,7 +32,7 @@ def check_identity(folder: Path, ours: dict[str, Any], stored: dict[str, Any]) -
     if len(differences) > len(named):
         named.append(f'and {len(differences) - len(named)} more')
     raise ValueError(f'The calibration kept in {folder} is another one than this and cannot be '
-                     f'resumed: {"; ".join(named)}. {AGAIN}')
+                     f'resumed: {"; ".join(named)}. {advice}')
 
 
 def _differences(path: str, ours: Any, stored: Any) -> Iterator[str]:

@@ -53,9 +53,7 @@ def calibration_dataset_config(cfg: Config, spec: CalibrationSpec) -> dict[str, 
         raise ValueError('The config has no train_dataloader and test_dataloader to take '
                          'calibration images and their pipeline from; set '
                          'quantization.calibration.dataloader.')
-    dataset = copy.deepcopy(cfg.train_dataloader.dataset)
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
+    dataset = copy.deepcopy(innermost(cfg.train_dataloader.dataset))
     pipeline = _find_pipeline(cfg.test_dataloader.dataset)
     if pipeline is None:
         raise ValueError('test_dataloader.dataset has no pipeline to prepare calibration images '
@@ -64,6 +62,13 @@ def calibration_dataset_config(cfg: Config, spec: CalibrationSpec) -> dict[str, 
                 if not str(step['type']).rsplit('.', 1)[-1].startswith('LoadAnnotations')]
     for part in dataset.get('datasets', [dataset]):
         part['pipeline'] = pipeline
+    return dataset
+
+
+def innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Takes wrappers that repeat or balance a data set off its config."""
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
     return dataset
 
 

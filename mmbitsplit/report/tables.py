@@ -23,6 +23,11 @@ def bits_of(results: Mapping[str, Any]) -> str:
     return f"W{results['weight_bits']}A{results['activation_bits'] or 32}"
 
 
+def shortened(message: str, most: int = 240) -> str:
+    """The beginning of a message that may be very long."""
+    return message if len(message) <= most else message[:most - 1] + '…'
+
+
 def results_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """Returns table rows of one ``results.json``: one a headline metric.
 

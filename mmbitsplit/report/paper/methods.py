@@ -1,0 +1,113 @@
+"""The rows of the tables: every quantizer of the bench as config dicts, one label each."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmbitsplit.calibration import METHODS, build_method
+from mmbitsplit.structures import ActivationSpec, WeightSpec, merge, nearest
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One quantizer: how it chooses weight codes and activation scales.
+
+    Args:
+        label: What tables and plots call it.
+        method: ``quantization.method``.
+        activation: Keys of ``quantization.activation``; ``num_bits`` only where the row has its
+            own, whatever the table says.
+        weight: Keys of ``quantization.weight`` besides ``num_bits``.
+        paper: What the paper's tables call the same set-up; ``None`` where it is not in them.
+        weights_need_images: ``False``: with float activations no image is looked at, and other
+            seeds would repeat the same figures.
+    """
+
+    label: str
+    method: Mapping[str, Any]
+    activation: Mapping[str, Any] = field(default_factory=dict)
+    weight: Mapping[str, Any] = field(default_factory=dict)
+    paper: str | None = None
+    weights_need_images: bool = True
+
+
+PER_TENSOR = {'mode': 'per_tensor', 'scale_search': 'mse'}
+PER_CHANNEL = {'mode': 'per_channel', 'scale_search': 'mse'}
+ECAQ_PAPER = {'mode': 'ecaq', 'scale_search': 'mse', 'strength': 1.0}
+ECAQ_DEFAULT = {'mode': 'ecaq', 'scale_search': 'mse', 'strength': 'auto'}
+AS_PUBLISHED = {'type': 'BitSplit', 'init': 'mse', 'polish': False, 'ridge': 0.0,
+                'bias_correction': False, 'guard': False}
+DEFAULT = 'bitsplit'
+
+METHOD_ROWS = {
+    'tflite': MethodRow(
+        'TF-Lite min/max', {'type': 'RoundToNearest', 'scale_search': 'minmax'},
+        {'mode': 'per_tensor', 'scale_search': 'minmax', 'symmetry': 'asymmetric'},
+        {'scale_search': 'minmax'}, 'TF-Lite', weights_need_images=False),
+    'mse': MethodRow('MSE rounding', {'type': 'RoundToNearest', 'scale_search': 'mse'},
+                     PER_TENSOR, weights_need_images=False),
+    'tensorrt': MethodRow('TensorRT entropy', {'type': 'KLDivergence'},
+                          {'mode': 'per_tensor', 'scale_search': 'kl'}, {'scale_search': 'minmax'},
+                          'TensorRT', weights_need_images=False),
+    'aciq': MethodRow('ACIQ', {'type': 'ACIQ'},
+                      {'mode': 'per_channel', 'scale_search': 'aciq_laplace'},
+                      {'scale_search': 'minmax'}, 'ACIQ', weights_need_images=False),
+    'aciq_mix': MethodRow('ACIQ-Mix', {'type': 'ACIQMix'},
+                          {'mode': 'per_channel', 'scale_search': 'aciq_laplace',
+                           'bit_allocation': 'aciq'},
+                          {'scale_search': 'minmax'}, 'ACIQ-Mix', weights_need_images=False),
+    # The norm it starts from is the method's own first one.
+    'lapq': MethodRow('LAPQ', {'type': 'LAPQ'}, {'mode': 'per_tensor', 'scale_search': 'lp'},
+                      paper='LAPQ'),
+    'error_feedback': MethodRow('Error feedback (GPTQ)', {'type': 'ErrorFeedback'}, PER_TENSOR),
+    'bitsplit_published': MethodRow('Bit-split as published', AS_PUBLISHED, ECAQ_PAPER,
+                                    paper='Bit-split'),
+    'bitsplit_published_a8': MethodRow('Bit-split as published, A8', AS_PUBLISHED,
+                                       {**PER_TENSOR, 'num_bits': 8}, paper='Bit-split (A8)'),
+    'bitsplit_published_per_channel': MethodRow(
+        'Bit-split as published, per channel', AS_PUBLISHED, PER_CHANNEL,
+        paper='Bit-split-per-channel'),
+    DEFAULT: MethodRow('mmbitsplit default', {'type': 'BitSplit'}, ECAQ_DEFAULT),
+    'bitsplit_per_channel': MethodRow('mmbitsplit default, per channel', {'type': 'BitSplit'},
+                                      PER_CHANNEL),
+    'bitsplit_deploy': MethodRow('mmbitsplit default, deploy', {'type': 'BitSplit'},
+                                 {**ECAQ_DEFAULT, 'placement': 'deploy'}),
+    # Table 2: one solver, three ways to quantize the inputs.
+    'per_tensor': MethodRow('Per-layer', AS_PUBLISHED, PER_TENSOR, paper='Per-layer'),
+    'per_channel': MethodRow('Per-channel', AS_PUBLISHED, PER_CHANNEL, paper='Per-channel'),
+    'ecaq': MethodRow('ECAQ', AS_PUBLISHED, ECAQ_PAPER, paper='ECAQ'),
+}
+
+
+def method_row(name: str) -> MethodRow:
+    """Returns a row by name.
+
+    Raises:
+        ValueError: There is none of that name; names the nearest.
+    """
+    if name not in METHOD_ROWS:
+        raise ValueError(f"method '{name}' is not known; {nearest(name, METHOD_ROWS)}.")
+    return METHOD_ROWS[name]
+
+
+def check_rows(names: Iterable[str]) -> None:
+    """Checks that every row can be run by this version, before anything is computed.
+
+    Raises:
+        ValueError: A name is unknown, its method is not registered, or it has options that
+            the method or the activation spec does not take.
+    """
+    for name in names:
+        row = method_row(name)
+        kind = row.method['type']
+        if kind not in METHODS:
+            able = [key for key, other in METHOD_ROWS.items() if other.method['type'] in METHODS]
+            raise ValueError(f"method '{name}' needs {kind}, which is not registered in "
+                             f'mmbitsplit.calibration.METHODS; leave it out. Allowed: '
+                             f'{", ".join(able)}.')
+        try:
+            build_method(row.method)
+            merge(ActivationSpec(), row.activation, 'activation')
+            merge(WeightSpec(), row.weight, 'weight')
+        except ValueError as error:
+            raise ValueError(f"method '{name}' cannot be run by this version: {error}") from error

@@ -1,0 +1,91 @@
+"""The models of the bench: configs, the data they need, what the paper calls them."""
+
+import os.path as osp
+from dataclasses import dataclass
+
+from mmbitsplit.structures import nearest
+
+# What a data folder must hold to be taken for one of these.
+DATA_KINDS = {
+    'cifar': ('calib', 'test'),
+    'coco': ('train2017', 'val2017', 'annotations/instances_val2017.json'),
+    'imagenet': ('train', 'val'),
+    'digits': ('cls_train', 'cls_val', 'annotations/instances_val.json'),
+}
+AT_HAND = 'digits'  # made by `make data`
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """A model that a table can be made for.
+
+    Args:
+        name: For the command line and folders.
+        label: For tables.
+        config: Path of a quantization config; its bits and method are replaced by the cell's.
+        data: Key of ``DATA_KINDS``, ``None`` where it is not known (a config of the user's).
+        detector: Whether it belongs into Table 5; ``None`` where it is not known.
+        paper: What the paper's tables call it, where its data are the same too.
+    """
+
+    name: str
+    label: str
+    config: str
+    data: str | None = None
+    detector: bool | None = None
+    paper: str | None = None
+
+
+BENCH_MODELS = {model.name: model for model in (
+    BenchModel('classifier', 'Demo classifier', 'configs/demo/classifier_digits_w4a8.py',
+               'digits', False),
+    BenchModel('retinanet', 'Demo RetinaNet', 'configs/demo/retinanet_digits_w4a8.py',
+               'digits', True),
+    BenchModel('mask_rcnn', 'Demo Mask R-CNN', 'configs/demo/mask_rcnn_digits_w4a8.py',
+               'digits', True),
+    BenchModel('resnet20', 'CIFAR ResNet-20', 'configs/cifar/resnet20_cifar10_w4a8.py',
+               'cifar', False),
+    BenchModel('resnet56', 'CIFAR ResNet-56', 'configs/cifar/resnet56_cifar10_w4a8.py',
+               'cifar', False),
+    BenchModel('resnet18', 'ResNet-18', 'configs/resnet18_w4a8.py', 'imagenet', False,
+               'ResNet-18'),
+    BenchModel('resnet50', 'ResNet-50', 'configs/resnet50_w4a8.py', 'imagenet', False,
+               'ResNet-50'),
+    BenchModel('resnet101', 'ResNet-101', 'configs/resnet101_w4a8.py', 'imagenet', False,
+               'ResNet-101'),
+    BenchModel('vgg16_bn', 'VGG-16-BN', 'configs/vgg16_bn_w4a8.py', 'imagenet', False,
+               'VGG-16-BN'),
+    BenchModel('retinanet_r50', 'RetinaNet R50', 'configs/retinanet_r50_w4a8.py', 'coco', True,
+               'RetinaNet'),
+    BenchModel('mask_rcnn_r50', 'Mask R-CNN R50', 'configs/mask_rcnn_r50_w4a8.py', 'coco', True,
+               'Mask R-CNN'),
+)}
+
+
+def bench_model(name: str) -> BenchModel:
+    """Returns a model by its name, or one for the path of a quantization config.
+
+    Raises:
+        ValueError: There is none of that name; names the nearest.
+    """
+    if name.endswith('.py'):
+        stem = osp.splitext(osp.basename(name))[0]
+        return BenchModel(stem, stem, name)
+    if name not in BENCH_MODELS:
+        raise ValueError(f"model '{name}' is not known; {nearest(name, BENCH_MODELS)}, or the "
+                         'path of a quantization config.')
+    return BENCH_MODELS[name]
+
+
+def data_kind(folder: str) -> str:
+    """Tells which data set a folder holds by the names in it.
+
+    Raises:
+        ValueError: It is none of ``DATA_KINDS``.
+    """
+    for kind, names in DATA_KINDS.items():
+        if all(osp.exists(osp.join(folder, name)) for name in names):
+            return kind
+    known = '; '.join(f'{kind}: {", ".join(names)}' for kind, names in DATA_KINDS.items())
+    raise ValueError(f'data={folder!r} holds none of the known data sets. A folder is known by '
+                     f'what lies in it ({known}).')

@@ -1,0 +1,12 @@
+"""Runs the grid of one table of the Bit-split paper and prints the table."""
+
+import sys
+from pathlib import Path
+
+from mmbitsplit.cli.paper_tables import main
+from mmbitsplit.engine.distributed import end_with
+
+if __name__ == '__main__':
+    # The CIFAR configs import their network from benchmarks/.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    end_with(main)
