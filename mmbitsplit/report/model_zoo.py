@@ -10,7 +10,7 @@ from typing import Any
 from mmbitsplit.report.paper import BENCH_MODELS, BenchModel, Bits, published, published_float
 from mmbitsplit.report.paper.summary import HEADINGS
 from mmbitsplit.report.stored_runs import read_runs
-from mmbitsplit.report.tables import HEADLINES, results_rows, text_table
+from mmbitsplit.report.tables import HEADLINES, in_points, results_rows, text_table
 from mmbitsplit.structures import nearest
 from mmbitsplit.version import __version__
 

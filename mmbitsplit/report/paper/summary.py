@@ -9,7 +9,7 @@ from mmbitsplit.report.paper.grids import Bits
 from mmbitsplit.report.paper.methods import METHOD_ROWS, method_row
 from mmbitsplit.report.paper.models import BENCH_MODELS
 from mmbitsplit.report.paper.published import METRICS, published, published_float
-from mmbitsplit.report.tables import HEADLINES
+from mmbitsplit.report.tables import HEADLINES, in_points
 
 # Metrics that tables print, in this order, and their headings; others stay in results.json.
 HEADINGS = {
