@@ -115,7 +115,7 @@ class LayerWriter:
         layer, geometry = call.layer, call.layer.geometry
         scale = layer.weight_scale.double().cpu().numpy()  # (out_channels,)
         bias = None if layer.bias is None else layer.bias.detach().double().cpu().numpy()
-        name = f'{call.name}'
+        name = call.name
         if reader is not None:
             factor = reader.layer.qparams.scale.double().cpu().numpy()
             scale, bias = scale / factor, None if bias is None else bias / factor
@@ -123,9 +123,8 @@ class LayerWriter:
         codes = layer.codes
         if bias is not None:
             codes, scale = with_int32_bias(codes, scale, bias, geometry)
-        suffix = '' if codes is layer.codes else '.coarse'
-        weight = self._dequantized_weight(call, codes, scale.astype(np.float32),
-                                          f'{call.name}{suffix}', name)
+        codes_name = call.name if codes is layer.codes else f'{name}.coarse'
+        weight = self._dequantized_weight(call, codes, scale.astype(np.float32), codes_name, name)
         return weight, None if bias is None else self._store(f'{name}.bias',
                                                             bias.astype(np.float32))
 
