@@ -19,7 +19,7 @@ from mmbitsplit.calibration.output_scales import search_output_qparams
 from mmbitsplit.calibration.rows import LayerRows
 from mmbitsplit.calibration.stopwatch import Stopwatch
 from mmbitsplit.calibration.team import Team
-from mmbitsplit.functional import round_weight, rows_to_weight, weight_scale
+from mmbitsplit.functional import round_weight, rows_to_weight, weight_scale, whole_steps
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import (
     LayerPlan,
@@ -130,6 +130,8 @@ def _solution(codes: Tensor, scale: Tensor, bias: Tensor | None, candidate: Cand
     total = layer.bias
     if bias is not None:
         total = bias.reshape(-1) + (0.0 if layer.bias is None else layer.bias.double())
+    if total is not None and candidate.qparams is not None and candidate.qparams.unit:
+        total = whole_steps(total.detach(), scale.reshape(-1).float())
     return LayerSolution(rows_to_weight(codes, layer.geometry), plan.weight.num_bits,
                          scale.reshape(-1).float(),
                          None if total is None else total.detach().float(), candidate.qparams)

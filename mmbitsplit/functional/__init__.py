@@ -17,6 +17,7 @@ from mmbitsplit.functional.affine import (
 from mmbitsplit.functional.bit_planes import split_bit_planes, stitch_bit_planes
 from mmbitsplit.functional.bitsplit import solve_bitsplit
 from mmbitsplit.functional.bitsplit_rows import solve_bitsplit_rows
+from mmbitsplit.functional.integer_bias import whole_steps
 from mmbitsplit.functional.packing import pack_codes, unpack_codes
 from mmbitsplit.functional.patches import (
     apply_layer,
@@ -47,4 +48,5 @@ __all__ = [
     'quantize', 'rescale_inputs', 'round_weight', 'rows_to_weight', 'search_qparams',
     'solve_bitsplit', 'solve_bitsplit_rows', 'split_bit_planes', 'stitch_bit_planes',
     'unpack_codes', 'weight_rows', 'weight_scale',
+    'whole_steps',
 ]

@@ -5,10 +5,8 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.functional import rows_to_weight, weight_rows
+from mmbitsplit.functional.integer_bias import LARGEST_BIAS
 from mmbitsplit.structures import LayerGeometry
-
-# Half of what 32 bits hold; the sum of products needs room too.
-LARGEST_BIAS = 2 ** 30
 
 
 def with_int32_bias(codes: Tensor, scale: np.ndarray, bias: np.ndarray, geometry: LayerGeometry,

@@ -131,13 +131,13 @@ class LayerWriter:
     def _dequantized_weight(self, call: LayerCall, codes: Tensor, scale: np.ndarray,
                             codes_name: str, scale_name: str) -> Any:
         geometry, array = call.layer.geometry, codes.cpu().numpy()
-        axis = 1 if geometry.kind == 'conv_transpose2d' else 0
-        if geometry.kind == 'linear' and self.rank != 2:
-            array, axis, codes_name = array.T, 1, f'{codes_name}.transposed'  # for MatMul
+        axis = 0 if geometry.kind == 'conv2d' else 1
+        if geometry.kind == 'linear':
+            array = array.T  # as MatMul wants it
         dtype = self.ir.DataType.INT4 if self._in_four_bits(call.layer) \
             else self.ir.DataType.INT8
         stored = self._store(f'{codes_name}.codes', array, dtype)
-        if axis == 1 and geometry.groups > 1:
+        if geometry.kind == 'conv_transpose2d' and geometry.groups > 1:
             # A channel of each group shares an index of axis 1: no axis has the scales.
             real = self._node('DequantizeLinear', [stored, self._store(
                 f'{codes_name}.one', np.float32(1))])
@@ -152,8 +152,7 @@ class LayerWriter:
 
     def _operator(self, x: Any, weight: Any, bias: Any, geometry: LayerGeometry) -> Any:
         if geometry.kind == 'linear':
-            if self.rank == 2:
-                return self._node('Gemm', [x, weight, *_given(bias)], transB=1)
+            # Not Gemm: onnxruntime keeps that in float where no quantizer follows.
             y = self._node('MatMul', [x, weight])
             return y if bias is None else self._node('Add', [y, bias])
         top, left = geometry.padding
