@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     parser.add_argument('--out', help='write the metrics to this JSON file')
+    parser.add_argument('--out-comparison', help='write the comparison to this JSON file')
     parser.add_argument('--debug', action='store_true',
                         help='show the traceback of an error instead of one line')
 
@@ -55,11 +56,15 @@ def run(args: argparse.Namespace) -> int:
     metrics = runner.test()
     if args.out:
         write_json(Path(args.out), metrics)
+    if args.out_comparison and comparison:
+        write_json(Path(args.out_comparison), comparison.table())
     print(json.dumps(metrics, indent=2))
     for graph, found in (comparison.table() if comparison else {}).items():
-        print(f"{graph}: {100 * found['within_one_step']:.4f} % of {found['elements']} elements "
+        print(f"{graph}: {100 * found['within_one_step']:.3f} % of {found['elements']} elements "
               f"within one step of the torch model, the farthest {found['largest_steps']:.2f} "
-              'steps away')
+              'steps away; torch in double precision: '
+              f"{100 * found['torch_double_within_one_step']:.3f} %, "
+              f"{found['torch_double_largest_steps']:.2f}")
     return 0
 
 

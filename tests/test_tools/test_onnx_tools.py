@@ -25,14 +25,17 @@ def test_metrics_are_those_of_the_quantized_model(run_tool, quantized, folder, r
     done = run_tool('tools/test_onnx.py', quantized[0] / 'quantized_config.py', folder,
                     '--checkpoint', quantized[0] / 'quantized.pth', '--compare', '4',
                     '--runtime', runtime, '--threads', '1', '--work-dir', tmp_path,
-                    '--out', tmp_path / 'metrics.json')
+                    '--out', tmp_path / 'metrics.json',
+                    '--out-comparison', tmp_path / 'comparison.json')
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = json.loads((tmp_path / 'metrics.json').read_text())
     expected = json.loads((quantized[0] / 'results.json').read_text())['quantized']
     assert set(metrics) == set(expected)
     assert abs(metrics['coco/bbox_mAP'] - expected['coco/bbox_mAP']) < 0.005  # of 40 images
-    share = float(done.stdout.split('model: ')[1].split(' %')[0])
-    assert share >= 99.9
+    found = json.loads((tmp_path / 'comparison.json').read_text())['model']
+    # Rounding errors of single precision spread in this model; torch knows how far.
+    assert found['within_one_step'] >= min(0.999, found['torch_double_within_one_step'] - 0.002)
+    assert found['largest_steps'] < 3 + 2 * found['torch_double_largest_steps']
 
 
 def test_a_missing_checkpoint_is_one_line(run_tool, tmp_path):

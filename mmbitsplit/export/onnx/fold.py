@@ -14,6 +14,7 @@ from typing import Any
 
 from mmbitsplit.functional import channel_dim
 from mmbitsplit.models import QuantizedLayer
+from mmbitsplit.structures import QParams
 
 # op(x * c) == op(x) * c for one factor c > 0 a channel.
 SCALES_PASS = ('Relu', 'LeakyRelu', 'MaxPool')
@@ -48,6 +49,33 @@ def find_folds(calls: Mapping[Any, LayerCall]) -> dict[Any, LayerCall]:
     return folds
 
 
+def between_quantizers(node: Any, calls: Mapping[Any, LayerCall],
+                       folds: Mapping[Any, LayerCall]) -> bool:
+    """Whether onnxruntime computes a call in integers: one scale before it and one behind it.
+
+    Matrix products need none behind; transposed convolutions have no integer kernel.
+
+    Args:
+        node: The call's node.
+        calls: All calls by node.
+        folds: What ``find_folds`` found.
+    """
+    layer = calls[node].layer
+    qparams, kind = layer.qparams, layer.geometry.kind
+    if qparams is None or not qparams.unit or not _one_zero_point(qparams) \
+            or kind == 'conv_transpose2d':
+        return False
+    if kind == 'linear' or node in folds or getattr(layer, 'output_qparams', None) is not None:
+        return True
+    reader = _only_reader(node, calls)
+    behind = None if reader is None else reader.layer.qparams
+    return behind is not None and behind.scale.numel() == behind.zero_point.numel() == 1
+
+
+def _one_zero_point(qparams: QParams) -> bool:
+    return not bool((qparams.zero_point != qparams.zero_point[0]).any())
+
+
 def _only_reader(node: Any, calls: Mapping[Any, LayerCall]) -> LayerCall | None:
     """The layer call that alone reads a node's output, perhaps through ReLU."""
     while True:
@@ -68,7 +96,6 @@ def _can_fold(producer: QuantizedLayer, reader: QuantizedLayer) -> bool:
         return False  # its output has a quantizer of its own
     if qparams is None or not qparams.unit or qparams.scale.numel() == 1:
         return False  # one scale for all channels is what runtimes want as it is
-    if bool((qparams.zero_point != qparams.zero_point[0]).any()):
-        return False
-    return (channel_dim(producer.geometry) == channel_dim(reader.geometry)
+    return (_one_zero_point(qparams)
+            and channel_dim(producer.geometry) == channel_dim(reader.geometry)
             and producer.geometry.out_channels == qparams.scale.numel())

@@ -22,7 +22,7 @@ from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import LayerGeometry, QParams
 
 MOST_BITS_IN_FOUR = 4
-PAD_MODES = {'reflect': 'reflect', 'replicate': 'edge', 'circular': 'wrap'}
+PAD_MODES = {'reflect': 'reflect', 'replicate': 'edge'}
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,21 @@ class LayerWriter:
         self.ir = need('onnx_ir')
         self.graph, self.four_bit = graph, four_bit
         self.nodes: list[Any] = []
-        self.prefix, self.rank = '', 0  # of the call now written
+        self.prefix, self.rank, self.in_integers = '', 0, True  # of the call now written
 
-    def write(self, call: LayerCall, folded_input: bool, reader: LayerCall | None) -> Nodes:
+    def write(self, call: LayerCall, *, folded_input: bool = False,
+              reader: LayerCall | None = None, in_integers: bool = True) -> Nodes:
         """Writes the nodes of a call.
 
         Args:
             call: The call.
             folded_input: Whether the layer before took this layer's input scales.
             reader: The call whose input scales this one takes, if any.
+            in_integers: Whether onnxruntime can compute it in integers. Where it cannot, it
+                would dequantize the weight in every run; as Cast and Mul it does so once.
         """
         self.nodes, self.prefix = [], call.node.outputs[0].name
-        self.rank = len(call.node.inputs[0].shape)
+        self.rank, self.in_integers = len(call.node.inputs[0].shape), in_integers
         layer, geometry = call.layer, call.layer.geometry
         x = self._pad(call.node.inputs[0], call)
         if layer.qparams is not None:
@@ -76,16 +79,18 @@ class LayerWriter:
         name = f'{call.name}.input'
         if not qparams.unit:
             return self._round_trip(x, qparams, name, axis)
-        if folded:
-            scale, zero_point = np.float32(1), _zero_points(qparams)[0]
-        else:
-            scale, zero_point = _scales(qparams)
-        codes = self._quantize(x, scale, zero_point, qparams, name, axis)
         points = _zero_points(qparams)
-        if (points == points[0]).all():
+        if folded:
+            codes = self._quantize(x, np.float32(1), points[0], qparams, f'{name}.folded', axis)
+        else:
+            codes = self._quantize(x, *_scales(qparams), qparams, name, axis)
+        if self.in_integers and (points == points[0]).all():
             return self._dequantize(codes, np.float32(1), points[0], f'{name}.unit', axis)
+        # A scale a channel, though all are 1: beside one scale and a weight in float onnxruntime
+        # takes it on itself to quantize the weight.
+        points = np.broadcast_to(points, call.layer.geometry.in_channels)
         return self._dequantize(codes, np.ones(points.shape, np.float32), points,
-                                f'{name}.unit', axis)
+                                f'{name}.units', axis)
 
     def _round_trip(self, x: Any, qparams: QParams, name: str, axis: int) -> Any:
         """QuantizeLinear and DequantizeLinear with the same scales."""
@@ -139,22 +144,25 @@ class LayerWriter:
         stored = self._store(f'{codes_name}.codes', array, dtype)
         if geometry.kind == 'conv_transpose2d' and geometry.groups > 1:
             # A channel of each group shares an index of axis 1: no axis has the scales.
-            real = self._node('DequantizeLinear', [stored, self._store(
-                f'{codes_name}.one', np.float32(1))])
-            spread = _per_weight_row(scale, geometry)
-            return self._node('Mul', [real, self._store(f'{scale_name}.weight_scale', spread)])
-        zeros = self._store(f'{codes_name}.zero', np.zeros(scale.shape, np.int8), dtype)
-        return self._node('DequantizeLinear', [
-            stored, self._store(f'{scale_name}.weight_scale', scale), zeros], axis=axis)
+            factor = _per_weight_row(scale, geometry)
+        elif not self.in_integers:
+            factor = scale.reshape([-1 if dim == axis else 1 for dim in range(array.ndim)])
+        else:
+            zeros = self._store(f'{codes_name}.zero', np.zeros(scale.shape, np.int8), dtype)
+            return self._node('DequantizeLinear', [
+                stored, self._store(f'{scale_name}.weight_scale', scale), zeros], axis=axis)
+        real = self._node('Cast', [stored], to=int(self.ir.DataType.FLOAT))
+        return self._node('Mul', [real, self._store(f'{scale_name}.weight_factor', factor)])
 
     def _in_four_bits(self, layer: QuantizedLayer) -> bool:
         return self.four_bit and layer.num_bits <= MOST_BITS_IN_FOUR
 
     def _operator(self, x: Any, weight: Any, bias: Any, geometry: LayerGeometry) -> Any:
         if geometry.kind == 'linear':
-            # Not Gemm: onnxruntime keeps that in float where no quantizer follows.
+            # Neither Gemm nor MatMul and Add, which onnxruntime makes a Gemm of: it keeps that in
+            # float where no quantizer follows.
             y = self._node('MatMul', [x, weight])
-            return y if bias is None else self._node('Add', [y, bias])
+            return y if bias is None else self._node('Sum', [y, bias])
         top, left = geometry.padding
         pads = [top, left, top, left]
         if geometry.pre_padding_mode == 'zeros':  # uneven; the others are nodes of their own
@@ -173,9 +181,25 @@ class LayerWriter:
         if geometry.pre_padding_mode == 'zeros':
             return x
         left, right, top, bottom = geometry.pre_padding
+        if geometry.pre_padding_mode == 'circular':  # OpenVINO has no Pad that wraps
+            return self._wrap(self._wrap(x, 2, top, bottom), 3, left, right)
         amounts = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
         return self._node('Pad', [x, self._store(f'{call.name}.pads', amounts)],
                           mode=PAD_MODES[geometry.pre_padding_mode])
+
+    def _wrap(self, x: Any, axis: int, before: int, after: int) -> Any:
+        """The end of an axis again before its start, and the start behind the end."""
+        parts = [x]
+        if before:
+            parts.insert(0, self._slice(x, axis, -before, np.iinfo(np.int64).max))
+        if after:
+            parts.append(self._slice(x, axis, 0, after))
+        return self._node('Concat', parts, axis=axis) if len(parts) > 1 else x
+
+    def _slice(self, x: Any, axis: int, start: int, end: int) -> Any:
+        places = [self._store(f'number.{value}', np.array([value], np.int64))
+                  for value in (start, end, axis)]
+        return self._node('Slice', [x, *places])
 
     def _node(self, op_type: str, inputs: Sequence[Any], **attributes: Any) -> Any:
         given = {key: list(value) if isinstance(value, tuple) else value
@@ -190,7 +214,7 @@ class LayerWriter:
     def _store(self, name: str, array: np.ndarray, dtype: Any = None) -> Any:
         """The initializer of a name, made when first asked for."""
         if name not in self.graph.initializers:
-            array = np.ascontiguousarray(array)
+            array = np.ascontiguousarray(array).reshape(np.shape(array))  # scalars stay scalars
             if dtype is not None:
                 array = array.astype(dtype.numpy())
             tensor = self.ir.tensor(array, name=name)

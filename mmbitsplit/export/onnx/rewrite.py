@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmbitsplit.export.onnx.fold import LayerCall, find_folds
+from mmbitsplit.export.onnx.fold import LayerCall, between_quantizers, find_folds
 from mmbitsplit.export.onnx.layer_nodes import LayerWriter
 from mmbitsplit.export.onnx.requirements import need
 from mmbitsplit.export.onnx.trace import DOMAIN, OP_TYPE
@@ -31,9 +31,11 @@ def write_layers(model: Any, layers: Mapping[str, QuantizedLayer], *, four_bit: 
             calls[node] = LayerCall(node, name, layers[name])
     folds = find_folds(calls) if fold else {}
     readers = {reader.node for reader in folds.values()}
+    integer = {node for node in calls if not four_bit and between_quantizers(node, calls, folds)}
     writer = LayerWriter(graph, four_bit)
     for node, call in calls.items():
-        written = writer.write(call, node in readers, folds.get(node))
+        written = writer.write(call, folded_input=node in readers, reader=folds.get(node),
+                               in_integers=node in integer)
         ir.convenience.replace_nodes_and_values(
             graph, node, [node], written.nodes, [node.outputs[0]], [written.output])
     model.opset_imports.pop(DOMAIN, None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmbitsplit.functional import channel_dim, code_range
+from mmbitsplit.functional import channel_dim, code_range, whole_steps
 from mmbitsplit.models import QuantizedLayer, apply, layer_geometry
 from mmbitsplit.structures import LayerSolution, QParams
 
@@ -61,6 +61,8 @@ def make_layer(module: nn.Module, inputs: str = 'ecaq', bits: int = 4, input_bit
     if qparams is not None and qparams.unit:
         steps = steps * float(qparams.scale.mean())
     bias = None if module.bias is None else torch.randn(geometry.out_channels) * 0.3
+    if bias is not None and qparams is not None and qparams.unit:
+        bias = whole_steps(bias, steps)  # as calibration leaves it
     apply(layer, LayerSolution(codes, bits, steps, bias, qparams))
     return layer.eval()
 

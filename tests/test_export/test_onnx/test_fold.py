@@ -33,7 +33,7 @@ def test_other_scales_move_few_codes_by_one(layer_of, chain_of, write_chain, run
     expected, found = chain_of(layers)(x), run_file(path, x, optimize=False)
     second = layers[1]
     one_code = second.weight_scale.view(-1, 1, 1) * second.codes.abs().amax()
-    assert ((expected - found).abs() <= 1e-5).float().mean() > 0.95
+    assert ((expected - found).abs() <= 1e-5).float().mean() > 0.98
     assert bool(((expected - found).abs() <= 2 * one_code + 1e-5).all())
 
 
@@ -46,18 +46,17 @@ def test_onnxruntime_fuses_only_what_is_folded(layer_of, write_chain, x):
         assert counts.operators.get('QLinearConv', 0) == fused
 
 
-def test_integer_kernels_round_the_bias_and_nothing_else(layer_of, chain_of, write_chain,
-                                                         run_file, x):
-    """What onnxruntime computes is the torch model with biases on whole steps."""
+def test_integer_kernels_add_a_bias_of_whole_steps_and_round_another(
+        layer_of, chain_of, write_chain, run_file, x):
+    """Where onnxruntime and torch differ beyond the order of summation, and where not."""
     layers = convs(layer_of)
-    path, _, _ = write_chain(layers, x)
-    first, reader = layers[0], layers[1].qparams.scale
-    steps = first.weight_scale / reader
-    first.bias.data = torch.round(first.bias / reader / steps) * first.weight_scale
-    expected, found = chain_of(layers)(x), run_file(path, x)
-    one_code = layers[1].weight_scale.view(-1, 1, 1) * layers[1].codes.abs().amax()
-    assert ((expected - found).abs() <= 1e-5).float().mean() > 0.95
-    assert bool(((expected - found).abs() <= 2 * one_code + 1e-5).all())
+    differing = []
+    for part in (0.0, 0.5):  # of a step
+        layers[0].bias.data += part * layers[0].weight_scale
+        expected = chain_of(layers)(x)
+        found = run_file(write_chain(layers, x, f'{part}')[0], x)
+        differing.append(float(((expected - found).abs() > 1e-5).float().mean()))
+    assert differing[0] < 0.02 < differing[1]
 
 
 def test_openvino_runs_both_in_integers(layer_of, write_chain, x):

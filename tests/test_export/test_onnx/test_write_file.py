@@ -67,6 +67,28 @@ def test_a_head_called_twice_is_stored_once(model, tmp_path):
     compare(file.path, model, (1, 3, 16, 20))
 
 
+class Mixed(nn.Module):
+    """A layer that reads a layer that can take its scales, and in another call one that cannot."""
+
+    def __init__(self, layer_of):
+        super().__init__()
+        self.first = layer_of(nn.Conv2d(3, 3, 1), 'float', seed=1)
+        self.shared = layer_of(nn.Conv2d(3, 3, 3), 'powers', seed=2)
+
+    def forward(self, image):
+        return self.shared(torch.relu(self.first(image))), self.shared(image)
+
+
+def test_each_call_of_a_shared_layer_has_its_own_fold(layer_of, tmp_path):
+    model = Mixed(layer_of).eval()
+    file = write_onnx(request_for(model), tmp_path / 'model.onnx')
+    assert file.folds == [('first', 'shared')]
+    x = torch.rand(1, 3, 16, 20, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        for want, have in zip(model(x), OnnxGraph(file.path, threads=1)(x)):
+            torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-5)
+
+
 def test_shapes_vary_when_asked_for(model, tmp_path):
     file = write_onnx(request_for(model, (2, 3, 16, 20), dynamic=True), tmp_path / 'model.onnx')
     for shape in ((1, 3, 16, 20), (3, 3, 32, 24), (2, 3, 20, 36)):
