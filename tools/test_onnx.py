@@ -1,4 +1,4 @@
-"""Evaluates exported ONNX graphs with a runtime; data, post-processing and metrics are upstream's."""
+"""Evaluates exported ONNX graphs with a runtime inside upstream's evaluation."""
 
 from mmbitsplit.cli.test_onnx import main
 from mmbitsplit.engine.distributed import end_with

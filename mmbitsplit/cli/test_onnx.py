@@ -1,4 +1,4 @@
-"""Evaluates exported ONNX graphs with a runtime; data, post-processing and metrics are upstream's."""
+"""Evaluates exported ONNX graphs with a runtime inside upstream's evaluation."""
 
 import argparse
 import json

@@ -1,9 +1,9 @@
 """How far the outputs of an exported graph are from the model's own.
 
 Unit: the step that an 8-bit quantizer over the output's range would have. Differences come from
-the order in which products are summed, from scales folded into the layer before, from biases that
-integer kernels round to whole steps of the weight scale, and from divisions that runtimes replace by
-multiplications: each moves a value that lies between two codes to the other one at times.
+the order in which products are summed, from scales folded into the layer before, and from divisions
+that runtimes replace by multiplications: each moves a value that lies between two codes to the
+other one at times, and the layers behind spread that.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """Writes one call of a quantized layer as standard ONNX nodes.
 
-    x -> QuantizeLinear(input scale) -> DequantizeLinear(1) -> Conv <- DequantizeLinear(weight scale)
+    x -> QuantizeLinear(input scale) -> DequantizeLinear(1) -> Conv
+    codes -> DequantizeLinear(weight scale) -> Conv
 
 The product sees the input's codes less zero point, as the layer itself does, because ECAQ and
 per-tensor scales are in the weight scales already. Codes stay inside the layer's bits; the file
@@ -17,7 +18,7 @@ from torch import Tensor
 from mmbitsplit.export.onnx.fold import LayerCall
 from mmbitsplit.export.onnx.int32_bias import with_int32_bias
 from mmbitsplit.export.onnx.requirements import need
-from mmbitsplit.functional import channel_dim, weight_rows
+from mmbitsplit.functional import channel_dim
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import LayerGeometry, QParams
 

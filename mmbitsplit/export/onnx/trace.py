@@ -110,8 +110,8 @@ def _name_outputs(program: Any) -> Any:
     nested = pytree.tree_unflatten(list(range(len(outputs))),
                                    program.exported_program.call_spec.out_spec)
     for path, index in pytree.tree_flatten_with_path(nested)[0]:
-        outputs[index].name = '_'.join(['output', *(str(getattr(key, 'idx', getattr(key, 'key', key)))
-                                                     for key in path)])
+        places = [str(getattr(key, 'idx', getattr(key, 'key', key))) for key in path]
+        outputs[index].name = '_'.join(['output', *places])
     return _as_lists(pytree.tree_map(lambda index: outputs[index].name, nested))
 
 

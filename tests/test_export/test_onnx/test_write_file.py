@@ -97,7 +97,8 @@ def test_shapes_vary_when_asked_for(model, tmp_path):
 
 def test_four_bits(model, tmp_path):
     file = write_onnx(request_for(model), tmp_path / 'model.onnx', format='int4')
-    kinds = {tensor.name: tensor.data_type for tensor in onnx.load(str(file.path)).graph.initializer}
+    stored = onnx.load(str(file.path)).graph.initializer
+    kinds = {tensor.name: tensor.data_type for tensor in stored}
     assert kinds['head.0.codes'] == onnx.TensorProto.INT4
     compare(file.path, model, (1, 3, 16, 20))
 
