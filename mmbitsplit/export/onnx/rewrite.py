@@ -32,7 +32,9 @@ def write_layers(model: Any, layers: Mapping[str, QuantizedLayer], *, four_bit: 
     folds = find_folds(calls) if fold else {}
     readers = {reader.node for reader in folds.values()}
     integer = {node for node in calls if not four_bit and between_quantizers(node, calls, folds)}
-    writer = LayerWriter(graph, four_bit)
+    deployed = any(getattr(call.layer, 'output_qparams', None) is not None
+                   for call in calls.values())
+    writer = LayerWriter(graph, four_bit, divide_first=deployed)
     for node, call in calls.items():
         written = writer.write(call, folded_input=node in readers, reader=folds.get(node),
                                in_integers=node in integer)
