@@ -21,6 +21,10 @@ EXTRAS_REQUIRE = {
     ],
     'demo': ['scikit-learn>=1.3', 'pycocotools>=2.0.6', 'opencv-python'],
     'report': ['plotly>=6.0', 'pillow>=10.1'],
+    # Export needs torch>=2.8 (torch.onnx.ops); tried: onnx 1.23, onnxscript 0.7, onnx-ir 1.1,
+    # onnxruntime 1.31, openvino 2026.4.
+    'onnx': ['onnx>=1.23,<2', 'onnxscript>=0.7,<0.8', 'onnx-ir>=1.1,<2',
+             'onnxruntime>=1.31,<2', 'openvino>=2026.4,<2027'],
     'test': ['pytest>=7', 'ruff'],
 }
 EXTRAS_REQUIRE['all'] = sorted({name for names in EXTRAS_REQUIRE.values() for name in names})

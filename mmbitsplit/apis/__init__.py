@@ -2,7 +2,7 @@
 
 from mmbitsplit.apis.quantize_model import quantize_model
 
-__all__ = ['load_quantized', 'quantize_config', 'quantize_model']
+__all__ = ['export_onnx', 'load_quantized', 'quantize_config', 'quantize_model']
 
 
 def __getattr__(name: str):
@@ -14,4 +14,7 @@ def __getattr__(name: str):
     if name == 'load_quantized':
         from mmbitsplit.apis.loading import load_quantized
         return load_quantized
+    if name == 'export_onnx':
+        from mmbitsplit.apis.onnx_files import export_onnx
+        return export_onnx
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

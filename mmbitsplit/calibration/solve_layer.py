@@ -16,7 +16,13 @@ from mmbitsplit.calibration.output_scales import search_output_qparams
 from mmbitsplit.calibration.rows import LayerRows
 from mmbitsplit.calibration.stopwatch import Stopwatch
 from mmbitsplit.calibration.team import Team
-from mmbitsplit.functional import channel_ranges, round_weight, rows_to_weight, weight_scale
+from mmbitsplit.functional import (
+    channel_ranges,
+    round_weight,
+    rows_to_weight,
+    weight_scale,
+    whole_steps,
+)
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import (
     LayerGeometry,
@@ -150,6 +156,8 @@ def layer_solution(solved: WeightSolution, correction: Tensor | None, qparams: Q
     total = bias
     if correction is not None:
         total = correction.reshape(-1) + (0.0 if bias is None else bias.double())
+    if total is not None and qparams is not None and qparams.unit:
+        total = whole_steps(total.detach(), solved.scale.reshape(-1).float())
     num_bits = plan.weight.num_bits if solved.num_bits is None else int(solved.num_bits.max())
     return LayerSolution(rows_to_weight(solved.codes, geometry), num_bits,
                          solved.scale.reshape(-1).float(),

@@ -27,6 +27,7 @@ from mmbitsplit.functional.bitsplit_rows import solve_bitsplit_rows
 from mmbitsplit.functional.distributions import channel_ranges, code_histogram
 from mmbitsplit.functional.entropy import entropy_threshold
 from mmbitsplit.functional.error_feedback import feedback_factor
+from mmbitsplit.functional.integer_bias import whole_steps
 from mmbitsplit.functional.joint_search import JointMinimum, powell_minimum, quadratic_minimum
 from mmbitsplit.functional.packing import pack_codes, unpack_codes
 from mmbitsplit.functional.patches import (
@@ -60,5 +61,5 @@ __all__ = [
     'quadratic_objective', 'quantization_error', 'quantize', 'rescale_inputs', 'round_weight',
     'rows_to_weight', 'search_qparams', 'solve_bitsplit', 'solve_bitsplit_rows',
     'split_bit_planes', 'spread', 'stitch_bit_planes', 'unpack_codes', 'weight_rows',
-    'weight_scale',
+    'weight_scale', 'whole_steps',
 ]

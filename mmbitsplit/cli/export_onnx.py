@@ -1,0 +1,68 @@
+"""Exports a quantized checkpoint to ONNX, in int8 that runtimes run in integers or in int4."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXAMPLE = ('work_dirs/retinanet/quantized_config.py work_dirs/retinanet/quantized.pth '
+           '--format int8 --shape 800 1344')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this command."""
+    parser.add_argument('config', help='quantized_config.py of a work directory')
+    parser.add_argument('checkpoint', help='quantized.pth beside it')
+    parser.add_argument('--format', choices=['int8', 'int4'], default='int8',
+                        help='int8 runs in integers; int4 stores codes of at most 4 bits in 4, '
+                             'the smaller file, and runs in float')
+    parser.add_argument('--shape', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),
+                        help="size of the padded image; default: the test pipeline's")
+    parser.add_argument('--dynamic', action='store_true',
+                        help='let batch, height and width vary')
+    parser.add_argument('--output', help='folder of the files; default: onnx_<format> beside '
+                                         'the checkpoint')
+    parser.add_argument('--check', choices=['onnxruntime', 'openvino'], nargs='*', default=[],
+                        help='say how many convolutions these runtimes run in integers')
+    parser.add_argument('--debug', action='store_true',
+                        help='show the traceback of an error instead of one line')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the files and prints what they hold."""
+    from mmengine.config import Config
+
+    from mmbitsplit.apis import export_onnx, load_quantized
+    from mmbitsplit.engine.onnx_evaluation import evaluation_shape
+    from mmbitsplit.export.onnx.operator_check import executed_operators
+
+    for path in (args.config, args.checkpoint):
+        if not Path(path).is_file():
+            raise ValueError(f'{path} does not exist; pass quantized_config.py and quantized.pth '
+                             'of a work directory of tools/quantize.py.')
+    model = load_quantized(args.config, args.checkpoint)
+    divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
+    shape = tuple(args.shape) if args.shape else evaluation_shape(
+        Config.fromfile(args.config), divisor)
+    folder = args.output or Path(args.checkpoint).parent / f'onnx_{args.format}'
+    for file in export_onnx(model, folder, format=args.format, shape=shape,
+                            dynamic=args.dynamic):
+        print(f'{file.path}: {file.layers} quantized layers, {len(file.folds)} calls with scales '
+              f'folded, {file.bytes / 1e6:.2f} MB')
+        for runtime in args.check:
+            print(f'  {runtime}: {executed_operators(file.path, runtime)}')
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs this command."""
+    from mmbitsplit.engine.distributed import work_together
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     epilog=f'example: python tools/export_onnx.py {EXAMPLE}')
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    return work_together('none', lambda processes: run(args), _say_error, args.debug)
+
+
+def _say_error(message: str) -> None:
+    print(f'error: {message}', file=sys.stderr, flush=True)

@@ -1,0 +1,82 @@
+"""Evaluates exported ONNX graphs with a runtime inside upstream's evaluation."""
+
+import argparse
+import json
+import os.path as osp
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXAMPLE = ('work_dirs/retinanet/quantized_config.py work_dirs/retinanet/onnx_int8 '
+           '--checkpoint work_dirs/retinanet/quantized.pth')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this command."""
+    from mmengine.config import DictAction
+    parser.add_argument('config', help='quantized_config.py of a work directory')
+    parser.add_argument('folder', help='folder that tools/export_onnx.py wrote')
+    parser.add_argument('--runtime', choices=['onnxruntime', 'openvino'], default='onnxruntime')
+    parser.add_argument('--threads', type=int, help='threads of the runtime')
+    parser.add_argument('--checkpoint', help='quantized.pth: compare the raw outputs with it')
+    parser.add_argument('--compare', type=int, default=16, metavar='CALLS',
+                        help='calls of each graph that are compared; default 16')
+    parser.add_argument('--work-dir')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    parser.add_argument('--out', help='write the metrics to this JSON file')
+    parser.add_argument('--out-comparison', help='write the comparison to this JSON file')
+    parser.add_argument('--debug', action='store_true',
+                        help='show the traceback of an error instead of one line')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates the graphs and prints the metrics."""
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+    import mmbitsplit.engine  # noqa: F401  registers the wrapper
+    from mmbitsplit.apis import load_quantized
+    from mmbitsplit.engine.export_targets import use_graphs
+    from mmbitsplit.engine.files import write_json
+    from mmbitsplit.engine.onnx_evaluation import GraphComparison, load_graphs
+
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    name = osp.splitext(osp.basename(args.config))[0]
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)
+    cfg.load_from = None  # no weights of torch take part
+    graphs = load_graphs(args.folder, args.runtime, args.threads)
+    comparison = None
+    if args.checkpoint:
+        comparison = GraphComparison(load_quantized(args.config, args.checkpoint).model,
+                                     args.compare)
+    runner = Runner.from_cfg(cfg)
+    use_graphs(runner.model.model, graphs, comparison or (lambda *call: None))
+    metrics = runner.test()
+    if args.out:
+        write_json(Path(args.out), metrics)
+    if args.out_comparison and comparison:
+        write_json(Path(args.out_comparison), comparison.table())
+    print(json.dumps(metrics, indent=2))
+    for graph, found in (comparison.table() if comparison else {}).items():
+        print(f"{graph}: {100 * found['within_one_step']:.3f} % of {found['elements']} elements "
+              f"within one step of the torch model, the farthest {found['largest_steps']:.2f} "
+              'steps away; torch in double precision: '
+              f"{100 * found['torch_double_within_one_step']:.3f} %, "
+              f"{found['torch_double_largest_steps']:.2f}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs this command."""
+    from mmbitsplit.engine.distributed import work_together
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     epilog=f'example: python tools/test_onnx.py {EXAMPLE}')
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    return work_together('none', lambda processes: run(args), _say_error, args.debug)
+
+
+def _say_error(message: str) -> None:
+    print(f'error: {message}', file=sys.stderr, flush=True)

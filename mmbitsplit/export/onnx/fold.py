@@ -1,0 +1,101 @@
+"""Finds the layers whose output reaches one quantizer alone, and what may be folded into them.
+
+ECAQ divides a layer's input by one scale a channel. A runtime that fuses whole integer layers
+wants one scale for all of a layer's output, so the division moves into the layer before: its weight
+scales and bias are divided by the reader's input scales, output channel by output channel, and both
+sides have unit scale. ReLU lets positive factors through.
+
+Source: Bit-split paper, section 3.2 (ECAQ costs nothing at inference).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmbitsplit.functional import channel_dim
+from mmbitsplit.models import QuantizedLayer
+from mmbitsplit.structures import QParams
+
+# op(x * c) == op(x) * c for one factor c > 0 a channel.
+SCALES_PASS = ('Relu', 'LeakyRelu', 'MaxPool')
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """A node that stands for a call of a quantized layer.
+
+    Args:
+        node: ``onnx_ir.Node``.
+        name: The layer's dotted name.
+        layer: The layer.
+    """
+
+    node: Any
+    name: str
+    layer: QuantizedLayer
+
+
+def find_folds(calls: Mapping[Any, LayerCall]) -> dict[Any, LayerCall]:
+    """Returns for each node whose scales take in a reader's input scales, that reader's call.
+
+    Args:
+        calls: The calls by node.
+    """
+    folds = {}
+    for node, call in calls.items():
+        reader = _only_reader(node, calls)
+        if reader is not None and _can_fold(call.layer, reader.layer):
+            folds[node] = reader
+    return folds
+
+
+def between_quantizers(node: Any, calls: Mapping[Any, LayerCall],
+                       folds: Mapping[Any, LayerCall]) -> bool:
+    """Whether onnxruntime computes a call in integers: one scale before it and one behind it.
+
+    Matrix products need none behind; transposed convolutions have no integer kernel.
+
+    Args:
+        node: The call's node.
+        calls: All calls by node.
+        folds: What ``find_folds`` found.
+    """
+    layer = calls[node].layer
+    qparams, kind = layer.qparams, layer.geometry.kind
+    if qparams is None or not qparams.unit or not _one_zero_point(qparams) \
+            or kind == 'conv_transpose2d':
+        return False
+    if kind == 'linear' or node in folds or getattr(layer, 'output_qparams', None) is not None:
+        return True
+    reader = _only_reader(node, calls)
+    behind = None if reader is None else reader.layer.qparams
+    return behind is not None and behind.scale.numel() == behind.zero_point.numel() == 1
+
+
+def _one_zero_point(qparams: QParams) -> bool:
+    return not bool((qparams.zero_point != qparams.zero_point[0]).any())
+
+
+def _only_reader(node: Any, calls: Mapping[Any, LayerCall]) -> LayerCall | None:
+    """The layer call that alone reads a node's output, perhaps through ReLU."""
+    while True:
+        output = node.outputs[0]
+        readers = {usage.node for usage in output.uses()}
+        if len(readers) != 1 or output.is_graph_output():
+            return None
+        node = readers.pop()
+        if node in calls:
+            return calls[node]
+        if node.domain or node.op_type not in SCALES_PASS or len(node.outputs) != 1:
+            return None
+
+
+def _can_fold(producer: QuantizedLayer, reader: QuantizedLayer) -> bool:
+    qparams = reader.qparams
+    if getattr(producer, 'output_qparams', None) is not None:
+        return False  # its output has a quantizer of its own
+    if qparams is None or not qparams.unit or qparams.scale.numel() == 1:
+        return False  # one scale for all channels is what runtimes want as it is
+    return (_one_zero_point(qparams)
+            and channel_dim(producer.geometry) == channel_dim(reader.geometry)
+            and producer.geometry.out_channels == qparams.scale.numel())

@@ -1,0 +1,266 @@
+"""Writes one call of a quantized layer as standard ONNX nodes.
+
+    x -> Div(input scales) -> QuantizeLinear(1) -> DequantizeLinear(1) -> Conv
+    codes -> DequantizeLinear(weight scale) -> Conv
+
+The product sees the input's codes less zero point, as the layer itself does, because ECAQ and
+per-tensor scales are in the weight scales already. Codes stay inside the layer's bits; the file
+stores them in 8 bits, or in 4 where they fit and 4 are asked for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mmbitsplit.export.onnx.fold import LayerCall
+from mmbitsplit.export.onnx.int32_bias import with_int32_bias
+from mmbitsplit.export.onnx.requirements import need
+from mmbitsplit.functional import channel_dim
+from mmbitsplit.models import QuantizedLayer
+from mmbitsplit.structures import LayerGeometry, QParams
+
+MOST_BITS_IN_FOUR = 4
+PAD_MODES = {'reflect': 'reflect', 'replicate': 'edge'}
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """What stands in a call's place: nodes in order, and the value that is its output."""
+
+    nodes: list[Any]
+    output: Any
+
+
+class LayerWriter:
+    """Writes calls into a graph; a layer's tensors are stored once however often it is called.
+
+    Args:
+        graph: ``onnx_ir.Graph`` that gets the initializers.
+        four_bit: Whether codes of at most 4 bits are stored in 4 bits.
+        divide_first: Whether scales a channel are an operator of their own before a quantizer
+            of one scale; see ``_product_input``.
+    """
+
+    def __init__(self, graph: Any, four_bit: bool, divide_first: bool):
+        self.ir = need('onnx_ir')
+        self.graph, self.four_bit, self.divide_first = graph, four_bit, divide_first
+        self.nodes: list[Any] = []
+        self.prefix, self.rank, self.in_integers = '', 0, True  # of the call now written
+
+    def write(self, call: LayerCall, *, folded_input: bool = False,
+              reader: LayerCall | None = None, in_integers: bool = True) -> Nodes:
+        """Writes the nodes of a call.
+
+        Args:
+            call: The call.
+            folded_input: Whether the layer before took this layer's input scales.
+            reader: The call whose input scales this one takes, if any.
+            in_integers: Whether onnxruntime can compute it in integers. Where it cannot, it
+                would dequantize the weight in every run; as Cast and Mul it does so once.
+        """
+        self.nodes, self.prefix = [], call.node.outputs[0].name
+        self.rank, self.in_integers = len(call.node.inputs[0].shape), in_integers
+        layer, geometry = call.layer, call.layer.geometry
+        x = self._pad(call.node.inputs[0], call)
+        if layer.qparams is not None:
+            x = self._product_input(x, call, folded_input)
+        weight, bias = self._weight_and_bias(call, reader)
+        y = self._operator(x, weight, bias, geometry)
+        after = getattr(layer, 'output_qparams', None)
+        if after is not None:
+            y = self._round_trip(y, after, f'{call.name}.output',
+                                 channel_dim(geometry) % self.rank)
+        return Nodes(self.nodes, y)
+
+    def _product_input(self, x: Any, call: LayerCall, folded: bool) -> Any:
+        """Codes less zero point (unit inputs) or dequantized values, as floats."""
+        qparams = call.layer.qparams
+        axis = channel_dim(call.layer.geometry) % self.rank
+        name = f'{call.name}.input'
+        if not qparams.unit:
+            return self._round_trip(x, qparams, name, axis)
+        points, same_points = _zero_points(qparams), len(set(_zero_points(qparams))) == 1
+        # QuantizeLinear with a scale a channel is what onnxruntime computes fastest, but for two
+        # cases. Between integer layers alone it lays channels last, where that is ten times
+        # slower than all the rest; and signed codes it takes from pairs of equal scales only.
+        divide = same_points and qparams.scale.numel() > 1 and (
+            self.divide_first or qparams.quant_min < 0)
+        if folded or divide:
+            x = x if folded else self._divide(x, qparams, name, axis)
+            codes = self._quantize(x, np.float32(1), points[0], qparams, f'{name}.unit', axis)
+        else:
+            codes = self._quantize(x, *_scales(qparams), qparams, name, axis)
+        if self.in_integers and same_points:
+            return self._dequantize(codes, np.float32(1), points[0], f'{name}.unit', axis)
+        # A scale a channel, though all are 1: beside one scale and a weight in float onnxruntime
+        # takes it on itself to quantize the weight.
+        points = np.broadcast_to(points, call.layer.geometry.in_channels)
+        return self._dequantize(codes, np.ones(points.shape, np.float32), points,
+                                f'{name}.units', axis)
+
+    def _divide(self, x: Any, qparams: QParams, name: str, axis: int) -> Any:
+        shape = [-1 if dim == axis else 1 for dim in range(self.rank)]
+        scale = qparams.scale.float().cpu().numpy().reshape(shape)
+        return self._node('Div', [x, self._store(f'{name}.channel_scale', scale)])
+
+    def _round_trip(self, x: Any, qparams: QParams, name: str, axis: int) -> Any:
+        """QuantizeLinear and DequantizeLinear with the same scales."""
+        scale, zero_point = _scales(qparams)
+        codes = self._quantize(x, scale, zero_point, qparams, name, axis)
+        return self._dequantize(codes, scale, zero_point, name, axis)
+
+    def _quantize(self, x: Any, scale: np.ndarray, zero_point: np.ndarray, qparams: QParams,
+                  name: str, axis: int) -> Any:
+        codes = self._node('QuantizeLinear', [
+            x, self._store(f'{name}.scale', scale),
+            self._store(f'{name}.zero_point', zero_point)], axis=axis if scale.ndim else None)
+        limits = np.iinfo(zero_point.dtype)
+        if (qparams.quant_min, qparams.quant_max) == (limits.min, limits.max):
+            return codes  # QuantizeLinear saturates there itself
+        bounds = [self._store(f'{name}.{end}', np.array(value, zero_point.dtype))
+                  for end, value in (('min', qparams.quant_min), ('max', qparams.quant_max))]
+        return self._node('Clip', [codes, *bounds])
+
+    def _dequantize(self, codes: Any, scale: np.ndarray, zero_point: np.ndarray, name: str,
+                    axis: int) -> Any:
+        return self._node('DequantizeLinear', [
+            codes, self._store(f'{name}.scale', scale),
+            self._store(f'{name}.zero_point', zero_point)], axis=axis if scale.ndim else None)
+
+    def _weight_and_bias(self, call: LayerCall, reader: LayerCall | None) -> tuple[Any, Any]:
+        layer, geometry = call.layer, call.layer.geometry
+        scale = layer.weight_scale.double().cpu().numpy()  # (out_channels,)
+        bias = None if layer.bias is None else layer.bias.detach().double().cpu().numpy()
+        name = call.name
+        if reader is not None:
+            factor = reader.layer.qparams.scale.double().cpu().numpy()
+            scale, bias = scale / factor, None if bias is None else bias / factor
+            name = f'{call.name}.for.{reader.name}'
+        codes = layer.codes
+        if bias is not None:
+            codes, scale = with_int32_bias(codes, scale, bias, geometry)
+        codes_name = call.name if codes is layer.codes else f'{name}.coarse'
+        weight = self._dequantized_weight(call, codes, scale.astype(np.float32), codes_name, name)
+        return weight, None if bias is None else self._store(f'{name}.bias',
+                                                            bias.astype(np.float32))
+
+    def _dequantized_weight(self, call: LayerCall, codes: Tensor, scale: np.ndarray,
+                            codes_name: str, scale_name: str) -> Any:
+        geometry, array = call.layer.geometry, codes.cpu().numpy()
+        axis = 0 if geometry.kind == 'conv2d' else 1
+        if geometry.kind == 'linear':
+            array = array.T  # as MatMul wants it
+        dtype = self.ir.DataType.INT4 if self._in_four_bits(call.layer) \
+            else self.ir.DataType.INT8
+        stored = self._store(f'{codes_name}.codes', array, dtype)
+        if geometry.kind == 'conv_transpose2d' and geometry.groups > 1:
+            # A channel of each group shares an index of axis 1: no axis has the scales.
+            factor = _per_weight_row(scale, geometry)
+        elif not self.in_integers:
+            factor = scale.reshape([-1 if dim == axis else 1 for dim in range(array.ndim)])
+        else:
+            zeros = self._store(f'{codes_name}.zero', np.zeros(scale.shape, np.int8), dtype)
+            return self._node('DequantizeLinear', [
+                stored, self._store(f'{scale_name}.weight_scale', scale), zeros], axis=axis)
+        real = self._node('Cast', [stored], to=int(self.ir.DataType.FLOAT))
+        return self._node('Mul', [real, self._store(f'{scale_name}.weight_factor', factor)])
+
+    def _in_four_bits(self, layer: QuantizedLayer) -> bool:
+        return self.four_bit and layer.num_bits <= MOST_BITS_IN_FOUR
+
+    def _operator(self, x: Any, weight: Any, bias: Any, geometry: LayerGeometry) -> Any:
+        if geometry.kind == 'linear':
+            # Neither Gemm nor MatMul and Add, which onnxruntime makes a Gemm of: it keeps that in
+            # float where no quantizer follows.
+            y = self._node('MatMul', [x, weight])
+            return y if bias is None else self._node('Sum', [y, bias])
+        top, left = geometry.padding
+        pads = [top, left, top, left]
+        if geometry.pre_padding_mode == 'zeros':  # uneven; the others are nodes of their own
+            before_w, after_w, before_h, after_h = geometry.pre_padding
+            pads = [a + b for a, b in zip(pads, (before_h, before_w, after_h, after_w))]
+        transposed = geometry.kind == 'conv_transpose2d'
+        return self._node(
+            'ConvTranspose' if transposed else 'Conv', [x, weight, *_given(bias)],
+            kernel_shape=geometry.kernel_size, strides=geometry.stride, pads=pads,
+            dilations=geometry.dilation, group=geometry.groups,
+            output_padding=geometry.output_padding if transposed else None)
+
+    def _pad(self, x: Any, call: LayerCall) -> Any:
+        """Padding that repeats inputs; before the quantizer is as good as behind it."""
+        geometry = call.layer.geometry
+        if geometry.pre_padding_mode == 'zeros':
+            return x
+        left, right, top, bottom = geometry.pre_padding
+        if geometry.pre_padding_mode == 'circular':  # OpenVINO has no Pad that wraps
+            return self._wrap(self._wrap(x, 2, top, bottom), 3, left, right)
+        amounts = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
+        return self._node('Pad', [x, self._store(f'{call.name}.pads', amounts)],
+                          mode=PAD_MODES[geometry.pre_padding_mode])
+
+    def _wrap(self, x: Any, axis: int, before: int, after: int) -> Any:
+        """The end of an axis again before its start, and the start behind the end."""
+        parts = [x]
+        if before:
+            parts.insert(0, self._slice(x, axis, -before, np.iinfo(np.int64).max))
+        if after:
+            parts.append(self._slice(x, axis, 0, after))
+        return self._node('Concat', parts, axis=axis) if len(parts) > 1 else x
+
+    def _slice(self, x: Any, axis: int, start: int, end: int) -> Any:
+        places = [self._store(f'number.{value}', np.array([value], np.int64))
+                  for value in (start, end, axis)]
+        return self._node('Slice', [x, *places])
+
+    def _node(self, op_type: str, inputs: Sequence[Any], **attributes: Any) -> Any:
+        given = {key: list(value) if isinstance(value, tuple) else value
+                 for key, value in attributes.items() if value is not None}
+        number = len(self.nodes)
+        value = self.ir.Value(name=f'{self.prefix}_{op_type}_{number}')
+        node = self.ir.node(op_type, inputs, given, outputs=[value],
+                            name=f'node_{self.prefix}_{op_type}_{number}')
+        self.nodes.append(node)
+        return value
+
+    def _store(self, name: str, array: np.ndarray, dtype: Any = None) -> Any:
+        """The initializer of a name, made when first asked for."""
+        if name not in self.graph.initializers:
+            array = np.ascontiguousarray(array).reshape(np.shape(array))  # scalars stay scalars
+            if dtype is not None:
+                array = array.astype(dtype.numpy())
+            tensor = self.ir.tensor(array, name=name)
+            self.graph.register_initializer(self.ir.Value(
+                name=name, const_value=tensor, shape=self.ir.Shape(array.shape),
+                type=self.ir.TensorType(tensor.dtype)))
+        return self.graph.initializers[name]
+
+
+def _given(bias: Any) -> list[Any]:
+    return [] if bias is None else [bias]
+
+
+def _scales(qparams: QParams) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point as QuantizeLinear wants them: both scalars or both (C,)."""
+    scale = qparams.scale.float().cpu().numpy()
+    zero_point = _zero_points(qparams)
+    if scale.size == 1 and zero_point.size == 1:
+        return scale[0], zero_point[0]
+    size = max(scale.size, zero_point.size)
+    return (np.broadcast_to(scale, size), np.broadcast_to(zero_point, size))
+
+
+def _zero_points(qparams: QParams) -> np.ndarray:
+    """(C,) or (1,) in the integer type that holds the codes: uint8, or int8 for signed ones."""
+    dtype = np.uint8 if qparams.quant_min >= 0 else np.int8
+    return qparams.zero_point.cpu().numpy().astype(dtype)
+
+
+def _per_weight_row(scale: np.ndarray, geometry: LayerGeometry) -> np.ndarray:
+    """Scales of a grouped transposed convolution, spread over its weight: (C_in, M, 1, 1)."""
+    groups = geometry.groups
+    rows = scale.reshape(groups, 1, -1)  # (G, 1, M)
+    rows = np.broadcast_to(rows, (groups, geometry.in_channels // groups, rows.shape[2]))
+    return rows.reshape(geometry.in_channels, -1, 1, 1)

@@ -1,0 +1,92 @@
+"""From a part of a model to an ONNX file."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmbitsplit.export.onnx.requirements import need
+from mmbitsplit.export.onnx.rewrite import write_layers
+from mmbitsplit.export.onnx.trace import GraphRequest, trace
+from mmbitsplit.structures.options import check_choice
+from mmbitsplit.version import __version__
+
+FORMATS = ('int8', 'int4')
+METADATA = 'mmbitsplit'
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An exported graph.
+
+    Args:
+        path: Its file.
+        name: What the graph is called.
+        layers: Number of quantized layers in it.
+        folds: Layers that took the input scales of the layer behind, with that layer.
+        bytes: Size of the file.
+    """
+
+    path: Path
+    name: str
+    layers: int
+    folds: list[tuple[str, str]]
+    bytes: int
+
+
+def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
+               fold: bool = True, facts: Mapping[str, Any] | None = None) -> OnnxFile:
+    """Writes a part of a model as an ONNX file of opset 21.
+
+    Args:
+        request: The part. Its float layers stay float.
+        path: The file.
+        format: ``'int8'``, which runtimes execute in integers, or ``'int4'``: codes of at most
+            4 bits stored in 4, the smaller file, executed in float.
+        fold: Whether input scales move into the layer before where its output goes nowhere else.
+        facts: More to be noted in the file's metadata, plain values.
+
+    Raises:
+        ValueError: Unknown format, a missing package, a model that cannot be traced, or a
+            file that checks find wrong or that cannot be written.
+    """
+    check_choice('format', format, FORMATS)
+    ir = need('onnx_ir')
+    traced = trace(request)
+    folds = write_layers(traced.model, traced.layers, four_bit=format == 'int4', fold=fold)
+    traced.model.producer_name, traced.model.producer_version = 'mmbitsplit', __version__
+    traced.model.metadata_props[METADATA] = json.dumps(
+        {'graph': request.name, 'format': format, 'outputs': traced.structure, **(facts or {})})
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ir.save(traced.model, temporary)
+        need('onnx').checker.check_model(str(temporary), full_check=True)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f'{path} cannot be written: {error}. Choose another place with '
+                         '--output.') from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return OnnxFile(path, request.name, len(traced.layers), folds, path.stat().st_size)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Returns what ``write_onnx`` noted in a file.
+
+    Raises:
+        ValueError: The file is missing, damaged, or not one that mmbitsplit wrote.
+    """
+    onnx = need('onnx')
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf and the file system have errors of their own
+        raise ValueError(f'{path} cannot be read as ONNX ({error}); export it again with '
+                         'tools/export_onnx.py.') from error
+    for entry in model.metadata_props:
+        if entry.key == METADATA:
+            return json.loads(entry.value)
+    raise ValueError(f'{path} was not written by mmbitsplit; export with tools/export_onnx.py.')
