@@ -64,6 +64,7 @@ class LayerWriter:
         self.nodes, self.prefix = [], call.node.outputs[0].name
         self.rank, self.in_integers = len(call.node.inputs[0].shape), in_integers
         layer, geometry = call.layer, call.layer.geometry
+        _check_standard(call.name, layer)
         x = self._pad(call.node.inputs[0], call)
         if layer.qparams is not None:
             x = self._product_input(x, call, folded_input)
@@ -236,6 +237,18 @@ class LayerWriter:
                 name=name, const_value=tensor, shape=self.ir.Shape(array.shape),
                 type=self.ir.TensorType(tensor.dtype)))
         return self.graph.initializers[name]
+
+
+def _check_standard(name: str, layer: QuantizedLayer) -> None:
+    """Raises ``ValueError`` for what ONNX's quantizers and one integer product cannot say."""
+    what = [text for text, found in (
+        ("an offset of every output channel's weights", 'weight_offset' in layer.state_dict()),
+        ('input channels of different widths',
+         layer.qparams is not None and layer.qparams.channel_max is not None)) if found]
+    if what:
+        raise ValueError(f"Layer '{name}' has {' and '.join(what)}, which ONNX's operators cannot "
+                         'compute in integers. Quantize with a method that has one scale a channel '
+                         "and no more, such as method=dict(type='BitSplit').")
 
 
 def _given(bias: Any) -> list[Any]:
