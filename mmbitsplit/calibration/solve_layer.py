@@ -162,7 +162,8 @@ def layer_solution(solved: WeightSolution, correction: Tensor | None, qparams: Q
     return LayerSolution(rows_to_weight(solved.codes, geometry), num_bits,
                          solved.scale.reshape(-1).float(),
                          None if total is None else total.detach().float(), qparams,
-                         None if solved.offset is None else solved.offset.reshape(-1).float())
+                         weight_offset=None if solved.offset is None
+                         else solved.offset.reshape(-1).float())
 
 
 def width_notes(solved: WeightSolution, qparams: QParams | None) -> tuple[str, ...]:
