@@ -34,4 +34,4 @@ def solve_from_weights(layer: QuantizedLayer, plan: LayerPlan, method: Method) -
                     for rounded in (solved, plain_rounding(weight, plan.weight)))
     return Solved(layer_solution(solved, None, None, layer.bias, layer.geometry, plan), None,
                   error, plain, False, solved.num_sweeps, 0, 0,
-                  (NOTE, *width_notes(solved, None)))
+                  notes=(NOTE, *width_notes(solved, None)))
