@@ -90,6 +90,8 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
         print_log(f'mmbitsplit: {work_dir} holds the results of this very run', logger='current')
         return earlier
     _forget_results(work_dir)
+    if not resume and journal is not None:
+        (journal.folder / FLOAT_RECORD).unlink(missing_ok=True)
     if float_metrics is not None and journal is not None:
         journal.remember(float={'metrics': dict(float_metrics), 'seconds': 0.0})
     float_metrics, float_seconds, float_record = _evaluate_float(runner, journal, team)

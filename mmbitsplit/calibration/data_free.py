@@ -33,5 +33,6 @@ def solve_from_weights(layer: QuantizedLayer, plan: LayerPlan, method: Method) -
                     / (energy or 1.0)
                     for rounded in (solved, plain_rounding(weight, plan.weight)))
     return Solved(layer_solution(solved, None, None, layer.bias, layer.geometry, plan),
-                  strength=None, error=error, error_rounding=plain, guard_taken=False, sweeps=0,
+                  strength=None, error=error, error_rounding=plain, guard_taken=False,
+                  sweeps=solved.num_sweeps,
                   rows=0, calls=0, notes=(NOTE, *width_notes(solved, None)))

@@ -33,8 +33,8 @@ def leave_report(work_dir: Path, run: QuantizedRun, float_record: EvaluationReco
     Args:
         work_dir: Where ``results.json`` and ``layers.json`` are.
         run: What came of quantizing.
-        float_record, quantized_record: Of the two evaluations; ``None`` for a float evaluation
-            that an interrupted run made and of which nothing is left.
+        float_record, quantized_record: Of the two evaluations; ``None`` where another run made
+            that of the float model and left nothing but its figures.
         classes: Names of the classes.
 
     Returns:
@@ -92,15 +92,16 @@ def read_file(work_dir: Path, name: str) -> dict[str, Any]:
 def report_data(run: QuantizedRun, float_record: EvaluationRecord | None,
                 quantized_record: EvaluationRecord, classes: Sequence[str]) -> dict[str, Any]:
     """Returns ``report_data.json``: what the report shows and no other file says."""
-    layers = {layer.name: {
-        'ranges': layer.input_ranges,
-        'histogram': code_histogram(run.prepared.layers[layer.name].codes, layer.weight_bits),
-    } for layer in run.report.layers}
+    layers = {}
+    for layer in run.report.layers:
+        module = run.prepared.layers[layer.name]
+        layers[layer.name] = {'ranges': layer.input_ranges,
+                              'histogram': code_histogram(module.codes, module.num_bits)}
     data = {'format': FORMAT, 'layers': layers, 'classes': {}, 'pictures': {}, 'problems': []}
     if float_record is None:
         data['problems'].append(
-            'The float model was evaluated by a run that was interrupted, and what it said of '
-            'single images is not left: no classes and no images are compared.')
+            'This run did not evaluate the float model, and what it said of single images is not '
+            'there: no classes and no images are compared.')
         return data
     data['problems'] += dict.fromkeys([*float_record.problems, *quantized_record.problems])
     if quantized_record.kind == 'classification':
@@ -154,6 +155,7 @@ def most_changed(float_record: EvaluationRecord, quantized_record: EvaluationRec
         (_rank_answers, _draw_card)
     ranked = sorted(((rank(float_record.images[path], quantized_record.images[path]), path)
                      for path in common), key=lambda pair: pair[0], reverse=True)
+    ranked = [(value, path) for value, path in ranked if value not in (0.0, (False, 0.0))]
     items, left = [], MOST_PICTURE_BYTES
     for value, path in ranked[:MOST_PICTURES[kind]]:
         try:

@@ -46,7 +46,7 @@ def channel_ranges(samples: ActivationSamples, qparams: QParams | None = None,
     columns = {'channel': chosen, 'low': samples.low[chosen], 'low_tail': tails[0],
                'high_tail': tails[1], 'high': samples.high[chosen]}
     if qparams is not None:
-        for name, code in (('clip_low', qparams.quant_min), ('clip_high', qparams.quant_max)):
+        for name, code in zip(('clip_low', 'clip_high'), qparams.limits()):
             limit = (code - qparams.zero_point) * qparams.scale
             columns[name] = limit.expand(count)[chosen]
     told = {name: column.tolist() for name, column in columns.items()}

@@ -107,11 +107,12 @@ def _metric_row(results: Mapping[str, Any], metric: str) -> list[str]:
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
-    worst = max(layers, key=lambda row: row['error'] or 0.0)['name']
+    worst = max(layers, key=lambda row: row['error'])['name']
     options = ''.join(f'<option{" selected" if row["name"] == worst else ""}>'
                       f'{html.escape(row["name"])}</option>' for row in layers)
-    rows = [[row['name'], bits_text(row), _error_cell(row['error']),
-             _error_cell(row['error_rounding']), row['role'], _remark(row)] for row in layers]
+    rows = [[row['name'], bits_text(row), *((f'{row[error]:.2e}', row[error])
+                                            for error in ('error', 'error_rounding')),
+             row['role'], _remark(row)] for row in layers]
     return (
         '<h2>Layers</h2><p class="quiet">Squared error of each layer\'s output in the quantized '
         'model, in parts of the spread of the float layer\'s output, at positions that were held '
@@ -129,10 +130,6 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
         + table(['layer', 'bits', 'error', 'plain rounding', 'role', 'remark'], rows,
                 numeric=(2, 3), sortable=True, layers=[row['name'] for row in layers])
         + '</div></details>')
-
-
-def _error_cell(value: float | None) -> tuple[str, float] | str:
-    return '–' if value is None else (f'{value:.2e}', value)
 
 
 def _remark(row: Mapping[str, Any]) -> str:
@@ -156,8 +153,10 @@ def _details(row: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any
               f"{row['rows']} positions of {row['calls']} calls", f"{row['seconds']:.1f} s"]
     if row['guard_taken']:
         facts.append('plain rounding was better at held-out positions and was taken')
+    facts += [str(note) for note in row.get('notes') or []]
     ranges = stored.get('ranges')
-    note = '' if ranges else 'Its input ranges and codes were not kept.'
+    note = '' if ranges else 'Its input was not looked at.' if stored else \
+        'Its input ranges and codes were not kept.'
     if ranges and len(ranges['channel']) < ranges['num_channels']:
         note = (f"{len(ranges['channel'])} of {ranges['num_channels']} channels are drawn, at even "
                 'steps from the widest to the narrowest.')
@@ -219,14 +218,16 @@ def _class_table(rows: Sequence[Mapping[str, Any]], total: int) -> str:
 
 
 def _pictures(pictures: Mapping[str, Any]) -> str:
-    items = pictures.get('items') or []
-    if not items:
+    if not pictures.get('kind'):
         return ''
-    detection = pictures['kind'] == 'detection'
+    items, detection = pictures['items'], pictures['kind'] == 'detection'
     watched = 'all' if pictures['watched'] == pictures['total'] else \
         f"the first {pictures['watched']} of"
     text = f"The most changed of {watched} {pictures['total']} evaluated images, the most first."
-    if detection:
+    if not items:
+        text = f"On {watched} {pictures['total']} evaluated images both models say the same, or " \
+            'no image that changed could be drawn.'
+    elif detection:
         text += (f" Detections of a score of {pictures['least_score']:g} and more; a click "
                  'enlarges.</p><p class="small">'
                  f'<span class="key" style="border-color:{BOTH}"></span>found by both'

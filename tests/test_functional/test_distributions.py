@@ -78,6 +78,14 @@ def test_limits_follow_the_channels_that_are_told():
         [float(scale[channel] * tensor.quant_max) for channel in ranges['channel']])
 
 
+def test_channels_of_different_widths_have_limits_of_their_own():
+    samples, largest = samples_of(6), torch.tensor([1.0, 3, 7, 15, 31, 127])
+    qparams = QParams(torch.full((6,), 0.5), torch.zeros(6), -128, 127, channel_max=largest)
+    ranges = channel_ranges(samples, qparams)
+    assert ranges['clip_high'] == (0.5 * largest).tolist()
+    assert ranges['clip_low'] == (-0.5 * (largest + 1)).tolist()
+
+
 @pytest.mark.parametrize('num_bits', range(2, 9))
 def test_histogram_counts_every_code(num_bits):
     smallest, largest = code_range(num_bits, signed=True, narrow_range=True)

@@ -89,6 +89,10 @@ def test_classified_pictures_say_right_and_wrong(report, read_page):
     assert 'Accuracy by class' in read.text
 
 
+def test_models_that_say_the_same_are_told(report, read_page):
+    assert 'both models say the same' in ' '.join(read_page(report(pictures=pictures([]))).text)
+
+
 def test_too_many_pictures_are_left_out_from_the_end(report, read_page):
     items = [picture(number, 400_000) for number in range(8)]
     page = report(pictures=pictures(items))
