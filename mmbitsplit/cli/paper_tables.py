@@ -1,19 +1,20 @@
 """Runs the grid of one table of the Bit-split paper and prints the table."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from mmbitsplit.cli.command import add_debug, run_module
 
 EXAMPLE = '--table 3 --model classifier --bits 4 3 --seeds 0 1 2 --work-dir work_dirs/paper'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
-    from mmengine.config import DictAction
-
+    from mmbitsplit.cli.config_arguments import ConfigOptions
     from mmbitsplit.report.paper import BENCH_MODELS, METHOD_ROWS, TABLES
 
     parser.add_argument('--table', type=int, required=True, choices=sorted(TABLES),
@@ -34,14 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"default: the table's, of {', '.join(METHOD_ROWS)}")
     parser.add_argument('--scopes', nargs='+', default=[], metavar='SCOPE',
                         help='table 5: all, backbone+neck; default both')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
                         help='settings of the configs to replace, in every cell')
     parser.add_argument('--redo', action='store_true',
                         help='run finished cells again instead of taking them over')
     parser.add_argument('--keep-checkpoints', action='store_true',
                         help='keep quantized.pth of every cell')
-    parser.add_argument('--debug', action='store_true',
-                        help='show the traceback of an error instead of one line')
+    add_debug(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -148,26 +148,15 @@ def write_tables(table, runs: Sequence[Mapping[str, Any]], work_dir: Path, plann
     return text
 
 
+def after_interrupt(command: Sequence[str]) -> str:
+    """Says how to go on after Ctrl-C.
+
+    Args:
+        command: The interrupted command line.
+    """
+    return f'finished cells are kept; go on with: {shlex.join(command)}'
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs this command and returns its exit status."""
-    return run_command(sys.modules[__name__], argv)
-
-
-def run_command(module: ModuleType, argv: Sequence[str] | None) -> int:
-    """Parses a command's arguments and runs it, with errors of the user in one line."""
-    program = f'python tools/{module.__name__.rsplit(".", 1)[-1]}.py'
-    parser = argparse.ArgumentParser(prog=program, description=module.__doc__,
-                                     epilog=f'example: {program} {module.EXAMPLE}')
-    module.add_arguments(parser)
-    args = parser.parse_args(argv)
-    try:
-        return module.run(args)
-    except (ValueError, FileNotFoundError) as error:
-        if args.debug:
-            raise
-        print(f'error: {error}', file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted: finished cells are kept; the same command goes on',
-              file=sys.stderr, flush=True)
-        return 130
+    """Runs this command; see ``command.run_module``."""
+    return run_module(sys.modules[__name__], argv)

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmbitsplit.cli.command import add_debug, run_module
+
 EXAMPLE = 'work_dirs/paper/table3/resnet20 --to results/cifar/table3_resnet20.json'
 
 
@@ -16,8 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='file to write; what it held before is replaced')
     parser.add_argument('--command', help='what made the runs, where their folders do not know; '
                         '{config} in it stands for the config of each')
-    parser.add_argument('--debug', action='store_true',
-                        help='show the traceback of an error instead of one line')
+    add_debug(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +57,5 @@ def in_order(runs: Sequence[dict]) -> list[dict]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs this command and returns its exit status."""
-    from mmbitsplit.cli.paper_tables import run_command
-
-    return run_command(sys.modules[__name__], argv)
+    """Runs this command; see ``command.run_module``."""
+    return run_module(sys.modules[__name__], argv)

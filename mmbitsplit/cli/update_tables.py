@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmbitsplit.cli.command import add_debug, run_module
+
 EXAMPLE = '--check'
 PAGES = ('README.md', 'README_zh-CN.md', 'configs/**/README.md', 'docs/**/*.md')
 
@@ -15,8 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='the repository; default: the current folder')
     parser.add_argument('--check', action='store_true',
                         help='write nothing; list what is out of date and exit with 1')
-    parser.add_argument('--debug', action='store_true',
-                        help='show the traceback of an error instead of one line')
+    add_debug(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,7 +65,5 @@ def pages(root: Path) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs this command and returns its exit status."""
-    from mmbitsplit.cli.paper_tables import run_command
-
-    return run_command(sys.modules[__name__], argv)
+    """Runs this command; see ``command.run_module``."""
+    return run_module(sys.modules[__name__], argv)

@@ -10,8 +10,8 @@ pytest.importorskip('mmengine')
 from mmengine.config import Config  # noqa: E402
 
 from mmbitsplit.apis import grid  # noqa: E402
+from mmbitsplit.calibration import read_request  # noqa: E402
 from mmbitsplit.report.paper import BenchModel, Bits, Cell, bench_model  # noqa: E402
-from mmbitsplit.structures import QuantSpec  # noqa: E402
 
 FLOAT = {'accuracy/top1': 90.0}
 
@@ -21,7 +21,7 @@ def planned(table=3, method='bitsplit', seed=0, *, weights='w', **config):
     cell = Cell(table, 'classifier', method, Bits(4, 4), seed)
     request = cell.quantization({})
     return grid.PlannedCell(cell, 'configs/x.py', Config(dict(quantization=request, **config)),
-                            QuantSpec.from_dict(request), 'python tools/x.py', weights)
+                            read_request(request), 'python tools/x.py', weights)
 
 
 @pytest.fixture

@@ -25,9 +25,10 @@ def test_one_seed_has_no_deviation(make_run):
 
 def test_ap_is_in_points(make_run):
     metrics = {'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_s': 0.1, 'coco/segm_mAP': 0.2,
-               'coco/other': 1.0}
+               'coco/bbox_mAP_l': -1.0, 'coco/other': 1.0}
     row, = summarise([make_run(1.0, model='retinanet', float=metrics, quantized=metrics)])
     assert row.figures['coco/bbox_mAP'].mean == 25.0
+    assert 'coco/bbox_mAP_l' not in row.figures  # no object of that size
     assert metrics_of([row]) == ['coco/bbox_mAP', 'coco/bbox_mAP_s', 'coco/segm_mAP']
     assert headlines_of([row]) == ['coco/bbox_mAP', 'coco/segm_mAP']
 

@@ -178,6 +178,6 @@ def _cells(table: PaperTable, model: str, methods: Sequence[str], bits: Sequence
             for method in methods:
                 row = method_row(method)
                 own = Bits(pair.weight, row.activation.get('num_bits', pair.activation))
-                sees_images = row.weights_need_images or own.activation is not None
+                sees_images = own.activation is not None or row.looks_at_images
                 for seed in seeds if sees_images else seeds[:1]:
                     yield Cell(table.number, model, method, own, seed, scope)

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmbitsplit.calibration import METHODS, build_method
-from mmbitsplit.structures import ActivationSpec, WeightSpec, merge, nearest
+from mmbitsplit.calibration import METHODS, build_method, read_request
+from mmbitsplit.structures import nearest
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,6 @@ class MethodRow:
             own, whatever the table says.
         weight: Keys of ``quantization.weight`` besides ``num_bits``.
         paper: What the paper's tables call the same set-up; ``None`` where it is not in them.
-        weights_need_images: ``False``: with float activations no image is looked at, and other
-            seeds would repeat the same figures.
     """
 
     label: str
@@ -28,34 +26,36 @@ class MethodRow:
     activation: Mapping[str, Any] = field(default_factory=dict)
     weight: Mapping[str, Any] = field(default_factory=dict)
     paper: str | None = None
-    weights_need_images: bool = True
+
+    @property
+    def looks_at_images(self) -> bool:
+        """Whether weight codes depend on calibration images; else seeds repeat the same ones."""
+        return build_method(self.method).looks_at_images
 
 
 PER_TENSOR = {'mode': 'per_tensor', 'scale_search': 'mse'}
 PER_CHANNEL = {'mode': 'per_channel', 'scale_search': 'mse'}
 ECAQ_PAPER = {'mode': 'ecaq', 'scale_search': 'mse', 'strength': 1.0}
 ECAQ_DEFAULT = {'mode': 'ecaq', 'scale_search': 'mse', 'strength': 'auto'}
-AS_PUBLISHED = {'type': 'BitSplit', 'init': 'mse', 'polish': False, 'ridge': 0.0,
-                'bias_correction': False, 'guard': False}
+AS_PUBLISHED = {'type': 'PublishedBitSplit'}
 DEFAULT = 'bitsplit'
 
 METHOD_ROWS = {
     'tflite': MethodRow(
         'TF-Lite min/max', {'type': 'RoundToNearest', 'scale_search': 'minmax'},
         {'mode': 'per_tensor', 'scale_search': 'minmax', 'symmetry': 'asymmetric'},
-        {'scale_search': 'minmax'}, 'TF-Lite', weights_need_images=False),
-    'mse': MethodRow('MSE rounding', {'type': 'RoundToNearest', 'scale_search': 'mse'},
-                     PER_TENSOR, weights_need_images=False),
+        {'scale_search': 'minmax'}, 'TF-Lite'),
+    'mse': MethodRow('MSE rounding', {'type': 'MSE'}, PER_TENSOR),
     'tensorrt': MethodRow('TensorRT entropy', {'type': 'KLDivergence'},
                           {'mode': 'per_tensor', 'scale_search': 'kl'}, {'scale_search': 'minmax'},
-                          'TensorRT', weights_need_images=False),
+                          'TensorRT'),
     'aciq': MethodRow('ACIQ', {'type': 'ACIQ'},
                       {'mode': 'per_channel', 'scale_search': 'aciq_laplace'},
-                      {'scale_search': 'minmax'}, 'ACIQ', weights_need_images=False),
+                      {'scale_search': 'minmax'}, 'ACIQ'),
     'aciq_mix': MethodRow('ACIQ-Mix', {'type': 'ACIQMix'},
                           {'mode': 'per_channel', 'scale_search': 'aciq_laplace',
                            'bit_allocation': 'aciq'},
-                          {'scale_search': 'minmax'}, 'ACIQ-Mix', weights_need_images=False),
+                          {'scale_search': 'minmax'}, 'ACIQ-Mix'),
     # The norm it starts from is the method's own first one.
     'lapq': MethodRow('LAPQ', {'type': 'LAPQ'}, {'mode': 'per_tensor', 'scale_search': 'lp'},
                       paper='LAPQ'),
@@ -106,8 +106,7 @@ def check_rows(names: Iterable[str]) -> None:
                              f'mmbitsplit.calibration.METHODS; leave it out. Allowed: '
                              f'{", ".join(able)}.')
         try:
-            build_method(row.method)
-            merge(ActivationSpec(), row.activation, 'activation')
-            merge(WeightSpec(), row.weight, 'weight')
+            read_request({'method': row.method, 'activation': row.activation,
+                          'weight': row.weight})
         except ValueError as error:
             raise ValueError(f"method '{name}' cannot be run by this version: {error}") from error

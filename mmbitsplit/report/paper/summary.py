@@ -148,8 +148,9 @@ def _one_float(model: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, float
     if any(run['float'] != runs[0]['float'] for run in runs):
         raise ValueError(f'the float figures of {model} differ between runs that are to be '
                          'averaged; they are of other weights or data.')
-    return {metric: in_points(metric, value) for metric, value in runs[0]['float'].items()} \
-        if runs else {}
+    # COCO says -1 where no object has the size in question.
+    return {metric: in_points(metric, value) for metric, value in runs[0]['float'].items()
+            if not (metric.startswith('coco/') and value < 0)} if runs else {}
 
 
 def _figure(values: Sequence[float]) -> Figure:
