@@ -85,8 +85,8 @@ class LayerWriter:
             return self._round_trip(x, qparams, name, axis)
         points, same_points = _zero_points(qparams), len(set(_zero_points(qparams))) == 1
         # QuantizeLinear with a scale a channel is what onnxruntime computes fastest, but for two
-        # cases. Between integer layers alone it lays channels last, where that is ten times
-        # slower than all the rest; and signed codes it takes from pairs of equal scales only.
+        # cases. Between integer layers alone it lays channels last, where that takes
+        # longer than all the rest; and signed codes it takes from pairs of equal scales only.
         divide = same_points and qparams.scale.numel() > 1 and (
             self.divide_first or qparams.quant_min < 0)
         if folded or divide:

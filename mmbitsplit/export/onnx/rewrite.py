@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mmbitsplit.export.onnx.fold import LayerCall, between_quantizers, find_folds
 from mmbitsplit.export.onnx.layer_nodes import LayerWriter
 from mmbitsplit.export.onnx.requirements import need
 from mmbitsplit.export.onnx.trace import DOMAIN, OP_TYPE
 from mmbitsplit.models import QuantizedLayer
+
+WEIGHTED = ('Conv', 'ConvTranspose', 'Gemm')
 
 
 def write_layers(model: Any, layers: Mapping[str, QuantizedLayer], *, four_bit: bool = False,
@@ -34,6 +38,8 @@ def write_layers(model: Any, layers: Mapping[str, QuantizedLayer], *, four_bit: 
     integer = {node for node in calls if not four_bit and between_quantizers(node, calls, folds)}
     deployed = any(getattr(call.layer, 'output_qparams', None) is not None
                    for call in calls.values())
+    if deployed:
+        _shield_float_weights(graph, ir)
     writer = LayerWriter(graph, four_bit, divide_first=deployed)
     for node, call in calls.items():
         written = writer.write(call, folded_input=node in readers, reader=folds.get(node),
@@ -42,3 +48,32 @@ def write_layers(model: Any, layers: Mapping[str, QuantizedLayer], *, four_bit: 
             graph, node, [node], written.nodes, [node.outputs[0]], [written.output])
     model.opset_imports.pop(DOMAIN, None)
     return [(calls[node].name, reader.name) for node, reader in folds.items()]
+
+
+def _shield_float_weights(graph: Any, ir: Any) -> None:
+    """Keeps onnxruntime from quantizing the weights of float layers on its own.
+
+    It does so, coarsely and unasked, where one scale dequantizes the layer's input and the weight
+    is an initializer. Stored flat and reshaped, the weight is none until later.
+    """
+    for node in list(graph):
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        if node.domain or node.op_type not in WEIGHTED or weight is None \
+                or not weight.is_initializer():
+            continue
+        array = weight.const_value.numpy()
+        parts = []
+        for suffix, value in (('flat', array.reshape(-1)),
+                              ('shape', np.array(array.shape, np.int64))):
+            tensor = ir.tensor(value, name=f'{weight.name}.{suffix}')
+            parts.append(ir.Value(name=tensor.name, const_value=tensor, shape=tensor.shape,
+                                  type=ir.TensorType(tensor.dtype)))
+            if tensor.name not in graph.initializers:
+                graph.register_initializer(parts[-1])
+        parts = [graph.initializers[part.name] for part in parts]
+        reshaped = ir.node('Reshape', parts, outputs=[ir.Value(
+            name=f'{node.outputs[0].name}_weight')])
+        graph.insert_before(node, reshaped)
+        node.replace_input_with(1, reshaped.outputs[0])
+        if not weight.uses():
+            graph.initializers.pop(weight.name)

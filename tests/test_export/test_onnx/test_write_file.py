@@ -8,6 +8,7 @@ from torch import nn
 from mmbitsplit.export.onnx.runtimes import OnnxGraph, restore
 from mmbitsplit.export.onnx.trace import GraphRequest
 from mmbitsplit.export.onnx.write_file import read_metadata, write_onnx
+from mmbitsplit.structures import QParams
 
 
 class SharedHead(nn.Module):
@@ -110,6 +111,31 @@ def test_the_model_computes_as_before_the_export(model, tmp_path):
         write_onnx(request_for(model), tmp_path / 'model.onnx')
         assert torch.equal(model(x)[0][0], before)
     assert 'forward' not in model.stem.__dict__
+
+
+class FloatHead(nn.Module):
+    """Float layers that read a quantized output, as where only a part of a model is quantized."""
+
+    def __init__(self, layer_of):
+        super().__init__()
+        self.body = layer_of(nn.Conv2d(3, 6, 3), 'tensor')
+        self.body.output_qparams = QParams(torch.tensor([0.02]), torch.tensor([100.]), 0, 255,
+                                           unit=False)
+        self.head, self.last = nn.Conv2d(6, 5, 3), nn.Linear(6, 4)
+
+    def forward(self, image):
+        body = self.body(image)
+        return self.head(body), self.head(body.relu()), self.last(body.mean((2, 3)))
+
+
+def test_the_runtime_leaves_float_layers_float(layer_of, tmp_path):
+    torch.manual_seed(0)
+    model = FloatHead(layer_of).eval()
+    file = write_onnx(request_for(model, (1, 3, 12, 12)), tmp_path / 'model.onnx')
+    x = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        for want, have in zip(model(x), OnnxGraph(file.path, threads=1)(x)):
+            torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-5)
 
 
 class Deciding(nn.Module):
