@@ -51,6 +51,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['mmbitsplit', 'mmbitsplit.*']),
     package_data={'mmbitsplit': ['report/paper/*.csv']},
+    entry_points={'console_scripts': ['mmbitsplit = mmbitsplit.cli.main:start']},
     python_requires='>=3.10',
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
