@@ -34,7 +34,8 @@ EXTRAS_REQUIRE = {
     # onnxruntime 1.31, openvino 2026.4.
     'onnx': ['onnx>=1.23,<2', 'onnxscript>=0.7,<0.8', 'onnx-ir>=1.1,<2',
              'onnxruntime>=1.31,<2', 'openvino>=2026.4,<2027'],
-    'test': ['pytest>=7', 'ruff'],
+    'test': ['pytest>=7', 'ruff', 'mypy>=2.4,<3', 'hypothesis>=6.170,<7', 'nbclient>=0.11,<0.12',
+             'nbformat>=5.11,<6', 'ipykernel>=7.4,<8'],
 }
 EXTRAS_REQUIRE['all'] = sorted({name for names in EXTRAS_REQUIRE.values() for name in names})
 

@@ -28,6 +28,7 @@ from mmbitsplit.engine.interruption import finished_results, open_journal
 from mmbitsplit.engine.preflight import check_data, check_weights
 from mmbitsplit.engine.quantize_runner import (
     bare_model,
+    build_evaluation,
     prepare_data,
     quantize_runner,
     read_spec,
@@ -89,6 +90,7 @@ def _quantize(cfg: Config, spec: QuantSpec, work_dir: Path, config_name: str, un
         _initialise(runner)
     else:
         load_weights(runner)
+    build_evaluation(runner)
     unite(runner)
     check_work_dir(work_dir, tensor_bytes(bare_model(runner.model)) // 2)
     data = prepare_data(runner, spec)

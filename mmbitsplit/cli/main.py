@@ -36,6 +36,9 @@ COMMANDS = {
     'test-onnx': Command('test_onnx', 'evaluate an exported model'),
     'inspect': Command('inspect_checkpoint', 'list what a quantized checkpoint holds'),
     'compare': Command('compare_runs', 'put several runs into one table and one plot'),
+    'paper-tables': Command('paper_tables', "run the grid of one of the paper's tables"),
+    'store-results': Command('store_results', 'keep the figures of finished runs in results/'),
+    'update-tables': Command('update_tables', 'write the tables of pages from results/'),
     'sensitivity': Command('sensitivity', 'quantize each layer alone and see what it costs'),
 }
 EXAMPLE = 'example: mmbitsplit quantize configs/retinanet_r50_w4a8.py --work-dir work_dirs/run'

@@ -15,6 +15,7 @@ from mmbitsplit.engine.calibration_data import (
     evaluated_files,
     load_calibration_data,
 )
+from mmbitsplit.engine.calibration_images import reading_data_set
 from mmbitsplit.engine.layer_log import layer_log
 from mmbitsplit.engine.presets import replay_points
 from mmbitsplit.engine.progress import progress_bar
@@ -62,6 +63,16 @@ def prepare_data(runner: Runner, spec: QuantSpec) -> CalibrationData:
     return load_calibration_data(runner.cfg, spec.calibration,
                                  evaluated_files(runner.test_loop.dataloader.dataset),
                                  current_team())
+
+
+def build_evaluation(runner: Runner) -> None:
+    """Builds the evaluation set and its metrics, which a Runner would do later.
+
+    Raises:
+        ValueError: The data set or its annotations cannot be read.
+    """
+    with reading_data_set('evaluation set', runner.cfg.test_dataloader.dataset):
+        _ = runner.test_loop
 
 
 def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData,
