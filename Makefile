@@ -48,11 +48,12 @@ demo: data ## quantize a detector and an instance segmenter, compare with float
 test: data ## run the tests
 	$(VENV_PYTHON) -m pytest tests $(PYTEST_ARGS)
 
-lint: setup ## check the style with ruff
+lint: setup ## check the style with ruff, the types with mypy
 	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m mypy
 
 clean: ## remove caches, build products and what the demo wrote
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(DEMO_DIR)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO_DIR)
 	find . -path './$(VENV)' -prune -o -type d -name __pycache__ -print | xargs -r rm -rf
 
 clean-venv: ## remove the virtual environment

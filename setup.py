@@ -1,11 +1,20 @@
 """Package description. The version lives in mmbitsplit/version.py."""
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
+
+# What `mim` looks for in mmbitsplit/.mim. The demo and the set-up belong to a checkout: the demo's
+# weights (8 MB) and data are only there.
+MIM = {'tools': ('*.py', '*.sh'), 'configs': ('*.py', '*.yml', '*.md'),
+       'model-index.yml': ('model-index.yml',)}
+MIM_WITHOUT = ('tools/setup', 'configs/demo')
 
 # Seen to work together: Python 3.11, torch 2.13 (CPU), numpy 2.2, and the `mm` versions named by
 # the lower bounds below. The ranges are wider so that nobody's own torch is replaced.
@@ -25,9 +34,43 @@ EXTRAS_REQUIRE = {
     # onnxruntime 1.31, openvino 2026.4.
     'onnx': ['onnx>=1.23,<2', 'onnxscript>=0.7,<0.8', 'onnx-ir>=1.1,<2',
              'onnxruntime>=1.31,<2', 'openvino>=2026.4,<2027'],
-    'test': ['pytest>=7', 'ruff'],
+    'test': ['pytest>=7', 'ruff', 'mypy>=2.4,<3', 'hypothesis>=6.170,<7', 'nbclient>=0.11,<0.12',
+             'nbformat>=5.11,<6', 'ipykernel>=7.4,<8'],
 }
 EXTRAS_REQUIRE['all'] = sorted({name for names in EXTRAS_REQUIRE.values() for name in names})
+
+
+class BuildWithMim(build_py):
+    """Adds tools, configs and model index: copies in a wheel, links in an editable install."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            link_mim(HERE / 'mmbitsplit' / '.mim')
+        else:
+            copy_mim(Path(self.build_lib) / 'mmbitsplit' / '.mim')
+
+
+def link_mim(folder: Path) -> None:
+    """Makes a folder of relative links, which survive moving the checkout."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in MIM:
+        if (HERE / name).exists():
+            (folder / name).symlink_to(os.path.relpath(HERE / name, folder))
+
+
+def copy_mim(folder: Path) -> None:
+    """Copies what an installed package needs, nothing that only a checkout can use."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, patterns in MIM.items():
+        root = HERE / name
+        for path in [root] if root.is_file() else sorted(root.rglob('*')):
+            relative = path.relative_to(HERE)
+            if path.is_file() and any(path.match(pattern) for pattern in patterns) \
+                    and not relative.as_posix().startswith(MIM_WITHOUT):
+                (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, folder / relative)
 
 
 def read_version() -> str:
@@ -50,7 +93,9 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmbitsplit', 'mmbitsplit.*']),
-    package_data={'mmbitsplit': ['report/paper/*.csv']},
+    package_data={'mmbitsplit': ['py.typed', 'report/paper/*.csv', '**/*.html', '**/*.css', '**/*.js']},
+    cmdclass={'build_py': BuildWithMim},
+    entry_points={'console_scripts': ['mmbitsplit = mmbitsplit.cli.main:start']},
     python_requires='>=3.10',
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -21,13 +21,14 @@ from mmbitsplit.engine.artifacts import (
     save_results,
     without_hook,
 )
-from mmbitsplit.engine.distributed import prepare_config, unite
+from mmbitsplit.engine.distributed import is_first, prepare_config, unite
 from mmbitsplit.engine.evaluation_record import EvaluationRecord, recording_evaluation
 from mmbitsplit.engine.files import check_work_dir
 from mmbitsplit.engine.interruption import finished_results, open_journal
 from mmbitsplit.engine.preflight import check_data, check_weights
 from mmbitsplit.engine.quantize_runner import (
     bare_model,
+    build_evaluation,
     prepare_data,
     quantize_runner,
     read_spec,
@@ -41,6 +42,8 @@ from mmbitsplit.engine.report_files import (
     load_record,
     save_record,
 )
+from mmbitsplit.engine.run_lock import only_run_in
+from mmbitsplit.structures import QuantSpec
 
 FLOAT_RECORD = 'float_record.json'  # beside the journal, for the report of a resumed run
 
@@ -63,7 +66,8 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
 
     Raises:
         ValueError: The user can mend it; nothing was computed when data, weights or options
-            are at fault, or when the run to resume was of something else.
+            are at fault, when the run to resume was of something else, or when another run
+            works in the directory.
     """
     spec = read_spec(cfg)
     check_data(cfg, spec.calibration)
@@ -73,6 +77,12 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
     else:
         cfg.load_from = check_weights(cfg.get('load_from'))
     work_dir = check_work_dir(cfg.work_dir)
+    with only_run_in(work_dir, is_first(cfg)):
+        return _quantize(cfg, spec, work_dir, config_name, untrained, resume)
+
+
+def _quantize(cfg: Config, spec: QuantSpec, work_dir: Path, config_name: str, untrained: bool,
+              resume: bool) -> dict[str, Any]:
     if not resume:
         _forget_results(work_dir)
     runner = build_runner(cfg, spec.calibration.seed)
@@ -80,6 +90,7 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
         _initialise(runner)
     else:
         load_weights(runner)
+    build_evaluation(runner)
     unite(runner)
     check_work_dir(work_dir, tensor_bytes(bare_model(runner.model)) // 2)
     data = prepare_data(runner, spec)

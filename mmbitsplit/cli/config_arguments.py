@@ -57,8 +57,12 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
                         help='job launcher of mmengine')
 
 
-def read_config(args: argparse.Namespace) -> Config:
+def read_config(args: argparse.Namespace, changes: Mapping[str, Any] | None = None) -> Config:
     """Reads ``args.config`` and applies the options to it; sets ``work_dir`` and ``launcher``.
+
+    Args:
+        args: Parsed; with the arguments of ``add_config_arguments`` and ``config``.
+        changes: Settings by dotted path that are replaced before the options are.
 
     Raises:
         ValueError: The file is not there or cannot be read, or an option does not fit it.
@@ -72,6 +76,8 @@ def read_config(args: argparse.Namespace) -> Config:
     except Exception as error:  # a config is a program: it can raise anything
         raise ValueError(f'The config {args.config} cannot be read: {type(error).__name__}: '
                          f'{error}.') from error
+    if changes:
+        cfg.merge_from_dict(dict(changes))
     if args.cfg_options is not None:
         _check_options(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)

@@ -3,24 +3,28 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmbitsplit.cli.command import add_debug, run_module
 from mmbitsplit.export import read_checkpoint, summarise
 
-EXAMPLE = 'example: python tools/inspect_checkpoint.py work_dirs/retinanet/quantized.pth'
+EXAMPLE = 'work_dirs/retinanet/quantized.pth'
 COLUMNS = ('Layer', 'Kind', 'Shape', 'Bits', 'Input bits', 'Input mode', 'Output bits',
            'Bytes')
 NUMBERS = ('Bits', 'Input bits', 'Output bits', 'Bytes')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this command."""
     parser.add_argument('file', help='quantized.pth of a work directory')
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
-    parser.add_argument('--debug', action='store_true', help='show tracebacks of user errors')
+    add_debug(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Reads the file and prints what it says."""
     summary = summarise(read_checkpoint(args.file), Path(args.file).stat().st_size)
     print(json.dumps(summary, indent=2) if args.json else text_of(summary))
     return 0
@@ -55,18 +59,6 @@ def text_of(summary: dict[str, Any]) -> str:
                        or 'not named')])
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLE)
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except (ValueError, FileNotFoundError) as error:
-        if args.debug:
-            raise
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs this command; see ``command.run_module``."""
+    return run_module(sys.modules[__name__], argv)

@@ -134,7 +134,8 @@ def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[s
         'size_bytes': sizes, 'seconds': seconds,
         'peak_rss_bytes': run.report.peak_rss_bytes,
         'estimated_bytes': run.report.estimated_bytes,
-        'calibration': {**run.report.calibration, 'image_ids': run.data.image_ids},
+        'calibration': {**run.report.calibration, 'image_ids': run.data.image_ids,
+                        'unreadable_images': run.data.unreadable},
         'versions': versions(), **({'untrained': True} if untrained else {}),
         **({'refinement': run.report.refinement} if run.report.refinement else {}),
     }

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch.utils.data import SequentialSampler, Subset
 
 from mmbitsplit.calibration import Team
+from mmbitsplit.engine.calibration_images import own_share, read_images, reading_data_set
 from mmbitsplit.structures import CalibrationSpec
 
 NUM_EXAMPLES = 8  # some layers are reached by some images only
@@ -27,12 +28,14 @@ class CalibrationData:
         labels: The image file(s) of each of those batches.
         image_ids: Of every image, in order: the data set's own, or the file's name.
         paths: File of every image.
+        unreadable: Files that were chosen and left out, and why they cannot be read.
     """
 
     batches: list[Any]
     labels: list[str]
     image_ids: list[Any]
     paths: list[str]
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 def calibration_dataset_config(cfg: Config, spec: CalibrationSpec) -> dict[str, Any]:
@@ -94,13 +97,16 @@ def load_calibration_data(cfg: Config, spec: CalibrationSpec, evaluated: Sequenc
         team: The processes that share the batches; this one alone when not given.
 
     Raises:
-        ValueError: Fewer images than asked for, or images that are also evaluated on.
+        ValueError: Fewer images than asked for, images that are also evaluated on, that take
+            too much memory, or too many that cannot be read.
     """
     if not spec.num_images:
         return _examples(cfg, team or Team())
-    dataset = DATASETS.build(calibration_dataset_config(cfg, spec))
-    if hasattr(dataset, 'full_init'):
-        dataset.full_init()
+    config = calibration_dataset_config(cfg, spec)
+    with reading_data_set('calibration set', config):
+        dataset = DATASETS.build(config)
+        if hasattr(dataset, 'full_init'):
+            dataset.full_init()
     if len(dataset) < spec.num_images:
         what = 'is empty' if not len(dataset) else f'has {len(dataset)} images'
         raise ValueError(f'The calibration set {what}, num_images={spec.num_images} are asked '
@@ -108,22 +114,23 @@ def load_calibration_data(cfg: Config, spec: CalibrationSpec, evaluated: Sequenc
                          'quantization.calibration.dataloader.')
     generator = torch.Generator().manual_seed(spec.seed)
     chosen = torch.randperm(len(dataset), generator=generator)[:spec.num_images].sort().values
-    indices = chosen.tolist()
-    infos = [dataset.get_data_info(index) for index in indices]
-    paths = [str(info.get('img_path', info.get('img_id', index)))
-             for index, info in zip(indices, infos)]
-    check_disjoint(paths, evaluated)
-    starts = range(0, len(paths), spec.batch_size)
-    shares = [slice(starts[number], starts[number] + spec.batch_size)
-              for number in (team or Team()).batches(len(starts))]
-    own = Subset(dataset, [index for share in shares for index in indices[share]])
+    infos = {index: dataset.get_data_info(index) for index in chosen.tolist()}
+    files = {index: str(info.get('img_path', info.get('img_id', index)))
+             for index, info in infos.items()}
+    check_disjoint(list(files.values()), evaluated)
+    team = team or Team()
+    samples, unreadable = read_images(dataset, files, spec, team)
+    infos = {index: info for index, info in infos.items() if index not in unreadable}
+    paths = [files[index] for index in infos]
+    shares = own_share(paths, spec.batch_size, team)
+    own = list(samples.values())
     # A sequential sampler: mmengine's default one would share the images out once more.
     loader = Runner.build_dataloader(dict(
         dataset=own, batch_size=spec.batch_size, num_workers=0, drop_last=False,
         sampler=SequentialSampler(own), collate_fn=_collate(cfg, spec)))
-    ids = [info.get('img_id', os.path.basename(path)) for info, path in zip(infos, paths)]
+    ids = [info.get('img_id', os.path.basename(files[index])) for index, info in infos.items()]
     return CalibrationData(list(loader), [', '.join(paths[share]) for share in shares], ids,
-                           paths)
+                           paths, {files[index]: why for index, why in unreadable.items()})
 
 
 def _examples(cfg: Config, team: Team) -> CalibrationData:

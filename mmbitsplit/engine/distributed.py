@@ -163,6 +163,19 @@ def fill_environment(launcher: str) -> None:
         os.environ['MASTER_ADDR'] = _first_machine(launcher)
 
 
+def is_first(cfg: Config) -> bool:
+    """Whether this process is alone or the first of those that the config's launcher started.
+
+    Raises:
+        ValueError: The launcher did not start this process.
+    """
+    launcher = cfg.get('launcher') or 'none'
+    if launcher == 'none':
+        return True
+    fill_environment(launcher)
+    return os.environ['RANK'] == '0'
+
+
 def _first_machine(launcher: str) -> str:
     machines = os.environ.get('SLURM_STEP_NODELIST') or os.environ.get('SLURM_NODELIST')
     if launcher == 'slurm' and machines:

@@ -35,7 +35,7 @@ def check_work_dir(work_dir: str | Path, needed_bytes: int = 0) -> Path:
         probe.unlink()
         free = shutil.disk_usage(path).free
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     if free < needed_bytes:
         raise ValueError(f'The work directory {path} has {free / 2**20:.0f} MiB left and '
                          f'{needed_bytes / 2**20:.0f} MiB are needed; free some or choose '
@@ -68,7 +68,7 @@ def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -95,6 +95,7 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _unwritable(path: Path, error: Exception) -> ValueError:
+def unwritable(path: Path, error: Exception) -> ValueError:
+    """Returns what to raise where a file of a run cannot be written."""
     return ValueError(f'{path} cannot be written: {error}. Make the directory writable, free '
                       'some space, or choose another with --work-dir.')

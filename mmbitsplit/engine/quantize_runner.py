@@ -9,12 +9,14 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmbitsplit.calibration import Journal, calibrate, current_team, read_request
+from mmbitsplit.calibration import Journal, Progress, calibrate, current_team, read_request
 from mmbitsplit.engine.calibration_data import (
     CalibrationData,
     evaluated_files,
     load_calibration_data,
 )
+from mmbitsplit.engine.calibration_images import reading_data_set
+from mmbitsplit.engine.layer_log import layer_log
 from mmbitsplit.engine.presets import replay_points
 from mmbitsplit.engine.progress import progress_bar
 from mmbitsplit.models import PreparedModel, check_request
@@ -63,6 +65,16 @@ def prepare_data(runner: Runner, spec: QuantSpec) -> CalibrationData:
                                  current_team())
 
 
+def build_evaluation(runner: Runner) -> None:
+    """Builds the evaluation set and its metrics, which a Runner would do later.
+
+    Raises:
+        ValueError: The data set or its annotations cannot be read.
+    """
+    with reading_data_set('evaluation set', runner.cfg.test_dataloader.dataset):
+        _ = runner.test_loop
+
+
 def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData,
                     journal: Journal | None = None) -> QuantizedRun:
     """Calibrates and quantizes ``runner.model`` in place; its weights must be loaded.
@@ -80,7 +92,14 @@ def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData,
     float_bytes = tensor_bytes(model)
     runner.logger.info('mmbitsplit: calibrating on %s', f'{len(data.paths)} images'
                        if spec.calibration.num_images else 'the weights alone')
-    with progress_bar(runner.logger, shown=runner.rank == 0) as progress:
+    first = runner.rank == 0
+    with progress_bar(runner.logger, shown=first) as show, \
+            layer_log(runner.work_dir, written=first) as write:
+
+        def progress(step: Progress) -> None:
+            show(step)
+            write(step)
+
         prepared, report = calibrate(
             model, data.batches, spec, run=lambda model, batch: model.test_step(batch),
             replay_points=replay_points(model), labels=data.labels, progress=progress,

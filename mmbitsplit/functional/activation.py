@@ -5,6 +5,7 @@ inputs, and scales that interpolate between per-tensor and per-channel.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -197,13 +198,13 @@ def _search_asymmetric(samples: ActivationSamples, num_bits: int, search: Search
     return qparams(low_factor, high_factor)
 
 
-def _search_factor(values: Tensor, qparams_at, like: Tensor, num_bits: int, search: Search,
-                   ) -> QParams:
+def _search_factor(values: Tensor, qparams_at: Callable[[Tensor], QParams], like: Tensor,
+                   num_bits: int, search: Search) -> QParams:
     return qparams_at(_best_factor(values, qparams_at, like, num_bits, search))
 
 
-def _best_factor(values: Tensor, qparams_at, like: Tensor, num_bits: int, search: Search,
-                 ) -> Tensor:
+def _best_factor(values: Tensor, qparams_at: Callable[[Tensor], QParams], like: Tensor,
+                 num_bits: int, search: Search) -> Tensor:
     """Grid search from coarse to fine over the part of the range that is kept, a channel each.
 
     Args:

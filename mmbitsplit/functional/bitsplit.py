@@ -63,7 +63,7 @@ def solve_bitsplit(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int, *
     state = _Descent(gram, cross, y_sq, codes, scale)
     few, planes = tolerance * codes.shape[-1], split_bit_planes(codes, num_bits)  # (b-1, G, M, N)
     for _ in range(min(max_sweeps, 1) if polish else max_sweeps):
-        moved = 0
+        moved = torch.zeros_like(state.closed, dtype=torch.int64)
         for m in range(num_bits - 1):
             moved = moved + state.sweep_(planes[m], step=2.0 ** m, low=-1, high=1)
         state.take_(stitch_bit_planes(planes), moved <= few * (num_bits - 1))
@@ -134,13 +134,15 @@ def _dot(codes: Tensor, values: Tensor) -> Tensor:
     return (codes * values).sum(-1, dtype=torch.float64)
 
 
-def _rounding_start(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int):
+def _rounding_start(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int,
+                    ) -> tuple[Tensor, Tensor]:
     """Codes by plain rounding; Algorithm 1, lines 11 and 12, at the scale of least error."""
     scale = weight_scale(weight, num_bits, 'mse')
     return round_weight(weight, scale, num_bits), scale
 
 
-def _feedback_start(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int):
+def _feedback_start(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int,
+                    ) -> tuple[Tensor, Tensor]:
     """Codes by error feedback at the scale of least rounding error of the float solution."""
     factor = feedback_factor(gram, cross)
     scale = weight_scale(factor.target, num_bits, 'mse')

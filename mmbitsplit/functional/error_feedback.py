@@ -81,7 +81,7 @@ def feedback_factor(gram: Tensor, cross: Tensor) -> FeedbackFactor:
     """
     try:
         return FeedbackFactor(gram, cross)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # not in its stubs
         raise ValueError('gram is not positive definite, so error feedback cannot start; add a '
                          "ridge with functional.add_ridge, or use init='mse'.") from error
 

@@ -44,7 +44,7 @@ def feedback_block(block: Tensor, codes: Tensor, scale: Tensor, factor: Tensor, 
     _launch(_feedback_kernel, block, (block, codes, scale, factor), low, high)
 
 
-def _launch(kernel, like: Tensor, tensors: tuple, *numbers: float) -> None:
+def _launch(kernel, like: Tensor, tensors: tuple[Tensor, ...], *numbers: float) -> None:
     """Runs a kernel on all rows of ``like`` (G, M, B), on the device where the tensors are."""
     assert all(one.is_contiguous() and one.dtype == like.dtype for one in tensors)
     groups, rows, columns = like.shape

@@ -3,6 +3,7 @@
 import fnmatch
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from mmbitsplit.models.dataflow import IMAGE, DataFlow
@@ -81,9 +82,13 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
 
 
 def check_request(model: nn.Module, spec: QuantSpec) -> None:
-    """Raises ``ValueError`` for a scope or an override that names nothing in the model."""
+    """Raises ``ValueError`` for what no calibration can mend.
+
+    A scope or an override that names nothing in the model, and layers that are not float32.
+    """
     _check_scope(model, spec.scope)
     _check_overrides(model, spec)
+    _check_precision(model, spec)
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -137,6 +142,15 @@ def _check_overrides(model: nn.Module, spec: QuantSpec) -> None:
         if not any(matches(name, override.match) for name in names):
             raise ValueError(f"quantization.overrides[{index}].match='{override.match}' matches "
                              f'no layer; {nearest(override.match, names[:12])}, ...')
+
+
+def _check_precision(model: nn.Module, spec: QuantSpec) -> None:
+    for name, module in model.named_modules():
+        if layer_kind(module) and _in_scope(name, spec.scope) and not _skipped(name, spec) \
+                and module.weight.dtype != torch.float32:
+            raise ValueError(f"Layer '{name}' has weights of {module.weight.dtype}, calibration "
+                             'computes in torch.float32: call model.float() before, and give '
+                             'inputs of that type.')
 
 
 def _check_reached(modules: dict[str, nn.Module], flow: DataFlow, spec: QuantSpec) -> None:

@@ -38,7 +38,7 @@ def from_mapping(cls: type[Options], mapping: Mapping[str, Any], where: str) -> 
     if not isinstance(mapping, Mapping):
         raise ValueError(f'{where} must be a dict, got {mapping!r} of type '
                          f'{type(mapping).__name__}.')
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in mapping:
         if key not in fields:
             raise ValueError(f"Unknown key '{key}' in {where}: {nearest(key, fields)}.")

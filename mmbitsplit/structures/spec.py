@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from mmbitsplit.structures.options import check_choice, from_mapping
 
@@ -25,7 +25,7 @@ def check_bits(name: str, num_bits: Any) -> None:
                          f'{MIN_BITS} to {MAX_BITS}.')
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -41,7 +41,7 @@ class WeightSpec:
     num_bits: int = 4
     scale_search: str = 'mse'
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_bits('num_bits', self.num_bits)
         check_choice('scale_search', self.scale_search, SCALE_SEARCHES)
 
@@ -84,7 +84,7 @@ class ActivationSpec:
     norm: float = 3.0
     bit_allocation: str = 'uniform'
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_bits is not None:
             check_bits('num_bits', self.num_bits)
         check_choice('mode', self.mode, ACTIVATION_MODES)
@@ -120,7 +120,7 @@ class FirstLastSpec:
     weight_bits: int | None = 8
     activation_bits: int | None = 8
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ('weight_bits', 'activation_bits'):
             if getattr(self, name) is not None:
                 check_bits(name, getattr(self, name))
@@ -151,7 +151,7 @@ class CalibrationSpec:
     memory_budget: float | None = None
     dataloader: Mapping[str, Any] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (('num_images', 0), ('batch_size', 1), ('rows_per_layer', 64)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -183,7 +183,7 @@ class OverrideSpec:
     weight: Mapping[str, Any] = field(default_factory=dict)
     activation: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, kind, wanted in (
                 ('match', str, 'a string'), ('skip', bool, 'True or False'),
                 ('weight', Mapping, 'a dict'), ('activation', Mapping, 'a dict')):
@@ -214,7 +214,7 @@ class QuantSpec:
     overrides: tuple[OverrideSpec, ...] = ()
     scope: str = 'all'
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.method, Mapping) or 'type' not in self.method:
             raise ValueError(f"method={self.method!r} is not a dict with a 'type', such as "
                              "dict(type='BitSplit').")

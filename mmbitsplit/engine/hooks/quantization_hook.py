@@ -13,6 +13,7 @@ from mmbitsplit.engine.quantize_runner import (
     read_spec,
     tensor_bytes,
 )
+from mmbitsplit.engine.run_lock import only_run_in
 from mmbitsplit.registry import HOOKS
 
 
@@ -38,8 +39,9 @@ class QuantizationHook(Hook):
         spec = read_spec(runner.cfg)
         check_data(runner.cfg, spec.calibration)
         work_dir = check_work_dir(runner.work_dir, tensor_bytes(bare_model(runner.model)) // 2)
-        run = quantize_runner(runner, spec, prepare_data(runner, spec))
-        if runner.rank == 0:
-            save_quantized(work_dir, runner.cfg, spec, run,
-                           getattr(runner.test_loop.dataloader.dataset, 'metainfo', None))
+        with only_run_in(work_dir, runner.rank == 0):
+            run = quantize_runner(runner, spec, prepare_data(runner, spec))
+            if runner.rank == 0:
+                save_quantized(work_dir, runner.cfg, spec, run,
+                               getattr(runner.test_loop.dataloader.dataset, 'metainfo', None))
         self.done = True

@@ -1,0 +1,69 @@
+"""Quantizes the model of a config: float figures, quantized figures, checkpoint, tables."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+
+from mmbitsplit.cli.command import add_debug, run_module, say_error
+
+EXAMPLE = 'configs/retinanet_r50_w4a8.py --work-dir work_dirs/retinanet'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this command."""
+    from mmbitsplit.cli.config_arguments import add_config_arguments
+
+    parser.add_argument('config', help='config with a quantization dict')
+    parser.add_argument('checkpoint', nargs='?',
+                        help="float weights; the config's load_from when not given")
+    add_config_arguments(parser)
+    parser.add_argument('--method', help="quantization.method.type with that method's own options; "
+                        'what the config does not set is as the method has it')
+    parser.add_argument('--weight-bits', type=int, help='2 to 8')
+    parser.add_argument('--activation-bits', type=int, help='2 to 8')
+    parser.add_argument('--seed', type=int, help='chooses calibration images and positions')
+    parser.add_argument('--resume', action='store_true',
+                        help='go on where an interrupted run in the work directory stopped')
+    parser.add_argument('--untrained', action='store_true',
+                        help='quantize random weights: measures speed and memory, not accuracy')
+    add_debug(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Quantizes, in each of the processes that a launcher started, and prints the figures."""
+    from mmbitsplit.apis import quantize_config
+    from mmbitsplit.cli.config_arguments import read_config
+    from mmbitsplit.engine.distributed import Processes, work_together
+    from mmbitsplit.report import results_text
+
+    def work(processes: Processes) -> None:
+        # Options of another method would mean nothing to it.
+        method = None if args.method is None else dict(type=args.method, _delete_=True)
+        cfg = read_config(args, {} if method is None else {'quantization.method': method})
+        changes = {'quantization.weight.num_bits': args.weight_bits,
+                   'quantization.activation.num_bits': args.activation_bits,
+                   'quantization.calibration.seed': args.seed, 'load_from': args.checkpoint}
+        cfg.merge_from_dict({key: value for key, value in changes.items() if value is not None})
+        results = quantize_config(cfg, config_name=args.config, untrained=args.untrained,
+                                  resume=args.resume)
+        if processes.rank == 0:
+            print(results_text([results]))
+            print(f'Files are in {cfg.work_dir}')
+
+    return work_together(args.launcher, work, say_error, args.debug)
+
+
+def after_interrupt(command: Sequence[str]) -> str:
+    """Says how to go on after Ctrl-C.
+
+    Args:
+        command: The interrupted command line.
+    """
+    again = shlex.join([*command, *([] if '--resume' in command else ['--resume'])])
+    return f'figures and layers that were done are kept; go on with: {again}'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs this command; see ``command.run_module``."""
+    return run_module(sys.modules[__name__], argv)

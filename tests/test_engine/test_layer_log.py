@@ -1,0 +1,52 @@
+"""A line of JSON a solved layer, readable while it is written."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from mmbitsplit.calibration import Progress
+from mmbitsplit.engine.layer_log import LAYER_LOG, layer_log
+from mmbitsplit.structures import LayerReport
+
+ROW = LayerReport('conv', 'conv2d', (2, 3, 1, 1), 'inner', 4, 8, 'ecaq', 'unsigned', 0.5,
+                  (1.0, 2.0), (0.5, 0.5), 0.2, 0.1, 3, False, 1, 64, 0.5, ['ä note'])
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / LAYER_LOG).read_text('utf-8').splitlines()]
+
+
+def test_every_layer_is_there_as_soon_as_it_is_solved(tmp_path):
+    (tmp_path / LAYER_LOG).write_text('of an earlier run\n')
+    with layer_log(tmp_path) as log:
+        log(Progress('float', 1, 2))
+        assert lines(tmp_path) == []
+        for number, name in ((1, 'conv'), (2, 'head')):
+            log(Progress('layers', number, 2, dataclasses.replace(ROW, name=name)))
+            assert len(lines(tmp_path)) == number
+    first, second = lines(tmp_path)
+    assert (first['layer'], first['of'], first['name'], second['name']) == (1, 2, 'conv', 'head')
+    assert first['time'] <= second['time']
+    wanted = json.loads(json.dumps(dataclasses.asdict(ROW)))
+    assert {name: first[name] for name in wanted} == wanted
+
+
+def test_other_processes_write_nothing(tmp_path):
+    with layer_log(tmp_path, written=False) as log:
+        log(Progress('layers', 1, 1, ROW))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_said(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match='layers.jsonl cannot be written'), \
+            layer_log(tmp_path / 'gone'):
+        pass
+
+    def full(descriptor, data):
+        raise OSError(28, 'No space left on device')
+
+    with pytest.raises(ValueError, match='No space left'), layer_log(tmp_path) as log:
+        monkeypatch.setattr(os, 'write', full)
+        log(Progress('layers', 1, 1, ROW))

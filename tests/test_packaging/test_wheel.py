@@ -1,0 +1,114 @@
+"""What a wheel and an editable install hold, and that mim finds the tools in both."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+SOURCES = ('mmbitsplit', 'tools', 'configs', 'setup.py', 'pyproject.toml', 'MANIFEST.in',
+           'README.md', 'LICENSE', 'model-index.yml')
+# Builds one kind of wheel, as pip asks setuptools to do it.
+BUILD = ('import sys; from setuptools import build_meta; '
+         'print(getattr(build_meta, sys.argv[1])(sys.argv[2]))')
+
+
+def build(kind: str, folder: Path) -> tuple[Path, Path]:
+    """Copies the sources and builds a wheel of them; returns copy and wheel."""
+    source, wheels = folder / 'source', folder / 'wheels'
+    wheels.mkdir()
+    for name in SOURCES:
+        path = PROJECT / name
+        if path.is_dir():
+            shutil.copytree(path, source / name,
+                            ignore=shutil.ignore_patterns('__pycache__', '.mim'))
+        elif path.exists():
+            shutil.copy2(path, source / name)
+    done = subprocess.run([sys.executable, '-c', BUILD, kind, str(wheels)], cwd=source,
+                          text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return source, next(wheels.glob('*.whl'))
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    return build('build_wheel', tmp_path_factory.mktemp('wheel'))[1]
+
+
+@pytest.fixture(scope='module')
+def names(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def tracked(folder: str, *suffixes: str) -> set[str]:
+    return {path.relative_to(PROJECT).as_posix() for path in (PROJECT / folder).rglob('*')
+            if path.suffix in suffixes and '.mim' not in path.parts}
+
+
+def test_a_wheel_holds_the_whole_package(names):
+    assert tracked('mmbitsplit', '.py') <= names and 'mmbitsplit/py.typed' in names
+    tops = {name.split('/')[0] for name in names}
+    assert {top for top in tops if not top.endswith('.dist-info')} == {'mmbitsplit'}
+
+
+def test_a_wheel_holds_tools_and_configs_but_nothing_of_the_checkout(names):
+    wanted = {f'mmbitsplit/.mim/{name}'
+              for name in tracked('tools', '.py', '.sh') | tracked('configs', '.py', '.yml', '.md')
+              if not name.startswith(('tools/setup/', 'configs/demo/'))}
+    found = {name for name in names if '/.mim/' in name and not name.endswith('model-index.yml')}
+    assert found == wanted and 'mmbitsplit/.mim/tools/quantize.py' in found
+    assert ('mmbitsplit/.mim/model-index.yml' in names) == (PROJECT / 'model-index.yml').exists()
+    assert not [name for name in names if name.endswith('.pth') or 'test_' in name
+                and not name.startswith(('mmbitsplit/cli/', 'mmbitsplit/.mim/tools/'))]
+
+
+def test_a_wheel_brings_the_console_command(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        entry, = (name for name in archive.namelist() if name.endswith('entry_points.txt'))
+        assert 'mmbitsplit = mmbitsplit.cli.main:start' in archive.read(entry).decode()
+
+
+def find_script(package: Path, command: str) -> Path:
+    """The script that ``mim run mmbitsplit COMMAND`` runs: the one in the shallowest folder."""
+    folder = next(root for root in (package / '.mim/tools', package / 'tools') if root.exists())
+    found = [Path(root) / f'{command}.py' for root, _, files in os.walk(folder)
+             if f'{command}.py' in files]
+    return min(found, key=lambda path: len(path.parts))
+
+
+def test_mim_s_script_runs_from_an_unpacked_wheel(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    script = find_script(tmp_path / 'mmbitsplit', 'quantize')
+    config = tmp_path / 'mmbitsplit/.mim/configs/retinanet_r50_w4a9.py'
+    done = subprocess.run([sys.executable, str(script), str(config)], cwd=tmp_path, text=True,
+                          capture_output=True, env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "did you mean 'retinanet_r50_w4a8.py'?" in done.stderr
+
+
+def test_an_editable_install_has_links_that_survive_moving(tmp_path):
+    source, _ = build('build_editable', tmp_path)
+    moved = source.rename(tmp_path / 'moved')
+    for package in (moved / 'mmbitsplit', moved):  # openmim looks at the first, onedl-mim at both
+        assert find_script(package, 'quantize').read_text() \
+            == (PROJECT / 'tools/quantize.py').read_text()
+    link = moved / 'mmbitsplit/.mim/configs'
+    assert link.is_symlink() and link.resolve() == moved / 'configs'
+    assert not list((moved / 'mmbitsplit').rglob('*.pyc'))
+
+
+def test_a_second_build_leaves_no_stale_tool_behind(tmp_path):
+    source, wheel = build('build_wheel', tmp_path)
+    (source / 'tools/train.py').unlink()
+    wheel.unlink()
+    subprocess.run([sys.executable, '-c', BUILD, 'build_wheel', str(wheel.parent)], cwd=source,
+                   capture_output=True, check=True)
+    with zipfile.ZipFile(wheel) as archive:
+        assert 'mmbitsplit/.mim/tools/train.py' not in archive.namelist()
+        assert 'mmbitsplit/.mim/tools/test.py' in archive.namelist()
