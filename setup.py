@@ -25,6 +25,8 @@ EXTRAS_REQUIRE = {
     # onnxruntime 1.31, openvino 2026.4.
     'onnx': ['onnx>=1.23,<2', 'onnxscript>=0.7,<0.8', 'onnx-ir>=1.1,<2',
              'onnxruntime>=1.31,<2', 'openvino>=2026.4,<2027'],
+    # Sphinx 9.0 is tried; 7.4 is the first whose directives can parse text of their own making.
+    'docs': ['sphinx>=7.4,<10', 'myst-parser>=4,<6', 'furo>=2024.8', 'matplotlib>=3.8'],
     'test': ['pytest>=7', 'ruff'],
 }
 EXTRAS_REQUIRE['all'] = sorted({name for names in EXTRAS_REQUIRE.values() for name in names})
