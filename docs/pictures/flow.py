@@ -4,21 +4,21 @@ from theme import Canvas, Theme
 
 HEIGHT = 56
 STEPS = [
-    ('Runner', 'mmengine builds model\nand loaders, loads\nthe float weights', 'plain'),
-    ('Look', 'one image: which layers\nrun, who reads whose\noutput, first and last', 'plain'),
+    ('Runner', 'mmengine builds\nmodel and loaders,\nloads float weights', 'plain'),
+    ('Look', 'one image: which\nlayers run, who reads\nwhose output', 'plain'),
     ('Prepare', 'fold batch norms,\nput quantized layers\nin place', 'plain'),
     ('Float pass', 'every batch once:\ntargets of each layer\nat sampled positions', 'float_pass'),
     ('Quantized pass', 'every batch once,\nall side by side,\nlayer after layer', 'quantized'),
 ]
 SOLVE = [
     ('Input scales', 'ECAQ, strength chosen\non the output error'),
-    ('Statistics', 'sums of products of\nquantized inputs and targets'),
+    ('Statistics', 'sums of products of\ninputs and targets'),
     ('Codes', 'warm start, bit-split,\nstitch, polish, bias'),
     ('Guard', 'plain rounding where it\nis better on held-out rows'),
 ]
-RESULTS = [('evaluate', 'results.json, report.html'), ('layers', 'layers.json, layers.jsonl'),
-           ('checkpoint', 'quantized.pth, quantized_config.py'),
-           ('export', 'model.onnx: int8 or int4')]
+RESULTS = [('Figures', 'results.json\nreport.html'), ('Layers', 'layers.json\nlayers.jsonl'),
+           ('Checkpoint', 'quantized.pth\nquantized_config.py'),
+           ('Export', 'model.onnx\nint8 or int4')]
 
 
 def draw(theme: Theme) -> Canvas:
@@ -30,18 +30,23 @@ def draw(theme: Theme) -> Canvas:
         canvas.box(x, 42, width, 12, title, lines, getattr(theme, fill))
         if number:
             canvas.arrow((x - gap + 0.2, 48), (x - 0.2, 48))
-    last = left + 4 * (width + gap)
-    canvas.words(1, 37, 'At each layer of the quantized pass, when all batches have arrived:',
-                 ha='left', size=10, color=theme.faint)
-    canvas.arrow((last + width / 2, 41.8), (last + width / 2, 34.4))
+    last, first = left + 4 * (width + gap) + width / 2, 12.3
+    _elbow(canvas, [(last, 41.6), (last, 37), (first, 37), (first, 34.4)])
+    canvas.words(15, 39, 'at each layer, when all batches have arrived', ha='left', size=9.2,
+                 color=theme.faint)
     _row(canvas, SOLVE, 23, 11, theme.solve)
-    canvas.words(1, 18.6, 'Afterwards:', ha='left', size=10, color=theme.faint)
-    canvas.arrow((88.2, 22.8), (88.2, 15.4))
-    _row(canvas, RESULTS, 6, 9, theme.plain, arrows=False)
-    canvas.words(50, 2.2, 'The codes go into the layer before the next one is looked at: '
-                 'later layers see, and compensate, the errors of earlier ones.',
-                 size=9.2, color=theme.faint)
+    _elbow(canvas, [(87.7, 22.8), (87.7, 19.8), (first, 19.8), (first, 22.6)])
+    canvas.words(50, 17.8, 'codes go into the layer, then the next one: it sees, and compensates, '
+                 'the errors of earlier ones', size=9.2, color=theme.faint)
+    canvas.words(1, 14, 'When all layers are solved:', ha='left', size=10, color=theme.faint)
+    _row(canvas, RESULTS, 1.5, 10.5, theme.plain, arrows=False)
     return canvas
+
+
+def _elbow(canvas: Canvas, points: list[tuple[float, float]]) -> None:
+    """Draws a line through points that ends as an arrow."""
+    canvas.axis.plot(*zip(*points[:-1]), color=canvas.theme.faint, linewidth=1.3)
+    canvas.arrow(points[-2], points[-1])
 
 
 def _row(canvas: Canvas, boxes, bottom: float, height: float, fill: str,

@@ -2,7 +2,7 @@
 
 from theme import Canvas, Theme
 
-HEIGHT = 50
+HEIGHT = 42
 BATCHES, LAYERS = 4, 3
 ROW, ROW_STEP, LOWEST = 3.4, 5.2, 8.0
 FLOAT_LEFT, FLOAT_WIDTH = 11.0, 6.2
@@ -20,17 +20,17 @@ def draw(theme: Theme) -> Canvas:
     top = row_bottom(0) + ROW
     for batch in range(BATCHES):
         canvas.words(9.5, row_bottom(batch) + ROW / 2, f'batch {batch + 1}', ha='right', size=10)
-    _float_pass(canvas, top)
+    _float_pass(canvas)
     _quantized_pass(canvas, top)
     canvas.arrow((FLOAT_LEFT, 5), (99, 5))
     canvas.words(55, 2.4, 'time', size=10, color=theme.faint)
     return canvas
 
 
-def _float_pass(canvas: Canvas, top: float) -> None:
+def _float_pass(canvas: Canvas) -> None:
     theme, middle = canvas.theme, FLOAT_LEFT + BATCHES * FLOAT_WIDTH / 2
-    canvas.words(middle, 47, 'Float pass', weight='bold')
-    canvas.words(middle, 41, 'one batch after another;\nkept: each layer\'s output\n'
+    canvas.words(middle, 40, 'Float pass', weight='bold')
+    canvas.words(middle, 35, 'one batch after another;\nkept: each layer\'s output\n'
                  'at sampled positions', size=9.2, color=theme.faint, linespacing=1.5)
     for batch in range(BATCHES):
         left = FLOAT_LEFT + batch * FLOAT_WIDTH
@@ -44,8 +44,8 @@ def _float_pass(canvas: Canvas, top: float) -> None:
 
 def _quantized_pass(canvas: Canvas, top: float) -> None:
     theme, end = canvas.theme, START + LAYERS * STEP
-    canvas.words((START + end) / 2, 47, 'Quantized pass, in lockstep', weight='bold')
-    canvas.words((START + end) / 2, 41.9,
+    canvas.words((START + end) / 2, 40, 'Quantized pass, in lockstep', weight='bold')
+    canvas.words((START + end) / 2, 35.9,
                  'a batch runs to the next unsolved layer and sleeps;\n'
                  'the layer is solved when all have arrived', size=9.2, color=theme.faint,
                  linespacing=1.5)
@@ -60,9 +60,6 @@ def _quantized_pass(canvas: Canvas, top: float) -> None:
         canvas.box(solve, LOWEST, SOLVE, top - LOWEST, '', fill=theme.solve)
         canvas.words(solve + SOLVE / 2, (LOWEST + top) / 2, f'solve layer {layer + 1}',
                      rotation=90, size=10, weight='bold')
-        canvas.words(solve + SOLVE / 2, top + 1.7, ('codes in', 'codes in', 'and so on')[layer],
+        canvas.words(solve + SOLVE / 2, top + 1.7, 'codes in', size=9.2, color=theme.faint)
+        canvas.words(left + 2 * RUN, top + 1.7, ('on ' if layer else '') + f'to layer {layer + 1}',
                      size=9.2, color=theme.faint)
-    canvas.words(START + 2 * RUN, top + 1.7, 'to layer 1', size=9.2, color=theme.faint)
-    canvas.words(START + STEP + 2 * RUN, top + 1.7, 'on to layer 2', size=9.2, color=theme.faint)
-    canvas.words(START + 2 * STEP + 2 * RUN, top + 1.7, 'on to layer 3', size=9.2,
-                 color=theme.faint)
