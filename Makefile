@@ -21,7 +21,7 @@ DEMO_DIR = work_dirs/demo
 DEMOS = retinanet_digits_w4a8 mask_rcnn_digits_w4a8
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check-machine data demo test lint clean clean-venv
+.PHONY: help setup check-machine data demo test lint docs clean clean-venv
 
 help: ## list the targets
 	@echo 'usage: make TARGET [PYTHON=python3.11] [TORCH=2.13.0] ...'
@@ -52,8 +52,11 @@ lint: setup ## check the style with ruff, the types with mypy
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m mypy
 
+docs: setup ## build the documentation into docs/_build/html; a warning is an error
+	$(VENV_PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
+
 clean: ## remove caches, build products and what the demo wrote
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO_DIR)
+	rm -rf build dist docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO_DIR)
 	find . -path './$(VENV)' -prune -o -type d -name __pycache__ -print | xargs -r rm -rf
 
 clean-venv: ## remove the virtual environment

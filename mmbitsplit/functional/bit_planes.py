@@ -12,7 +12,7 @@ def split_bit_planes(codes: Tensor, num_bits: int) -> Tensor:
         num_bits: b, 2 to 8.
 
     Returns:
-        (b-1, *codes.shape) of the dtype of ``codes``, values -1, 0, 1; plane m weighs 2^m.
+        ``(b-1, *codes.shape)`` of the dtype of ``codes``, values -1, 0, 1; plane m weighs 2^m.
     """
     magnitude = codes.abs().to(torch.int64)
     sign = codes.sign()

@@ -90,7 +90,15 @@ class BitPlan:
 
 @dataclass(frozen=True)
 class FloatRemainder:
-    """A part of the model that stays float: an unsupported layer, a batch norm left unfolded."""
+    """A part of the model that stays float: an unsupported layer, a batch norm left unfolded.
+
+    Args:
+        name: Dotted name in the model.
+        kind: Its class.
+        reason: Why it stays float.
+        num_weights: Its own parameters.
+        share: Of all parameters of the model, 0 to 1.
+    """
 
     name: str
     kind: str
@@ -254,7 +262,32 @@ class LayerSolution:
 
 @dataclass
 class LayerReport:
-    """One row of ``layers.json``; ``input_ranges`` (``channel_ranges``) is for the report."""
+    """One row of ``layers.json``; ``input_ranges`` (``channel_ranges``) is for the report.
+
+    Args:
+        name: Dotted name in the model.
+        kind: ``'conv2d'``, ``'conv_transpose2d'`` or ``'linear'``.
+        shape: Of the weight.
+        role: ``'first'``, ``'last'``, ``'first+last'`` or ``'inner'``.
+        weight_bits: Width of a weight code.
+        activation_bits: Width of an input code, ``None`` for a float input.
+        activation_mode: ``'per_tensor'``, ``'per_channel'`` or ``'ecaq'``.
+        activation_symmetry: What was taken: ``'unsigned'``, ``'signed'`` or ``'asymmetric'``.
+        strength: Of ECAQ, as chosen or asked for; ``None`` in other modes.
+        weight_scale: Smallest and largest of the channels', real units a code step.
+        activation_scale: The same of the inputs.
+        error_rounding: Squared error of the layer's outputs with plain rounding, relative to
+            the spread of the float outputs.
+        error: The same with the codes taken.
+        sweeps: Sweeps over all columns that the descent took.
+        guard_taken: Whether plain rounding was better on held-out positions and was taken.
+        calls: Calls of the layer over all calibration batches.
+        rows: Sampled output positions.
+        seconds: To solve the layer.
+        notes: Remarks, if any.
+        output_bits: Width of an output code, ``None`` for a float output.
+        input_ranges: Of each channel; in ``report_data.json`` only.
+    """
 
     name: str
     kind: str
