@@ -78,11 +78,11 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
         cfg.load_from = check_weights(cfg.get('load_from'))
     work_dir = check_work_dir(cfg.work_dir)
     with only_run_in(work_dir, is_first(cfg)):
-        return _quantize(cfg, spec, work_dir, config_name, untrained, resume)
+        return _quantize(cfg, spec, work_dir, config_name, untrained, resume, float_metrics)
 
 
 def _quantize(cfg: Config, spec: QuantSpec, work_dir: Path, config_name: str, untrained: bool,
-              resume: bool) -> dict[str, Any]:
+              resume: bool, known: Mapping[str, float] | None) -> dict[str, Any]:
     if not resume:
         _forget_results(work_dir)
     runner = build_runner(cfg, spec.calibration.seed)
@@ -103,8 +103,8 @@ def _quantize(cfg: Config, spec: QuantSpec, work_dir: Path, config_name: str, un
     _forget_results(work_dir)
     if not resume and journal is not None:
         (journal.folder / FLOAT_RECORD).unlink(missing_ok=True)
-    if float_metrics is not None and journal is not None:
-        journal.remember(float={'metrics': dict(float_metrics), 'seconds': 0.0})
+    if known is not None and journal is not None:
+        journal.remember(float={'metrics': dict(known), 'seconds': 0.0})
     float_metrics, float_seconds, float_record = _evaluate_float(runner, journal, team)
     run = quantize_runner(runner, spec, data, journal)
     sizes = {'float': run.float_bytes}
