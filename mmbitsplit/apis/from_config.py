@@ -78,20 +78,28 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
         cfg.load_from = check_weights(cfg.get('load_from'))
     work_dir = check_work_dir(cfg.work_dir)
     with only_run_in(work_dir, is_first(cfg)):
-        return _quantize(cfg, spec, work_dir, config_name, untrained, resume, float_metrics)
+        if not resume:
+            _forget_results(work_dir)
+        runner = _ready_runner(cfg, spec.calibration.seed, untrained)
+        return _quantize(runner, cfg, spec, config_name, untrained, resume, float_metrics)
 
 
-def _quantize(cfg: Config, spec: QuantSpec, work_dir: Path, config_name: str, untrained: bool,
-              resume: bool, known: Mapping[str, float] | None) -> dict[str, Any]:
-    if not resume:
-        _forget_results(work_dir)
-    runner = build_runner(cfg, spec.calibration.seed)
+def _ready_runner(cfg: Config, seed: int, untrained: bool) -> Runner:
+    """Builds the Runner with weights and evaluation, the same in all processes."""
+    runner = build_runner(cfg, seed)
     if untrained:
         _initialise(runner)
     else:
         load_weights(runner)
     build_evaluation(runner)
     unite(runner)
+    return runner
+
+
+def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, untrained: bool,
+              resume: bool, float_metrics: Mapping[str, float] | None) -> dict[str, Any]:
+    """Does what ``quantize_config`` says with a Runner that is ready."""
+    work_dir = Path(runner.work_dir)
     check_work_dir(work_dir, tensor_bytes(bare_model(runner.model)) // 2)
     data = prepare_data(runner, spec)
     team = current_team()
@@ -103,8 +111,8 @@ def _quantize(cfg: Config, spec: QuantSpec, work_dir: Path, config_name: str, un
     _forget_results(work_dir)
     if not resume and journal is not None:
         (journal.folder / FLOAT_RECORD).unlink(missing_ok=True)
-    if known is not None and journal is not None:
-        journal.remember(float={'metrics': dict(known), 'seconds': 0.0})
+    if float_metrics is not None and journal is not None:
+        journal.remember(float={'metrics': dict(float_metrics), 'seconds': 0.0})
     float_metrics, float_seconds, float_record = _evaluate_float(runner, journal, team)
     run = quantize_runner(runner, spec, data, journal)
     sizes = {'float': run.float_bytes}

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmbitsplit.cli.command import add_debug, run_module
+
 EXAMPLE = ('work_dirs/retinanet/quantized_config.py work_dirs/retinanet/quantized.pth '
            '--format int8 --shape 800 1344')
 
@@ -24,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                                          'the checkpoint')
     parser.add_argument('--check', choices=['onnxruntime', 'openvino'], nargs='*', default=[],
                         help='say how many convolutions these runtimes run in integers')
-    parser.add_argument('--debug', action='store_true',
-                        help='show the traceback of an error instead of one line')
+    add_debug(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,14 +56,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs this command."""
-    from mmbitsplit.engine.distributed import work_together
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     epilog=f'example: python tools/export_onnx.py {EXAMPLE}')
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    return work_together('none', lambda processes: run(args), _say_error, args.debug)
-
-
-def _say_error(message: str) -> None:
-    print(f'error: {message}', file=sys.stderr, flush=True)
+    """Runs this command; see ``command.run_module``."""
+    return run_module(sys.modules[__name__], argv)

@@ -35,6 +35,7 @@ COMMANDS = {
     'export': Command('export_onnx', 'write a quantized checkpoint as ONNX'),
     'test-onnx': Command('test_onnx', 'evaluate an exported model'),
     'inspect': Command('inspect_checkpoint', 'list what a quantized checkpoint holds'),
+    'report': Command('make_report', 'make report.html of a finished run again'),
     'compare': Command('compare_runs', 'put several runs into one table and one plot'),
     'paper-tables': Command('paper_tables', "run the grid of one of the paper's tables"),
     'store-results': Command('store_results', 'keep the figures of finished runs in results/'),

@@ -7,13 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmbitsplit.cli.command import add_debug, run_module
+
 EXAMPLE = ('work_dirs/retinanet/quantized_config.py work_dirs/retinanet/onnx_int8 '
            '--checkpoint work_dirs/retinanet/quantized.pth')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
-    from mmengine.config import DictAction
+    from mmbitsplit.cli.config_arguments import ConfigOptions
+
     parser.add_argument('config', help='quantized_config.py of a work directory')
     parser.add_argument('folder', help='folder that tools/export_onnx.py wrote')
     parser.add_argument('--runtime', choices=['onnxruntime', 'openvino'], default='onnxruntime')
@@ -22,11 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--compare', type=int, default=16, metavar='CALLS',
                         help='calls of each graph that are compared; default 16')
     parser.add_argument('--work-dir')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions)
     parser.add_argument('--out', help='write the metrics to this JSON file')
     parser.add_argument('--out-comparison', help='write the comparison to this JSON file')
-    parser.add_argument('--debug', action='store_true',
-                        help='show the traceback of an error instead of one line')
+    add_debug(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,14 +71,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs this command."""
-    from mmbitsplit.engine.distributed import work_together
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     epilog=f'example: python tools/test_onnx.py {EXAMPLE}')
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    return work_together('none', lambda processes: run(args), _say_error, args.debug)
-
-
-def _say_error(message: str) -> None:
-    print(f'error: {message}', file=sys.stderr, flush=True)
+    """Runs this command; see ``command.run_module``."""
+    return run_module(sys.modules[__name__], argv)
