@@ -36,6 +36,7 @@ EXTRAS_REQUIRE = {
              'onnxruntime>=1.31,<2', 'openvino>=2026.4,<2027'],
     # Sphinx 9.0 is tried; 7.4 is the first whose directives can parse text of their own making.
     'docs': ['sphinx>=7.4,<10', 'myst-parser>=4,<6', 'furo>=2024.8', 'matplotlib>=3.8'],
+    'lapq': ['scipy>=1.9,<2'],  # method LAPQ
     'test': ['pytest>=7', 'ruff', 'mypy>=2.4,<3', 'hypothesis>=6.170,<7', 'nbclient>=0.11,<0.12',
              'nbformat>=5.11,<6', 'ipykernel>=7.4,<8'],
 }

@@ -70,8 +70,8 @@ def powell_minimum(loss: Callable[[Sequence[float]], float], start: Sequence[flo
     try:
         from scipy import optimize
     except ImportError as error:
-        raise ImportError("Powell's method needs the package 'scipy': pip install scipy.") \
-            from error
+        raise ImportError("Powell's method needs the package 'scipy': pip install "
+                          "'mmbitsplit[lapq]'.") from error
     best_point, best_loss, evaluations = list(start), math.inf, 0
 
     def counted(point: Sequence[float]) -> float:

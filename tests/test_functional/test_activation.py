@@ -11,6 +11,7 @@ from mmbitsplit.functional import (
     fake_quantize,
     interpolate_scales,
     quantization_error,
+    quantize,
     search_qparams,
 )
 from mmbitsplit.structures import QParams
@@ -193,3 +194,93 @@ def test_search_leaves_the_samples_alone():
     before = samples.values.clone()
     channel_scales(samples, search_qparams(samples, 4))
     assert torch.equal(samples.values, before)
+
+
+@pytest.mark.parametrize('search', ['kl', 'aciq_gauss', 'aciq_laplace', 'lp'])
+@pytest.mark.parametrize('per_channel', [False, True])
+@pytest.mark.parametrize(('kind', 'symmetry'), [
+    (kind, symmetry) for kind, symmetry in SYMMETRY_OF if kind != 'negative'])
+def test_other_searches_stay_within_the_range_seen(kind, symmetry, per_channel, search):
+    if search == 'kl' and symmetry == 'asymmetric':
+        return  # one threshold around zero; options refuse it
+    samples = make_samples(kind)
+    found, minmax = (search_qparams(samples, 4, symmetry=symmetry, per_channel=per_channel,
+                                    search=one) for one in (search, 'minmax'))
+    assert found.scale.shape == minmax.scale.shape
+    assert (found.scale > 0).all() and torch.isfinite(found.scale).all()
+    if found.quant_min == minmax.quant_min:  # 'auto' may choose otherwise
+        assert (found.scale <= minmax.scale * (1 + 1e-9)).all()
+    if symmetry == 'asymmetric':
+        assert torch.equal(fake_quantize(torch.zeros(1, 6), found), torch.zeros(1, 6))
+
+
+@pytest.mark.parametrize('distribution', ['gauss', 'laplace'])
+def test_aciq_clips_at_its_constant(distribution):
+    """4 bits: 2.55 standard deviations, 5.03 mean absolute deviations; after ReLU one bit more."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1, 200_000, generator=generator, dtype=torch.float64)
+    if distribution == 'laplace':
+        values = values.sign() * torch.empty_like(values).exponential_(generator=generator)
+    whole, half = (3.0 * part for part in (values, values.relu()))
+    signed, unsigned = (search_qparams(of_values(part), 4, search=f'aciq_{distribution}',
+                                       symmetry=symmetry)
+                        for part, symmetry in ((whole, 'signed'), (half, 'unsigned')))
+    constants = {'gauss': (2.559, 2.936), 'laplace': (5.029, 6.205)}[distribution]
+    assert float(signed.scale) * 7 == pytest.approx(3 * constants[0], rel=0.01)
+    assert float(unsigned.scale) * 15 == pytest.approx(3 * constants[1], rel=0.01)
+    asymmetric = search_qparams(of_values(whole + 6), 4, search=f'aciq_{distribution}',
+                                symmetry='asymmetric')
+    assert float(asymmetric.scale) * 15 <= 6 + 3 * constants[0] * 1.01
+
+
+@pytest.mark.parametrize('norm', [1.5, 2.0, 3.0, 4.0])
+def test_lp_has_the_least_error_in_its_own_norm(norm):
+    """Larger p fear clipping more, so their steps are wider."""
+    samples = make_samples('heavy', decades=0)
+
+    def error(qparams):
+        rounded = fake_quantize(samples.values, qparams, channel_dim=0)
+        return float((rounded - samples.values).abs().pow(norm).mean())
+
+    found = search_qparams(samples, 4, symmetry='signed', search='lp', norm=norm)
+    top = search_qparams(samples, 4, symmetry='signed', search='minmax')
+    scanned = [error(QParams(top.scale * k / 200, top.zero_point, -8, 7, unit=False))
+               for k in range(20, 201)]
+    assert error(found) <= 1.02 * min(scanned)
+    if norm == 2:
+        squared = search_qparams(samples, 4, symmetry='signed', search='mse')
+        torch.testing.assert_close(found.scale, squared.scale)
+    wider = search_qparams(samples, 4, symmetry='signed', search='lp', norm=norm + 1)
+    assert float(wider.scale) >= float(found.scale)
+
+
+@pytest.mark.parametrize('search', ['mse', 'aciq_laplace', 'minmax'])
+@pytest.mark.parametrize(('kind', 'symmetry'), [
+    ('relu', 'unsigned'), ('symmetric', 'signed'), ('silu', 'asymmetric'), ('silu', 'auto')])
+def test_widths_of_channels_keep_the_average_and_help(kind, symmetry, search):
+    samples = make_samples(kind, decades=1)
+    mixed, even = (search_qparams(samples, 4, symmetry=symmetry, per_channel=True, search=search,
+                                  bit_allocation=allocation)
+                   for allocation in ('aciq', 'uniform'))
+    low, high = mixed.limits()
+    bits = (high - low + 1).log2()
+    assert float(bits.mean()) == 4 and bits.min() >= 2 and bits.max() <= 8
+    assert float(bits.max()) > 4
+    codes = quantize(samples.values, mixed, channel_dim=0)
+    assert (codes >= low.unsqueeze(1)).all() and (codes <= high.unsqueeze(1)).all()
+    assert total_error(samples, mixed) < 0.6 * total_error(samples, even)
+
+
+@pytest.mark.parametrize('search', ['kl', 'aciq_laplace', 'lp'])
+@pytest.mark.parametrize(('kind', 'symmetry'), [
+    ('relu', 'unsigned'), ('symmetric', 'signed'), ('silu', 'auto')])
+def test_ecaq_scales_of_a_search_are_those_of_each_channel(kind, symmetry, search):
+    """Without a zero point: what the search finds for each channel by itself."""
+    samples = make_samples(kind)
+    tensor = search_qparams(samples, 4, symmetry=symmetry, search=search)
+    scales = channel_scales(samples, tensor, search)
+    if not tensor.zero_point.any():
+        alone = search_qparams(samples, 4, per_channel=True, search=search,
+                               symmetry='signed' if tensor.quant_min < 0 else 'unsigned')
+        torch.testing.assert_close(scales, alone.scale)
+    assert (scales > 0).all() and torch.isfinite(scales).all()

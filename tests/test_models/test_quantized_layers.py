@@ -1,6 +1,7 @@
 """A quantized layer: the float layer before, integer products after, small in a state dict."""
 
 import copy
+import dataclasses
 import json
 import math
 from dataclasses import replace
@@ -260,3 +261,34 @@ def test_printing_says_whether_it_is_quantized():
     assert 'float' in repr(layer)
     apply(layer, make_solution(layer))
     assert 'quantized' in repr(layer)
+
+
+def test_an_offset_and_widths_of_channels_are_state(float_layer):
+    """What ACIQ writes: computed by hand on dequantized inputs, and the same after a reload."""
+    layer, x = quantized(float_layer), make_input(float_layer)
+    geometry = layer.geometry
+    solution = make_solution(layer, inputs='per_channel')
+    largest = torch.tensor([3.0, 7.0, 15.0] * geometry.in_channels)[:geometry.in_channels]
+    offset = torch.linspace(-0.2, 0.2, geometry.out_channels)
+    solution = dataclasses.replace(
+        solution, weight_offset=offset, qparams=dataclasses.replace(
+            solution.qparams, zero_point=torch.zeros(geometry.in_channels), channel_max=largest))
+    apply(layer, solution)
+    shape = [1] * x.dim()
+    shape[channel_dim(geometry)] = -1
+    scale = solution.qparams.scale.view(shape)
+    codes = (x / scale).round().clamp(min=0).minimum(largest.view(shape))
+    positions = torch.arange(math.prod(output_size(geometry, x.shape)))
+    patches = gather_patches(codes * scale, positions, geometry)
+    rows = weight_rows(solution.codes, geometry).float()  # (G, M, N)
+    rows = rows * solution.weight_scale.view(rows.shape[0], -1, 1) \
+        + offset.view(rows.shape[0], -1, 1)
+    expected = (rows @ patches).flatten(0, 1) + solution.bias.unsqueeze(1)
+    torch.testing.assert_close(to_columns(layer(x), geometry), expected, rtol=1e-4, atol=1e-4)
+    other = quantized(float_layer)
+    other.expect(layer.plan_row())
+    other.load_state_dict(copy.deepcopy(layer.state_dict()))
+    assert torch.equal(other(x), layer(x)) and other.plan_row() == layer.plan_row()
+    assert layer.state_dict()['input_max'].dtype == torch.uint8
+    apply(layer, make_solution(layer))  # written over: nothing of it is left
+    assert not {'weight_offset', 'input_max'} & set(layer.state_dict())
