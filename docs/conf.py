@@ -19,8 +19,6 @@ exclude_patterns = ['_build']
 source_suffix = {'.md': 'markdown', '.rst': 'restructuredtext'}
 myst_heading_anchors = 3
 myst_enable_extensions = ['colon_fence', 'dollarmath']
-# index.md ends with '*', for pages that it does not name: there need not be any.
-suppress_warnings = ['toc.empty_glob']
 
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'

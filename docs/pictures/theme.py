@@ -47,7 +47,7 @@ class Canvas:
     @classmethod
     def make(cls, height: float, theme: Theme) -> 'Canvas':
         """Returns an empty canvas, 100 wide and ``height`` high."""
-        figure = Figure(figsize=(9.6, 9.6 * height / 100))
+        figure = Figure(figsize=(8.2, 8.2 * height / 100))
         FigureCanvasAgg(figure)
         axis = figure.add_axes((0, 0, 1, 1))
         axis.set_xlim(0, 100)
