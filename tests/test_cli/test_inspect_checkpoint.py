@@ -111,17 +111,16 @@ def test_errors_are_one_line(tmp_path, inspect):
         inspect(tmp_path / 'cut.pth', '--debug')
 
 
-@pytest.mark.parametrize('how', [['tools/inspect_checkpoint.py'],
-                                 ['-m', 'mmbitsplit.cli.inspect_checkpoint']])
-def test_it_runs_with_torch_alone(how):
+BLOCKED = ('import sys, runpy; sys.path.insert(0, "."); sys.argv = sys.argv[1:]; '
+           'sys.modules.update(dict.fromkeys(("mmengine", "mmcv", "mmdet", "mmpretrain"))); ')
+
+
+@pytest.mark.parametrize('run, args', [
+    ('runpy.run_path(sys.argv[0], run_name="__main__")', ['tools/inspect_checkpoint.py']),
+    ('runpy.run_module("mmbitsplit", run_name="__main__")', ['mmbitsplit', 'inspect'])])
+def test_it_runs_with_torch_alone(run, args):
     """Where OpenMMLab cannot be imported at all."""
-    blocked = ('import sys, runpy; '
-               'sys.modules.update(dict.fromkeys(("mmengine", "mmcv", "mmdet", "mmpretrain"))); '
-               'sys.argv = sys.argv[1:]; sys.path.insert(0, "."); ')
-    run = 'runpy.run_module(sys.argv.pop(0), run_name="__main__", alter_sys=True)' \
-        if how[0] == '-m' else 'runpy.run_path(sys.argv[0], run_name="__main__")'
-    done = subprocess.run([sys.executable, '-c', blocked + run, how[-1], *(
-        ['inspect_checkpoint'] if how[0] == '-m' else []), str(FILES[-1])],
-        cwd=PROJECT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', BLOCKED + run, *args, str(FILES[-1])],
+                          cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'depthwise' in done.stdout
