@@ -1,6 +1,7 @@
 """The command ``mmbitsplit``: finds the command that is asked for and runs it."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def start() -> NoReturn:
     """Runs ``main`` and ends the process, as the console command does."""
-    if sys.argv[1:2] and sys.argv[1] in available():
+    # A process that fails beside others ends in its own way, which needs OpenMMLab.
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         from mmbitsplit.engine.distributed import end_with
         end_with(main)
     sys.exit(main())
