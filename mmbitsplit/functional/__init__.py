@@ -8,7 +8,6 @@ from mmbitsplit.functional.aciq import (
     spread,
 )
 from mmbitsplit.functional.activation import (
-    ActivationSamples,
     channel_scales,
     interpolate_scales,
     quantization_error,
@@ -27,6 +26,7 @@ from mmbitsplit.functional.bitsplit_rows import solve_bitsplit_rows
 from mmbitsplit.functional.distributions import channel_ranges, code_histogram
 from mmbitsplit.functional.entropy import entropy_threshold
 from mmbitsplit.functional.error_feedback import feedback_factor
+from mmbitsplit.functional.input_ranges import ActivationSamples
 from mmbitsplit.functional.integer_bias import whole_steps
 from mmbitsplit.functional.joint_search import JointMinimum, powell_minimum, quadratic_minimum
 from mmbitsplit.functional.packing import pack_codes, unpack_codes

@@ -51,11 +51,11 @@ def search_qparams(samples: ActivationSamples, num_bits: int, *, symmetry: str =
         ValueError: Negative inputs with ``symmetry='unsigned'``.
     """
     view = samples if per_channel else samples.pooled()
-    search = Search(search, norm)
-    symmetry, found = _choose_symmetry(view, num_bits, symmetry, search)
+    how = Search(search, norm)
+    symmetry, found = _choose_symmetry(view, num_bits, symmetry, how)
     if per_channel and bit_allocation == 'aciq':
-        return _search_mixed(view, num_bits, symmetry, search)
-    return found or _search(view, num_bits, symmetry, search)
+        return _search_mixed(view, num_bits, symmetry, how)
+    return found or _search(view, num_bits, symmetry, how)
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def _best_factor(values: Tensor, qparams_at: Callable[[Tensor], QParams], like: 
 def _errors(values: Tensor, qparams: QParams, norm: float = 2.0) -> Tensor:
     """Mean powers of errors of candidates: values (C, S), scales (F, C) or (F, 1), to (F, C)."""
     low, high = (bound - qparams.zero_point for bound in qparams.limits())
-    return round_trip_errors(values, *(part.to(values) for part in (qparams.scale, low, high)),
+    return round_trip_errors(values, qparams.scale.to(values), low.to(values), high.to(values),
                              norm) / values.shape[1]
 
 

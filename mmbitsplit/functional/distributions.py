@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional.activation import ActivationSamples
 from mmbitsplit.functional.affine import code_range
+from mmbitsplit.functional.input_ranges import ActivationSamples
 from mmbitsplit.structures import QParams
 
 MOST_CHANNELS = 256  # more than a screen is wide would only be drawn over each other

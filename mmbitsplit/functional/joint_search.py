@@ -42,7 +42,7 @@ def quadratic_minimum(points: Sequence[float], losses: Sequence[float]) -> float
     best = min(known, key=lambda pair: pair[1])[0]
     if len(known) < 3:
         return best
-    square, linear, _ = np.polyfit(*zip(*known), 2)
+    square, linear, _ = np.polyfit([point for point, _ in known], [loss for _, loss in known], 2)
     if square <= 0:
         return best
     return float(min(max(-linear / (2 * square), min(points)), max(points)))

@@ -133,8 +133,8 @@ class QParams:
     def limits(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest code, (1,) or (C,), on the device of the scale."""
         if self.channel_max is None:
-            return tuple(torch.full_like(self.scale[:1], bound)
-                         for bound in (self.quant_min, self.quant_max))
+            one = self.scale[:1]
+            return torch.full_like(one, self.quant_min), torch.full_like(one, self.quant_max)
         high = self.channel_max.to(self.scale)
         return (-high - 1 if self.quant_min < 0 else torch.zeros_like(high)), high
 
