@@ -102,7 +102,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(bad_day):
 
 
 def test_layers_are_logged_while_the_run_goes_on(bad_day):
-    assert 3 <= bad_day.solved < LAYERS
+    assert 2 <= bad_day.solved < LAYERS  # the third may be in the journal already
     rows = [json.loads(line)
             for line in (bad_day.work_dir / 'layers.jsonl').read_text().splitlines()]
     table = json.loads((bad_day.work_dir / 'layers.json').read_text())['layers']
