@@ -35,7 +35,7 @@ class Method:
     looks_at_images: bool = True
     refines: bool = False
     loss: str = 'auto'
-    loss_batches: int = 8
+    loss_batches: int = 4
 
     def defaults(self) -> Mapping[str, Mapping[str, Any]]:
         """Returns options of other parts of the request that this method stands for.
