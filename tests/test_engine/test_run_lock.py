@@ -14,26 +14,30 @@ from mmbitsplit.engine.run_lock import LOCK, only_run_in
 FORK = multiprocessing.get_context('fork')
 
 
-def hold(work_dir, held, done):
+def hold(work_dir, pipe):
     with only_run_in(work_dir):
-        held.set()
-        done.wait()
+        pipe.send('held')
+        pipe.recv()
 
 
 @pytest.fixture
 def other_run(tmp_path):
-    """Another process that works in the directory until it is told to stop."""
-    held, done = FORK.Event(), FORK.Event()
-    process = FORK.Process(target=hold, args=(tmp_path, held, done))
+    """Another process that works in the directory until it is told to stop.
+
+    Told through a pipe: an event would wait for ever for a waiting process that was killed.
+    """
+    pipe, theirs = FORK.Pipe()
+    process = FORK.Process(target=hold, args=(tmp_path, theirs))
     process.start()
-    assert held.wait(20)
-    yield process, done
-    done.set()
+    assert pipe.poll(20)
+    pipe.recv()
+    yield process, lambda: pipe.send('stop')
+    process.kill()
     process.join(20)
 
 
 def test_the_second_run_is_refused_and_told_who_works_there(other_run, tmp_path):
-    process, done = other_run
+    process, stop = other_run
     for _ in range(2):  # asking takes nothing away
         with pytest.raises(ValueError, match=rf'process {process.pid} on {platform.node()}, '
                                              r'since 20\d\d.*--work-dir'):
@@ -41,7 +45,7 @@ def test_the_second_run_is_refused_and_told_who_works_there(other_run, tmp_path)
                 pass
     with only_run_in(tmp_path, first=False):  # of the same run
         pass
-    done.set()
+    stop()
     process.join(20)
     with only_run_in(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())['pid'] == os.getpid()
