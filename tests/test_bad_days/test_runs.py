@@ -46,6 +46,11 @@ def prepare_folder(root: Path) -> list[str]:
             f'train_dataloader.dataset.data_root={root / "Daten – 数据"}']
 
 
+def _hears_ctrl_c():
+    """What was started in the background of a shell ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope='module')
 def bad_day(tmp_path_factory):
     """A real run that is joined by a second one, interrupted by Ctrl-C, and resumed."""
@@ -55,7 +60,8 @@ def bad_day(tmp_path_factory):
     with log.open('w') as stream:
         run = subprocess.Popen([sys.executable, '-m', 'mmbitsplit', 'quantize', *arguments],
                                cwd=PROJECT, stdout=stream, stderr=subprocess.STDOUT,
-                               env=ENVIRONMENT, start_new_session=True)
+                               env=ENVIRONMENT, start_new_session=True,
+                               preexec_fn=_hears_ctrl_c)
     try:
         end = time.monotonic() + 300
         while not (work_dir / 'journal/0002.layer').exists():

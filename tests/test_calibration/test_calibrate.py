@@ -66,17 +66,20 @@ def test_model_is_quantized_and_stays_near_the_float_model(residual_net, images,
 
 
 def test_bit_split_beats_rounding_end_to_end(residual_net, images, make_spec, run_model):
-    smooth = nn.AvgPool2d(3, 1, 1)
-    batches, unseen = ([smooth(batch) * 2 for batch in images(8, seed=seed)] for seed in (1, 2))
-    wanted, errors = outputs(residual_net(), unseen), {}
-    for method in ('RoundToNearest', 'BitSplit'):
-        model = residual_net()
-        calibrate(model, batches, make_spec(weight=dict(num_bits=3), method=dict(type=method),
-                                            calibration=dict(rows_per_layer=2048)),
-                  run=run_model)
-        errors[method] = sum(float((a - b).square().mean())
-                             for a, b in zip(outputs(model, unseen), wanted, strict=True))
-    assert errors['BitSplit'] < 0.7 * errors['RoundToNearest']
+    """Over three sets of images: on one of them rounding may be lucky."""
+    smooth, errors = nn.AvgPool2d(3, 1, 1), dict(RoundToNearest=0.0, BitSplit=0.0)
+    for first in (1, 11, 21):
+        batches, unseen = ([smooth(batch) * 2 for batch in images(8, seed=seed)]
+                           for seed in (first, first + 1))
+        wanted = outputs(residual_net(), unseen)
+        for method in errors:
+            model = residual_net()
+            calibrate(model, batches, make_spec(
+                weight=dict(num_bits=3), method=dict(type=method),
+                calibration=dict(rows_per_layer=2048)), run=run_model)
+            errors[method] += sum(float((a - b).square().mean()) for a, b in zip(
+                outputs(model, unseen), wanted, strict=True))
+    assert errors['BitSplit'] < 0.6 * errors['RoundToNearest']
 
 
 def test_weights_only(residual_net, images, make_spec, run_model):
