@@ -9,8 +9,8 @@ from mmbitsplit.structures import nearest
 DATA_KINDS = {
     'cifar': ('calib', 'test'),
     'coco': ('train2017', 'val2017', 'annotations/instances_val2017.json'),
-    'imagenet': ('train', 'val'),
     'digits': ('cls_train', 'cls_val', 'annotations/instances_val.json'),
+    'imagenet': ('train', 'val'),  # after the digits, which have folders of these names too
 }
 AT_HAND = 'digits'  # made by `make data`
 
