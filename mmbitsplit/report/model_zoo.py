@@ -35,15 +35,18 @@ class Family:
         collection: Its name in the metafile.
         folder: Where its configs, ``README.md`` and ``metafile.yml`` lie.
         results: Stored runs of ``tools/quantize.py``, at most one a config.
+        in_index: Whether ``model-index.yml`` names it: its configs work in an installed package,
+            with nothing of the checkout.
     """
 
     collection: str
     folder: str
     results: str
+    in_index: bool = False
 
 
 FAMILIES = {
-    'bitsplit': Family('Bit-split', 'configs', 'results/openmmlab/configs.json'),
+    'bitsplit': Family('Bit-split', 'configs', 'results/openmmlab/configs.json', in_index=True),
     'cifar': Family('Bit-split on CIFAR-10', 'configs/cifar', 'results/cifar/configs.json'),
     'demo': Family('Bit-split on the demo', 'configs/demo', 'results/demo/configs.json'),
 }
@@ -141,7 +144,7 @@ def metafile_text(root: Path, name: str) -> str:
 def model_index_text() -> str:
     """Returns ``model-index.yml``."""
     return NOTICE + _yaml({'Import': [f'{family.folder}/metafile.yml'
-                                      for family in FAMILIES.values()]})
+                                      for family in FAMILIES.values() if family.in_index]})
 
 
 def _entry(root: Path, path: Path, run: Mapping[str, Any] | None) -> ZooEntry:

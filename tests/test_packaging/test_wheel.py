@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
 SOURCES = ('mmbitsplit', 'tools', 'configs', 'setup.py', 'pyproject.toml', 'MANIFEST.in',
@@ -59,12 +60,28 @@ def test_a_wheel_holds_the_whole_package(names):
 def test_a_wheel_holds_tools_and_configs_but_nothing_of_the_checkout(names):
     wanted = {f'mmbitsplit/.mim/{name}'
               for name in tracked('tools', '.py', '.sh') | tracked('configs', '.py', '.yml', '.md')
-              if not name.startswith(('tools/setup/', 'configs/demo/'))}
+              if not name.startswith(('tools/setup/', 'configs/demo/',
+                                      'configs/cifar/'))}
     found = {name for name in names if '/.mim/' in name and not name.endswith('model-index.yml')}
     assert found == wanted and 'mmbitsplit/.mim/tools/quantize.py' in found
     assert ('mmbitsplit/.mim/model-index.yml' in names) == (PROJECT / 'model-index.yml').exists()
     assert not [name for name in names if name.endswith('.pth') or 'test_' in name
                 and not name.startswith(('mmbitsplit/cli/', 'mmbitsplit/.mim/tools/'))]
+
+
+def test_a_wheel_holds_the_papers_numbers(names):
+    assert tracked('mmbitsplit', '.csv') <= names
+    assert 'mmbitsplit/report/paper/published.csv' in names
+
+
+def test_all_that_the_model_index_names_is_in_the_wheel(wheel, names):
+    with zipfile.ZipFile(wheel) as archive:
+        index = yaml.safe_load(archive.read('mmbitsplit/.mim/model-index.yml'))
+        assert index['Import'] == ['configs/metafile.yml']
+        for name in index['Import']:
+            content = yaml.safe_load(archive.read(f'mmbitsplit/.mim/{name}'))
+            for model in content['Models']:
+                assert f"mmbitsplit/.mim/{model['Config']}" in names
 
 
 def test_a_wheel_brings_the_console_command(wheel):
