@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mmbitsplit.report.model_zoo import zoo_table
-from mmbitsplit.report.paper import pivot_table, summarise
+from mmbitsplit.report.paper import full_table, pivot_table, summarise
 from mmbitsplit.report.stored_runs import read_runs
 from mmbitsplit.report.tables import results_rows, text_table
 from mmbitsplit.structures import nearest
@@ -103,6 +103,19 @@ def _paper_table(root: Path, settings: Mapping[str, str]) -> str:
     return pivot_table(summarise(_runs(root, settings)), settings.get('metric'))
 
 
+def _figures_table(root: Path, settings: Mapping[str, str]) -> str:
+    """All metrics of one model: a row a method, width and quantized part."""
+    rows = summarise(_runs(root, settings))
+    models = dict.fromkeys(row.model for row in rows)
+    model = settings.get('model')
+    if model is None and len(models) > 1:
+        raise ValueError(f'results: figures needs model=..., one of {", ".join(models)}.')
+    if model is not None and model not in models:
+        raise ValueError(f"results: {settings['from']} has no model '{model}'; "
+                         f'{nearest(model, models)}.')
+    return full_table([row for row in rows if model in (None, row.model)])
+
+
 def _zoo_table(root: Path, settings: Mapping[str, str]) -> str:
     """A row a config of a family."""
     return zoo_table(root, settings['family'])
@@ -112,5 +125,6 @@ def _zoo_table(root: Path, settings: Mapping[str, str]) -> str:
 KINDS: dict[str, tuple[Callable[[Path, Mapping[str, str]], str], tuple[str, ...]]] = {
     'runs': (_runs_table, ('from',)),
     'paper': (_paper_table, ('from', 'metric')),
+    'figures': (_figures_table, ('from', 'model')),
     'zoo': (_zoo_table, ('family',)),
 }

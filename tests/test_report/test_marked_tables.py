@@ -41,6 +41,17 @@ def test_rows_of_runs(root):
     assert table.count('`configs/resnet18_w4a8.py`') == 2 and '| Config ' in table
 
 
+def test_all_figures_of_one_model(root, make_run):
+    (root / 'runs.json').write_text(stored_text([make_run(60.125),
+                                                 make_run(33.0, model='resnet50')]))
+    table = marked_table('figures from=runs.json model=resnet50', root)
+    assert '| 33.00 ' in table and '60.12' not in table and '| Method ' in table
+    with pytest.raises(ValueError, match='needs model=..., one of resnet18, resnet50'):
+        marked_table('figures from=runs.json', root)
+    with pytest.raises(ValueError, match="no model 'resnet51'; did you mean 'resnet50'"):
+        marked_table('figures from=runs.json model=resnet51', root)
+
+
 @pytest.mark.parametrize('mark, message', [
     ('papr from=runs.json', "kind 'papr' is not known; did you mean 'paper'"),
     ('paper form=runs.json', "does not take 'form'"), ('paper', 'needs from='),
