@@ -1,14 +1,18 @@
 """TensorRT's entropy calibration: the clipping threshold that keeps most of a distribution.
 
-Source: Migacz, 8-bit inference with TensorRT, GTC 2017. Differs from the slides: the count of the
-bin at zero is that of the next one, as in NVIDIA's pytorch-quantization; after a ReLU half of all
-values lie in it.
+Source: Migacz, 8-bit inference with TensorRT, GTC 2017. Differs from the slides, as NVIDIA's
+pytorch-quantization does: the count of the bin at zero is that of the next one, since after a ReLU
+half of all values lie in it; and at every width at least 128 of the 2048 bins are kept.
 """
 
 import torch
 from torch import Tensor
 
 NUM_BINS = 2048
+# At least this part of the range is kept. Inputs that come of few codes leave most bins near zero
+# empty; with fewer of them, all that lies beyond falls into the last of some empty bins, which a
+# few levels repeat without any divergence (CIFAR ResNet-20 W3A3 falls from 59 % to 10 %).
+LEAST_PART = 128 / 2048
 
 
 def entropy_threshold(values: Tensor, num_levels: int, num_bins: int = NUM_BINS) -> Tensor:
@@ -38,9 +42,10 @@ def best_number_of_bins(counts: Tensor, num_levels: int) -> int:
 
     Args:
         counts: (B,) of a histogram that starts at zero.
-        num_levels: Least number of bins.
+        num_levels: Codes that share them; never fewer bins than codes.
     """
-    kept = torch.arange(min(num_levels, len(counts)), len(counts) + 1)
+    least = max(num_levels, round(LEAST_PART * len(counts)))
+    kept = torch.arange(min(least, len(counts)), len(counts) + 1)
     divergence = divergences(counts, kept, num_levels)
     # The slides keep the first of equal ones.
     return int(kept[divergence.argmin()])

@@ -46,6 +46,15 @@ def test_all_clippings_at_once_are_the_definition(levels, seed):
     assert best_number_of_bins(counts, levels) == int(kept[wanted.index(min(wanted))])
 
 
+def test_values_on_a_grid_keep_their_range():
+    """What comes of few codes: far apart, nothing near zero. All in one bin diverges nowhere."""
+    values = torch.arange(1, 120).repeat(50).view(1, -1) / 120
+    counts = torch.histc(values.double(), 2048, 0, 1)
+    first = int(counts.nonzero()[0]) + 1
+    assert float(divergences(counts, torch.tensor([first]), 8)) == pytest.approx(0, abs=1e-12)
+    assert float(entropy_threshold(values, 8)) > 0.3
+
+
 def test_known_histograms():
     even = torch.full((256,), 7.0)
     assert best_number_of_bins(even, 16) == 256  # nothing to gain by clipping, much to lose
