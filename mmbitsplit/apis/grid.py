@@ -32,7 +32,7 @@ OF_THE_FLOAT_MODEL = ('model', 'data_preprocessor', 'test_dataloader', 'test_eva
                       'test_cfg')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedCell:
     """A cell ready to run.
 
@@ -119,8 +119,9 @@ def plan_cells(model: BenchModel, cells: Sequence[Cell], data: str | None = None
             check_data(cfg, spec.calibration)
             base.load_from = cfg.load_from = check_weights(cfg.get('load_from'))
             weights = file_sha256(cfg.load_from)
-        planned.append(PlannedCell(cell, model.config, cfg, spec,
-                                   _command(cell, model, data, options or {}), weights))
+        planned.append(PlannedCell(
+            cell=cell, config_name=model.config, cfg=cfg, spec=spec, weights=weights,
+            command=_command(cell, model, data, options or {})))
     return planned
 
 

@@ -28,7 +28,7 @@ from mmbitsplit.structures import CalibrationSpec
 SAMPLES_PER_LAYER = 4096  # columns that the search for activation scales looks at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CallCapture:
     """What was taken from one call.
 
@@ -122,9 +122,9 @@ class Sampler:
         else:  # no box on this image
             low = high = channels.new_zeros(channels.shape[0])
         return CallCapture(
-            patches, channels[:, chosen.to(x.device)], low, high,
-            is_held_out(batch, self.num_batches, patches.shape[-1], self.spec.holdout),
-            tuple(x.shape), batch)
+            patches=patches, samples=channels[:, chosen.to(x.device)], low=low, high=high,
+            held_out=is_held_out(batch, self.num_batches, patches.shape[-1], self.spec.holdout),
+            shape=tuple(x.shape), batch=batch)
 
 
 def merge_samples(captures: Sequence[CallCapture], team: Team) -> ActivationSamples:

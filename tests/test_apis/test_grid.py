@@ -20,8 +20,10 @@ def planned(table=3, method='bitsplit', seed=0, *, weights='w', **config):
     """A planned cell of a config that is never built."""
     cell = Cell(table, 'classifier', method, Bits(4, 4), seed)
     request = cell.quantization({})
-    return grid.PlannedCell(cell, 'configs/x.py', Config(dict(quantization=request, **config)),
-                            read_request(request), 'python tools/x.py', weights)
+    return grid.PlannedCell(
+        cell=cell, config_name='configs/x.py',
+        cfg=Config(dict(quantization=request, **config)), spec=read_request(request),
+        command='python tools/x.py', weights=weights)
 
 
 @pytest.fixture
