@@ -15,7 +15,8 @@ from mmbitsplit.calibration.solve_layer import solve_layer
 from mmbitsplit.models import PreparedModel, QuantizedLayer, apply, layer_input, prepare, watch
 from mmbitsplit.structures import QuantSpec
 
-sys.path.insert(0, str(Path(__file__).parent))  # journal_entries is a plain file beside its tests
+# Plain files beside the tests, which several of them share: journal_entries, pyramids.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def call(model: nn.Module, batch):
