@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ FLOAT_RECORD = 'float_record.json'  # beside the journal, for the report of a re
 
 def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
                     resume: bool = False,
-                    float_metrics: Mapping[str, float] | None = None) -> dict[str, Any]:
+                    float_metrics: Mapping[str, float] | None = None,
+                    report: bool = True) -> dict[str, Any]:
     """Evaluates the float model, quantizes it, evaluates again, writes the work directory.
 
     Args:
@@ -60,6 +62,7 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
         resume: Go on where an interrupted run in the same work directory stopped.
         float_metrics: Figures of the float model where another run of the same weights and
             evaluation has them; it is then not evaluated.
+        report: Note what both models say of single images, and leave ``report.html``.
 
     Returns:
         The contents of ``results.json``.
@@ -81,7 +84,8 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
         if not resume:
             _forget_results(work_dir)
         runner = _ready_runner(cfg, spec.calibration.seed, untrained)
-        return _quantize(runner, cfg, spec, config_name, untrained, resume, float_metrics)
+        return _quantize(runner, cfg, spec, config_name, untrained=untrained, resume=resume,
+                         float_metrics=float_metrics, report=report)
 
 
 def _ready_runner(cfg: Config, seed: int, untrained: bool) -> Runner:
@@ -96,8 +100,9 @@ def _ready_runner(cfg: Config, seed: int, untrained: bool) -> Runner:
     return runner
 
 
-def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, untrained: bool,
-              resume: bool, float_metrics: Mapping[str, float] | None) -> dict[str, Any]:
+def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, *, untrained: bool,
+              resume: bool, float_metrics: Mapping[str, float] | None, report: bool,
+              ) -> dict[str, Any]:
     """Does what ``quantize_config`` says with a Runner that is ready."""
     work_dir = Path(runner.work_dir)
     check_work_dir(work_dir, tensor_bytes(bare_model(runner.model)) // 2)
@@ -113,21 +118,22 @@ def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, un
         (journal.folder / FLOAT_RECORD).unlink(missing_ok=True)
     if float_metrics is not None and journal is not None:
         journal.remember(float={'metrics': dict(float_metrics), 'seconds': 0.0})
-    float_metrics, float_seconds, float_record = _evaluate_float(runner, journal, team)
+    float_metrics, float_seconds, float_record = _evaluate_float(runner, journal, team, report)
     run = quantize_runner(runner, spec, data, journal)
     sizes = {'float': run.float_bytes}
     dataset_meta = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None)
     if runner.rank == 0:
         sizes = save_quantized(work_dir, cfg, spec, run, dataset_meta)
     print_log('mmbitsplit: evaluating the quantized model', logger='current')
-    quantized_metrics, quantized_seconds, quantized_record = _evaluate(runner, team)
+    quantized_metrics, quantized_seconds, quantized_record = _evaluate(runner, team, report)
     results = results_table(config_name, spec, run, sizes, float_metrics, quantized_metrics,
                             float_seconds + quantized_seconds, untrained)
     if runner.rank == 0:
         save_results(work_dir, results)
         journal.finish()
-        leave_report(work_dir, run, float_record, quantized_record,
-                     (dataset_meta or {}).get('classes') or ())
+        if report:
+            leave_report(work_dir, run, float_record, quantized_record,
+                         (dataset_meta or {}).get('classes') or ())
         (journal.folder / FLOAT_RECORD).unlink(missing_ok=True)
     return results
 
@@ -170,7 +176,7 @@ def load_weights(runner: Runner) -> None:
     runner.load_or_resume()
 
 
-def _evaluate_float(runner: Runner, journal: Journal | None, team: Team,
+def _evaluate_float(runner: Runner, journal: Journal | None, team: Team, report: bool,
                     ) -> tuple[dict[str, float], float, EvaluationRecord | None]:
     """Figures of the float model, from the journal where an interrupted run had them."""
     known = team.from_first(journal.facts.get('float') if journal is not None else None)
@@ -178,17 +184,20 @@ def _evaluate_float(runner: Runner, journal: Journal | None, team: Team,
         record = load_record(journal.folder / FLOAT_RECORD) if journal is not None else None
         return known['metrics'], known['seconds'], record
     print_log('mmbitsplit: evaluating the float model', logger='current')
-    metrics, seconds, record = _evaluate(runner, team)
-    if journal is not None:
+    metrics, seconds, record = _evaluate(runner, team, report)
+    if journal is not None and record is not None:
         with record.unharmed('The float model\'s predictions could not be kept'):
             save_record(journal.folder / FLOAT_RECORD, record)
+    if journal is not None:
         journal.remember(float={'metrics': metrics, 'seconds': seconds})
     return metrics, seconds, record
 
 
-def _evaluate(runner: Runner, team: Team) -> tuple[dict[str, float], float, EvaluationRecord]:
+def _evaluate(runner: Runner, team: Team, report: bool,
+              ) -> tuple[dict[str, float], float, EvaluationRecord | None]:
+    """Figures, seconds and, where a report is made of it, what was said of single images."""
     started = time.perf_counter()
-    with recording_evaluation(runner, team) as record:
+    with recording_evaluation(runner, team) if report else nullcontext() as record:
         metrics = numbers(runner.test())
     return metrics, time.perf_counter() - started, record
 

@@ -32,7 +32,7 @@ OF_THE_FLOAT_MODEL = ('model', 'data_preprocessor', 'test_dataloader', 'test_eva
                       'test_cfg')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedCell:
     """A cell ready to run.
 
@@ -119,13 +119,14 @@ def plan_cells(model: BenchModel, cells: Sequence[Cell], data: str | None = None
             check_data(cfg, spec.calibration)
             base.load_from = cfg.load_from = check_weights(cfg.get('load_from'))
             weights = file_sha256(cfg.load_from)
-        planned.append(PlannedCell(cell, model.config, cfg, spec,
-                                   _command(cell, model, data, options or {}), weights))
+        planned.append(PlannedCell(
+            cell=cell, config_name=model.config, cfg=cfg, spec=spec, weights=weights,
+            command=_command(cell, model, data, options or {})))
     return planned
 
 
 def run_cell(planned: PlannedCell, work_dir: Path, *, redo: bool = False,
-             keep_checkpoint: bool = False) -> Outcome:
+             keep: bool = False) -> Outcome:
     """Runs one cell, or takes its figures over from its folder or from another table's.
 
     What it prints and logs goes to ``output.log`` in its folder. A cell that fails leaves
@@ -135,7 +136,7 @@ def run_cell(planned: PlannedCell, work_dir: Path, *, redo: bool = False,
         planned: The cell.
         work_dir: Of all tables.
         redo: Run it even though its folder holds figures.
-        keep_checkpoint: Keep ``quantized.pth``.
+        keep: Leave ``quantized.pth`` and ``report.html`` in its folder too.
     """
     started = time.perf_counter()
     folder = work_dir / planned.cell.folder
@@ -143,8 +144,8 @@ def run_cell(planned: PlannedCell, work_dir: Path, *, redo: bool = False,
         check_work_dir(folder)
         found = None if redo else _finished(planned, work_dir)
         if found is None:
-            _compute(planned, work_dir, redo)
-            if not keep_checkpoint:
+            _compute(planned, work_dir, redo, report=keep)
+            if not keep:
                 (folder / CHECKPOINT).unlink(missing_ok=True)
         elif found != folder:
             shutil.copyfile(found / RESULTS, folder / RESULTS)
@@ -184,7 +185,7 @@ def _finished(planned: PlannedCell, work_dir: Path) -> Path | None:
     return None
 
 
-def _compute(planned: PlannedCell, work_dir: Path, redo: bool) -> None:
+def _compute(planned: PlannedCell, work_dir: Path, redo: bool, report: bool) -> None:
     """Quantizes and evaluates; the float model only where no earlier cell has."""
     folder = work_dir / planned.cell.folder
     resume = not redo and _signature(folder) == planned.identity
@@ -197,7 +198,7 @@ def _compute(planned: PlannedCell, work_dir: Path, redo: bool) -> None:
     cfg.work_dir = str(folder)
     with _output_to(folder / LOG):
         results = quantize_config(cfg, config_name=planned.config_name, resume=resume,
-                                  float_metrics=known.get('metrics'))
+                                  float_metrics=known.get('metrics'), report=report)
     if not known:
         check_work_dir(floats.parent)
         write_json(floats, {'identity': planned.float_identity, 'metrics': results['float']})

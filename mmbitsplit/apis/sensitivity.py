@@ -14,7 +14,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from mmbitsplit.apis.from_config import build_runner, load_weights
-from mmbitsplit.calibration import Sensitivity, Trial
+from mmbitsplit.calibration import Sensitivity
 from mmbitsplit.calibration.identity import check_identity
 from mmbitsplit.engine.artifacts import numbers
 from mmbitsplit.engine.fewer_images import choose_images, count_only_evaluated
@@ -71,7 +71,7 @@ class SensitivityState:
     Args:
         identity: What was asked for.
         float_metrics: Of the float model on the evaluated images.
-        rows: A dict a trial: ``Trial`` and ``metrics``.
+        rows: A dict a trial: ``calibration.Trial`` and ``metrics``.
         done: Names of the layers whose trials are all there.
     """
 
@@ -193,6 +193,3 @@ def _line(rows: Sequence[dict[str, Any]], done: int, total: int, seconds: float)
     left = seconds * (total - done)
     return (f"{done}/{total} {rows[0]['layer']}: {errors}; {seconds:.1f} s a layer, "
             f'about {left / 60:.0f} min left') if rows else f'{done}/{total}: nothing to try'
-
-
-__all__ = ['SensitivityOptions', 'SensitivityState', 'Trial', 'measure_sensitivity']

@@ -17,6 +17,7 @@ from mmbitsplit.calibration.layer_solver import LayerSolver, Progress
 from mmbitsplit.calibration.lockstep import Lockstep
 from mmbitsplit.calibration.memory import (
     BUDGET,
+    NOTHING,
     MemoryEstimate,
     available_bytes,
     batch_size,
@@ -90,7 +91,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
         flow, sizes = watch_batches(model, by_number, run, replay_points, team)
     estimates = []
     prepared = prepare(model, flow, spec, lambda layers: estimates.append(
-        MemoryEstimate(0, 0, 0) if data_free else _check_memory(
+        NOTHING if data_free else _check_memory(
             model, flow, layers, find_owners(flow, set(layers)), sizes, spec, total, team.size)))
     estimate, owners = estimates[0], find_owners(flow, set(prepared.layers))
     if method.refines:  # solved layers alone say too little to go on from

@@ -28,7 +28,7 @@ from mmbitsplit.structures import CalibrationSpec
 SAMPLES_PER_LAYER = 4096  # columns that the search for activation scales looks at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CallCapture:
     """What was taken from one call.
 
@@ -113,18 +113,31 @@ class Sampler:
                  ) -> CallCapture:
         patches = self.patches(name, layer, call, batch, x)
         channels = x.movedim(channel_dim(layer.geometry), 0)
-        channels = channels.reshape(channels.shape[0], -1)  # (C, positions)
+        channels = channels.unflatten(0, (-1, 1)) if x.dim() == 1 else channels  # (C, ...)
+        sizes = channels.shape[1:]
         wanted = rows_per_call(SAMPLES_PER_LAYER, self.num_batches, self.calls[name])
-        chosen = draw_with_repeats(channels.shape[1], wanted,
+        chosen = draw_with_repeats(sizes.numel(), wanted,
                                    (self.spec.seed, name, call, batch, 'inputs'))
-        if channels.shape[1]:
-            low, high = channels.amin(1), channels.amax(1)  # aminmax takes ten times as long
-        else:  # no box on this image
-            low = high = channels.new_zeros(channels.shape[0])
+        # Taken where they lie. A copy with the channels first would be as large as the input, and
+        # what is kept of each batch would settle in the holes that such copies leave.
+        places = torch.unravel_index(chosen.to(x.device), sizes)
+        low, high = channel_extremes(channels)
         return CallCapture(
-            patches, channels[:, chosen.to(x.device)], low, high,
-            is_held_out(batch, self.num_batches, patches.shape[-1], self.spec.holdout),
-            tuple(x.shape), batch)
+            patches=patches, samples=channels[(slice(None), *places)].contiguous(),
+            low=low, high=high,
+            held_out=is_held_out(batch, self.num_batches, patches.shape[-1], self.spec.holdout),
+            shape=tuple(x.shape), batch=batch)
+
+
+def channel_extremes(channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns least and greatest value (C,) of inputs (C, ...); zeros where there is none."""
+    if not channels.numel():  # no box on this image
+        zeros = channels.new_zeros(channels.shape[0])
+        return zeros, zeros
+    # Neighbours in memory first; aminmax takes ten times as long.
+    inner = channels.flatten(2) if channels.dim() > 2 else channels
+    low, high = inner.amin(-1), inner.amax(-1)
+    return (low.amin(1), high.amax(1)) if low.dim() > 1 else (low, high)
 
 
 def merge_samples(captures: Sequence[CallCapture], team: Team) -> ActivationSamples:

@@ -148,9 +148,10 @@ class Lockstep:
                 worker = self._current()
                 if worker.owner_runs is not None:  # the owner's class calls itself
                     return forward(*args, **kwargs)
-                worker.owner_runs = OwnerRuns(layers, owner.readers, self.counts[worker.batch],
-                                              self.sampler, worker.batch,
-                                              self.tape.bookmark(worker.batch), self.spare)
+                worker.owner_runs = OwnerRuns(
+                    layers=layers, readers=owner.readers, counts=self.counts[worker.batch],
+                    sampler=self.sampler, batch=worker.batch,
+                    rewind=self.tape.bookmark(worker.batch), spare=self.spare)
                 try:
                     return worker.owner_runs.run(forward, args, kwargs, worker.arrive)
                 finally:

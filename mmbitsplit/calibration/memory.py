@@ -1,7 +1,8 @@
 """What a calibration will hold in memory, estimated before it starts, and what there is."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,34 @@ from mmbitsplit.models import DataFlow, QuantizedLayer
 BUDGET = 0.8  # part of the available memory that a calibration may take
 # Copies of a layer's sampled rows and of its gram that are alive at once while it is solved.
 ROW_COPIES, GRAM_COPIES = 3, 4
+# Smaller blocks stay with the C library when they are freed, and larger ones cannot use them
+# (glibc's DEFAULT_MMAP_THRESHOLD_MAX).
+KEPT_BLOCK = 32 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
     """Bytes that one process will hold beyond what it holds now.
 
     Args:
         suspended: Of all batches at the layer where their forwards hold most.
+        running: Of the batch whose forward is running, beside what it holds asleep.
         targets: Float outputs at the sampled positions.
         solving: Rows and sums of the largest layer.
     """
 
     suspended: int
+    running: int
     targets: int
     solving: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.suspended + self.targets + self.solving
+        return self.suspended + self.running + self.targets + self.solving
+
+
+NOTHING = MemoryEstimate(suspended=0, running=0, targets=0, solving=0)
 
 
 def estimate_memory(flow: DataFlow, layers: Mapping[str, QuantizedLayer],
@@ -54,14 +63,6 @@ def estimate_memory(flow: DataFlow, layers: Mapping[str, QuantizedLayer],
         rows_per_layer: Sampled positions of a layer.
         num_batches: Batches of all processes.
     """
-    held = [flow.live_bytes[name] for name in layers
-            if not any(name in owner.layers for owner in owners.values())]
-    for owner in owners.values():
-        before = min(flow.live_bytes[name] for name in owner.layers)
-        outputs = {name: 4 * sum(flow.output_sizes[name]) for name in owner.layers}
-        kept = sum(size for name, size in outputs.items() if name not in owner.readers)
-        passing = sorted((outputs[name] for name in owner.readers), reverse=True)
-        held.append(before + kept + sum(passing[:2]))
     targets = solving = 0
     for name, layer in layers.items():
         outputs = layer.geometry.out_channels
@@ -74,7 +75,37 @@ def estimate_memory(flow: DataFlow, layers: Mapping[str, QuantizedLayer],
         grams = GRAM_COPIES * inputs if inputs <= MOST_INPUTS_FOR_GRAM else PART
         solving = max(solving, layer.geometry.groups * inputs * (
             4 * ROW_COPIES * rows + real * grams))
-    return MemoryEstimate(int(max(held, default=0) * sum(sizes.values())), targets, solving)
+    return MemoryEstimate(
+        suspended=int(_most_held(_held(flow, layers, owners)) * sum(sizes.values())),
+        running=int(flow.peak_bytes * max(sizes.values(), default=0)), targets=targets,
+        solving=solving)
+
+
+def _held(flow: DataFlow, layers: Iterable[str], owners: Mapping[str, Owner],
+          ) -> Iterable[list[int]]:
+    """Bytes of each tensor that the watched batch holds asleep, at one layer after another."""
+    told = set()
+    for name in sorted(layers, key=flow.order.index):
+        owner = next((owner for owner in owners.values() if name in owner.layers), None)
+        if owner is None:
+            yield flow.live_blocks[name]
+        elif owner.layers not in told:
+            told.add(owner.layers)
+            before = min((flow.live_blocks[layer] for layer in owner.layers), key=sum)
+            outputs = {layer: [4 * size for size in flow.output_sizes[layer]]
+                       for layer in owner.layers}
+            kept = [blocks for layer, blocks in outputs.items() if layer not in owner.readers]
+            passing = sorted((outputs[layer] for layer in owner.readers), key=sum, reverse=True)
+            yield [*before, *chain.from_iterable([*kept, *passing[:2]])]
+
+
+def _most_held(states: Iterable[list[int]]) -> int:
+    """Most bytes that a sequence of states takes, with the small blocks of those before."""
+    most = small = 0
+    for blocks in states:
+        small = max(small, sum(size for size in blocks if size < KEPT_BLOCK))
+        most = max(most, small + sum(size for size in blocks if size >= KEPT_BLOCK))
+    return most
 
 
 def check_memory(estimate: MemoryEstimate, budget: int, num_images: int,
@@ -90,17 +121,18 @@ def check_memory(estimate: MemoryEstimate, budget: int, num_images: int,
     if estimate.total <= budget:
         return
     growing = estimate.suspended  # the rest depends on the number of rows, not of images
-    fit = int(num_images * max(0, budget - estimate.targets - estimate.solving)
-              / max(1, growing))
+    fit = int(num_images * max(0, budget - estimate.total + growing) / max(1, growing))
     fit *= num_processes
     advice = f'about {fit} images would fit: set quantization.calibration.num_images={fit}' \
-        if fit else 'not one image would fit: set quantization.calibration.rows_per_layer lower'
+        if fit else ('not one image would fit: set quantization.calibration.batch_size or '
+                     'rows_per_layer lower')
     raise ValueError(
         f'Calibrating on {num_images} images would hold about {_gb(estimate.total)} '
-        f'({_gb(estimate.suspended)} of suspended forwards, {_gb(estimate.targets)} of float '
-        f'outputs, {_gb(estimate.solving)} to solve the largest layer); the budget is '
-        f'{_gb(budget)}. {advice}, share the images between several processes, or raise '
-        'quantization.calibration.memory_budget (GB) if you know better.')
+        f'({_gb(estimate.suspended)} of suspended forwards, {_gb(estimate.running)} of the running '
+        f'one, {_gb(estimate.targets)} of float outputs, {_gb(estimate.solving)} to solve the '
+        f'largest layer); the budget is {_gb(budget)}. {advice}, share the images between '
+        'several processes, or raise quantization.calibration.memory_budget (GB) if you know '
+        'better.')
 
 
 def batch_size(batch: Any) -> int:

@@ -12,7 +12,7 @@ from mmbitsplit.models import QuantizedLayer, apply
 from mmbitsplit.structures import ActivationSpec, LayerPlan, QParams, WeightSolution
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SolvedLayer:
     """A layer as it was before it was solved, and where it may be written to.
 
@@ -60,5 +60,5 @@ class Refinement:
     def remember(self, plan: LayerPlan, layer: QuantizedLayer, samples: ActivationSamples) -> None:
         """Keeps a layer that is about to be solved."""
         bias = None if layer.bias is None else layer.bias.detach().clone()
-        self.layers[plan.name] = SolvedLayer(layer, plan, layer.float_rows().clone(), bias,
-                                             samples)
+        self.layers[plan.name] = SolvedLayer(layer=layer, plan=plan, bias=bias, samples=samples,
+                                             weight=layer.float_rows().clone())

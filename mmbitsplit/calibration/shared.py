@@ -77,7 +77,7 @@ def _readers(owner: str, inside: set[str], flow: DataFlow) -> dict[str, frozense
         and name not in flow.deciding and name not in flow.returned.get(owner, inside)}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OwnerRuns:
     """The repeated runs of one owner on one batch.
 

@@ -40,7 +40,7 @@ from mmbitsplit.structures import (
 CHANNELS = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Solved:
     """A solution with its errors on positions that it was not fitted to.
 
@@ -115,8 +115,10 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
             solution = replace(solution, output_qparams=search_output_qparams(
                 solution, best, captures, geometry, plan, team))
     return team.from_first(Solved(
-        solution, best.strength, judged.error, plain.error, guard_taken, solved.num_sweeps,
-        sampled, calls, ranges, width_notes(codes, best.qparams)))
+        solution=solution, strength=best.strength, error=judged.error,
+        error_rounding=plain.error, guard_taken=guard_taken, sweeps=solved.num_sweeps,
+        rows=sampled, calls=calls, input_ranges=ranges,
+        notes=width_notes(codes, best.qparams)))
 
 
 def plain_rounding(weight: Tensor, spec: WeightSpec) -> WeightSolution:
@@ -159,11 +161,11 @@ def layer_solution(solved: WeightSolution, correction: Tensor | None, qparams: Q
     if total is not None and qparams is not None and qparams.unit:
         total = whole_steps(total.detach(), solved.scale.reshape(-1).float())
     num_bits = plan.weight.num_bits if solved.num_bits is None else int(solved.num_bits.max())
-    return LayerSolution(rows_to_weight(solved.codes, geometry), num_bits,
-                         solved.scale.reshape(-1).float(),
-                         None if total is None else total.detach().float(), qparams,
-                         weight_offset=None if solved.offset is None
-                         else solved.offset.reshape(-1).float())
+    return LayerSolution(
+        codes=rows_to_weight(solved.codes, geometry), num_bits=num_bits,
+        weight_scale=solved.scale.reshape(-1).float(),
+        bias=None if total is None else total.detach().float(), qparams=qparams,
+        weight_offset=None if solved.offset is None else solved.offset.reshape(-1).float())
 
 
 def width_notes(solved: WeightSolution, qparams: QParams | None) -> tuple[str, ...]:

@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='settings of the configs to replace, in every cell')
     parser.add_argument('--redo', action='store_true',
                         help='run finished cells again instead of taking them over')
-    parser.add_argument('--keep-checkpoints', action='store_true',
-                        help='keep quantized.pth of every cell')
+    parser.add_argument('--keep', '--keep-checkpoints', action='store_true',
+                        help='keep quantized.pth of every cell and leave its report.html')
     add_debug(parser)
 
 
@@ -114,7 +114,7 @@ def _run_one(planned, args: argparse.Namespace, count: str) -> Mapping[str, Any]
 
     print(f'{count} {planned.cell.label}: ', end='', flush=True)
     outcome = run_cell(planned, Path(args.work_dir), redo=args.redo,
-                       keep_checkpoint=args.keep_checkpoints)
+                       keep=args.keep)
     print(describe(outcome.run) + (', taken over' if outcome.taken_over
                                    else f', {outcome.seconds:.0f} s'), flush=True)
     return outcome.run

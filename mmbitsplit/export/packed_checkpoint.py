@@ -12,7 +12,7 @@ import math
 import struct
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ _DTYPES = {str(dtype).removeprefix('torch.'): dtype for dtype in (
     torch.bfloat16, torch.float32, torch.float64)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PackedCheckpoint:
     """A checkpoint as it was read, every checksum verified.
 
@@ -104,8 +104,9 @@ def unpack_state(state: Mapping[str, Tensor]) -> PackedCheckpoint:
         description = json.loads(bytes(plan.cpu().tolist()))
     except ValueError as error:
         raise ValueError(f'The quantization plan is damaged: {error}. {_AGAIN}') from error
-    return PackedCheckpoint(1, description, tensors, {}, sum(
-        value.numel() * value.element_size() for value in tensors.values()))
+    return PackedCheckpoint(
+        version=1, description=description, state=tensors, meta={},
+        payload_bytes=sum(value.numel() * value.element_size() for value in tensors.values()))
 
 
 def read_checkpoint(path: str | Path) -> PackedCheckpoint:
@@ -134,7 +135,7 @@ def read_checkpoint(path: str | Path) -> PackedCheckpoint:
             raise ValueError("The 'meta' entry is damaged: its checksum is wrong. " + _AGAIN)
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
-    return PackedCheckpoint(**{**vars(packed), 'meta': dict(meta or {})})
+    return replace(packed, meta=dict(meta or {}))
 
 
 def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -180,8 +181,9 @@ def _unpack(header: Tensor, payload: Tensor) -> PackedCheckpoint:
     if wrong:
         raise ValueError(f'{len(wrong)} tensor(s) are damaged, their checksums are wrong (such as '
                          f'{wrong[0]}). {_AGAIN}')
-    return PackedCheckpoint(FORMAT, fields['description'], state, {}, fields['payload_bytes'],
-                            fields['meta_checksum'])
+    return PackedCheckpoint(
+        version=FORMAT, description=fields['description'], state=state, meta={},
+        payload_bytes=fields['payload_bytes'], meta_checksum=fields['meta_checksum'])
 
 
 def _frame(header: Mapping[str, Any]) -> bytes:

@@ -78,7 +78,7 @@ def solve_bitsplit(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int, *
             if state.closed.all():
                 break
     return WeightSolution(state.codes.to(torch.int8), state.scale, state.objective,
-                          state.num_sweeps, tuple(state.history))
+                          num_sweeps=state.num_sweeps, history=tuple(state.history))
 
 
 class _Descent:

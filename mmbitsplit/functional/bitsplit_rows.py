@@ -53,7 +53,7 @@ def solve_bitsplit_rows(rows: RowStatistics, weight: Tensor, num_bits: int, *, r
         if state.closed.all():
             break
     return WeightSolution(state.codes.to(torch.int8), state.scale, state.objective,
-                          len(state.history) - 1, tuple(state.history))
+                          num_sweeps=len(state.history) - 1, history=tuple(state.history))
 
 
 class _State:

@@ -47,8 +47,9 @@ class DataFlow:
         deciding: Layers whose values became an index, a mask or a number without another layer
             between: what follows depends on them in ways that no flow of values shows.
         output_sizes: For each layer and call, the number of elements of its output.
-        live_bytes: For each layer, most bytes that the run had made and still held when one of
-            its calls began.
+        live_blocks: For each layer, sizes in bytes of the tensors that the run had made and
+            still held when a call of it began, the call with most of them in sum.
+        peak_bytes: Most bytes that the run had made and held at once.
     """
 
     order: list[str] = field(default_factory=list)
@@ -64,7 +65,13 @@ class DataFlow:
     returned: dict[str, set[str]] = field(default_factory=dict)
     deciding: set[str] = field(default_factory=set)
     output_sizes: dict[str, list[int]] = field(default_factory=dict)
-    live_bytes: dict[str, int] = field(default_factory=dict)
+    live_blocks: dict[str, list[int]] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+    @property
+    def live_bytes(self) -> dict[str, int]:
+        """For each layer, the sum of ``live_blocks``."""
+        return {name: sum(blocks) for name, blocks in self.live_blocks.items()}
 
 
 def watch(model: nn.Module, run: Callable[[], Any], *, barriers: Iterable[Any] = (),
@@ -136,6 +143,7 @@ class _Watcher(TorchDispatchMode):
             if storage not in self.made and not any(
                     storage == storage_of(tensor) for tensor in inputs):
                 self.made[storage] = tensor.untyped_storage().nbytes()
+                self.flow.peak_bytes = max(self.flow.peak_bytes, sum(self._live_blocks()))
 
     def _of(self, tensor: Tensor) -> set[str]:
         return self.sources.get(storage_of(tensor), set()) if tensor.numel() else set()
@@ -203,11 +211,11 @@ class _Watcher(TorchDispatchMode):
                       if isinstance(leaf, Tensor)))
         return hook
 
-    def _live_bytes(self) -> int:
-        """Bytes of what the run made and still holds."""
+    def _live_blocks(self) -> list[int]:
+        """Bytes of each tensor that the run made and still holds."""
         self.made = {storage: size for storage, size in self.made.items()
                      if not storage.expired()}
-        return sum(self.made.values())
+        return list(self.made.values())
 
     def _enter_layer(self, name: str):
         def hook(module, args, kwargs):
@@ -217,7 +225,8 @@ class _Watcher(TorchDispatchMode):
                 flow.consumers[name] = set()
             flow.calls[name] = flow.calls.get(name, 0) + 1
             flow.stacks.setdefault(name, []).append(tuple(self.stack[:-1]))
-            flow.live_bytes[name] = max(flow.live_bytes.get(name, 0), self._live_bytes())
+            flow.live_blocks[name] = max(flow.live_blocks.get(name, []), self._live_blocks(),
+                                         key=sum)
             sources = self._of(x)
             flow.sources.setdefault(name, set()).update(sources)
             for source in sources - {IMAGE}:

@@ -48,9 +48,11 @@ def layer_geometry(module: nn.Module) -> LayerGeometry:
         pre_padding = tuple(module._reversed_padding_repeated_twice)
         pre_padding_mode, padding = module.padding_mode, (0, 0)
     return LayerGeometry(
-        kind, module.in_channels, module.out_channels, module.groups, tuple(module.kernel_size),
-        tuple(module.stride), tuple(padding), tuple(module.dilation),
-        tuple(module.output_padding), pre_padding, pre_padding_mode)
+        kind, module.in_channels, module.out_channels, groups=module.groups,
+        kernel_size=tuple(module.kernel_size), stride=tuple(module.stride),
+        padding=tuple(padding), dilation=tuple(module.dilation),
+        output_padding=tuple(module.output_padding), pre_padding=pre_padding,
+        pre_padding_mode=pre_padding_mode)
 
 
 def computes_like_torch(module: nn.Module, x: Tensor, y: Tensor) -> bool:

@@ -130,8 +130,8 @@ class QuantizedLayer(nn.Module):
                 size = values['size']
                 self._set_qparams(side, QParams(
                     torch.ones(size), torch.zeros(size), values['quant_min'],
-                    values['quant_max'], values['unit'],
-                    torch.zeros(size) if values.get('mixed') else None))
+                    values['quant_max'], unit=values['unit'],
+                    channel_max=torch.zeros(size) if values.get('mixed') else None))
         self._refresh()
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -180,9 +180,9 @@ class QuantizedLayer(nn.Module):
 
     def _refresh_qparams(self) -> None:
         found = {side: QParams(self._buffers[f'{side}_scale'],
-                               self._buffers[f'{side}_zero_point'], *values,
-                               channel_max=self._buffers.get(f'{side}_max'))
-                 for side, values in self._ranges.items()}
+                               self._buffers[f'{side}_zero_point'], quant_min, quant_max,
+                               unit=unit, channel_max=self._buffers.get(f'{side}_max'))
+                 for side, (quant_min, quant_max, unit) in self._ranges.items()}
         self.qparams, self.output_qparams = found.get('input'), found.get('output')
 
     def _apply(self, fn, *args, **kwargs):

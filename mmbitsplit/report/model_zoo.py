@@ -52,7 +52,7 @@ FAMILIES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ZooEntry:
     """One config of a family.
 
@@ -160,7 +160,8 @@ def _entry(root: Path, path: Path, run: Mapping[str, Any] | None) -> ZooEntry:
     own_float = path.with_name(f'{stem}_float.py')
     float_config = own_float.relative_to(root).as_posix() if own_float.exists() \
         else values['_base_'][0]
-    return ZooEntry(name, bits, model, float_config, values['load_from'], run)
+    return ZooEntry(config=name, bits=bits, model=model, float_config=float_config,
+                    weights=values['load_from'], run=run)
 
 
 def _model_of(stem: str) -> BenchModel:

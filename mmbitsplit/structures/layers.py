@@ -1,6 +1,6 @@
 """What a layer is: its geometry, its place in the plan, and what calibration found for it."""
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ class LayerGeometry:
     kind: str
     in_channels: int
     out_channels: int
+    _: KW_ONLY
     groups: int = 1
     kernel_size: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
@@ -127,6 +128,7 @@ class QParams:
     zero_point: Tensor
     quant_min: int
     quant_max: int
+    _: KW_ONLY
     unit: bool = True
     channel_max: Tensor | None = None
 
@@ -223,6 +225,7 @@ class WeightSolution:
     codes: Tensor
     scale: Tensor
     objective: Tensor
+    _: KW_ONLY
     num_sweeps: int = 0
     history: tuple[float, ...] = ()
     offset: Tensor | None = None
@@ -235,7 +238,7 @@ class WeightSolution:
         return weight if self.offset is None else weight + self.offset.unsqueeze(-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerSolution:
     """Everything ``models.convert.apply`` writes into a layer.
 
@@ -260,7 +263,7 @@ class LayerSolution:
     weight_offset: Tensor | None = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LayerReport:
     """One row of ``layers.json``; ``input_ranges`` (``channel_ranges``) is for the report.
 
@@ -312,7 +315,7 @@ class LayerReport:
     input_ranges: dict[str, Any] | None = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class QuantizationReport:
     """What ``quantize_model`` did, ready for JSON.
 

@@ -20,8 +20,10 @@ def planned(table=3, method='bitsplit', seed=0, *, weights='w', **config):
     """A planned cell of a config that is never built."""
     cell = Cell(table, 'classifier', method, Bits(4, 4), seed)
     request = cell.quantization({})
-    return grid.PlannedCell(cell, 'configs/x.py', Config(dict(quantization=request, **config)),
-                            read_request(request), 'python tools/x.py', weights)
+    return grid.PlannedCell(
+        cell=cell, config_name='configs/x.py',
+        cfg=Config(dict(quantization=request, **config)), spec=read_request(request),
+        command='python tools/x.py', weights=weights)
 
 
 @pytest.fixture
@@ -29,8 +31,9 @@ def calls(monkeypatch):
     """Stands in for the quantization; a list of what it was called with."""
     made = []
 
-    def quantize(cfg, *, config_name, resume, float_metrics):
-        made.append(dict(folder=Path(cfg.work_dir), resume=resume, known=float_metrics))
+    def quantize(cfg, *, config_name, resume, float_metrics, report):
+        made.append(dict(folder=Path(cfg.work_dir), resume=resume, known=float_metrics,
+                         report=report))
         print('from inside the cell')
         if cfg.get('breaks'):
             raise RuntimeError('no\n such  layer')
@@ -61,9 +64,14 @@ def test_what_a_cell_prints_goes_to_its_log(calls, tmp_path, capsys):
     assert capsys.readouterr().out == ''
     folder = tmp_path / 'table3/classifier/bitsplit_w4a4_s0'
     assert 'from inside the cell' in (folder / 'output.log').read_text()
-    assert not (folder / 'quantized.pth').exists()
-    grid.run_cell(planned(seed=1), tmp_path, keep_checkpoint=True)
-    assert (tmp_path / 'table3/classifier/bitsplit_w4a4_s1/quantized.pth').exists()
+
+
+def test_large_files_are_left_where_they_are_asked_for(calls, tmp_path):
+    folder = tmp_path / 'table3/classifier'
+    for seed, keep in enumerate((False, True)):
+        grid.run_cell(planned(seed=seed), tmp_path, keep=keep)
+        assert calls[-1]['report'] == keep
+        assert (folder / f'bitsplit_w4a4_s{seed}/quantized.pth').exists() == keep
 
 
 @pytest.mark.parametrize('change, named', [

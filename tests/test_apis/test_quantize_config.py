@@ -67,6 +67,25 @@ def test_a_checkpoint_of_another_model_names_tensors(demo, monkeypatch):
     assert not (work_dir / 'results.json').exists()
 
 
+@pytest.mark.parametrize('report', [True, False])
+def test_a_report_is_left_where_it_is_asked_for(report, demo, tmp_path):
+    classes = tmp_path / 'data/cls_val'
+    for label in range(10):
+        (classes / str(label)).mkdir(parents=True)
+        picture = min((PROJECT / 'data/digits/cls_val' / str(label)).iterdir())
+        (classes / str(label) / picture.name).symlink_to(picture)
+    cfg = demo('classifier_digits_w4a8', **{
+        'test_dataloader.dataset.data_root': f'{tmp_path}/data/',
+        'quantization.calibration.num_images': 8, 'quantization.calibration.rows_per_layer': 256})
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        results = quantize_config(cfg, config_name='demo', report=report)
+    files = {path.name for path in Path(cfg.work_dir).iterdir()}
+    assert {'results.json', 'layers.json', 'quantized.pth'} <= files
+    assert ({'report.html', 'report_data.json'} <= files) == report
+    assert report or not [name for name in files if name.startswith('report')]
+    assert results['float'].keys() == results['quantized'].keys() == {'accuracy/top1'}
+
+
 def test_the_hook_wants_float_weights():
     class NoWeights:
         _has_loaded = False

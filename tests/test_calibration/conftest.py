@@ -1,7 +1,9 @@
 """Small models, and the plain quadratic calibration that lockstep must agree with."""
 
 import copy
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ from mmbitsplit.calibration.capture import Sampler
 from mmbitsplit.calibration.solve_layer import solve_layer
 from mmbitsplit.models import PreparedModel, QuantizedLayer, apply, layer_input, prepare, watch
 from mmbitsplit.structures import QuantSpec
+
+# Plain files beside the tests, which several of them share: journal_entries, pyramids.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def call(model: nn.Module, batch):

@@ -15,8 +15,8 @@ from mmbitsplit.calibration import Journal, ProcessTeam, ReplayPoint, Team, cali
 
 sys.path.insert(0, str(Path(__file__).parent))  # the models of the tests beside this file
 from conftest import ResidualNet, _images, _seeded, _spec, call  # noqa: E402
+from pyramids import Detector, LevelHead  # noqa: E402
 from test_lockstep import Optional, TwoStage  # noqa: E402
-from test_shared import Detector, LevelHead  # noqa: E402
 
 TIMEOUT = timedelta(seconds=20)
 DIES_AT = 3  # layers solved before one process dies, or a calibration is interrupted

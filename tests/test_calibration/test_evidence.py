@@ -200,8 +200,9 @@ def make_captures(layer, count, silent=()):
         positions = 0 if batch in silent else 20 + batch
         x = torch.randn(2, 27, positions, generator=generator).relu()
         held_out = is_held_out(batch, count, positions, 0.25)
-        capture = CallCapture(x, torch.rand(6, 50, generator=generator), torch.zeros(6),
-                              torch.full((6,), 3.0), held_out, (1, 6, 9, 9), batch)
+        capture = CallCapture(
+            patches=x, samples=torch.rand(6, 50, generator=generator), low=torch.zeros(6),
+            high=torch.full((6,), 3.0), held_out=held_out, shape=(1, 6, 9, 9), batch=batch)
         captured[batch] = capture, layer.float_rows() @ x
     return captured
 

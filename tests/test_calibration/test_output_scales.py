@@ -32,8 +32,9 @@ def make_solution(seed=0, bias=True, **changes):
     torch.manual_seed(seed)
     layer = nn.Conv2d(6, 8, 3, groups=2)
     codes = torch.randint(-7, 8, layer.weight.shape).to(torch.int8)
-    return layer_geometry(layer), LayerSolution(codes, 4, torch.rand(8) + 0.1,
-                                                torch.randn(8) * 9 if bias else None, **changes)
+    return layer_geometry(layer), LayerSolution(
+        codes=codes, num_bits=4, weight_scale=torch.rand(8) + 0.1,
+        bias=torch.randn(8) * 9 if bias else None, **changes)
 
 
 def make_captures(counts=(20, 31, 0, 25)):
@@ -41,8 +42,9 @@ def make_captures(counts=(20, 31, 0, 25)):
     captures, generator = [], torch.Generator().manual_seed(5)
     for batch, count in enumerate(counts):
         patches = torch.rand(2, 27, count, generator=generator) * 4
-        captures.append(CallCapture(patches, torch.empty(6, 0), torch.zeros(6), torch.zeros(6),
-                                    torch.zeros(count, dtype=torch.bool), (1, 6, 9, 9), batch))
+        captures.append(CallCapture(
+            patches=patches, samples=torch.empty(6, 0), low=torch.zeros(6), high=torch.zeros(6),
+            held_out=torch.zeros(count, dtype=torch.bool), shape=(1, 6, 9, 9), batch=batch))
     return captures
 
 

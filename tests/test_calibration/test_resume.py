@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyramids import LevelHead
 from torch import nn
 
 from mmbitsplit.calibration import Journal, Progress, ReplayPoint, calibrate, layer_solver
@@ -28,26 +29,13 @@ class SharedHead(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 3, padding=1)
         self.down = nn.Conv2d(4, 4, 3, stride=2, padding=1)
-        self.head = Head()
+        self.head = LevelHead()
         self.end = nn.Conv2d(4, 2, 1)
 
     def forward(self, x):
         large = torch.relu(self.stem(x))
         small = torch.relu(self.down(large))
         return self.head([large, small]), self.end(small)
-
-
-class Head(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.towers = nn.ModuleList(nn.Sequential(
-            nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1),
-            nn.BatchNorm2d(4), nn.ReLU(inplace=True)) for _ in range(2))
-        self.classify, self.regress = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 2, 1)
-
-    def forward(self, levels):
-        return [(self.classify(self.towers[0](level)), self.regress(self.towers[1](level)))
-                for level in levels]
 
 
 class FeedsItself(nn.Module):

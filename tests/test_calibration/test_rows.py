@@ -1,5 +1,7 @@
 """A layer's positions: joined over calls, none lost, none in both parts, inputs with outputs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,9 +32,9 @@ def make_rows(held_out, team=None):
         numbers = torch.arange(first, first + len(mask)).float()
         first += len(mask)
         nothing = torch.zeros(INPUTS)
-        captures.append(CallCapture(numbers.expand(GROUPS, INPUTS, -1).clone(),
-                                    torch.zeros(INPUTS, 0), nothing, nothing, mask, (1, INPUTS),
-                                    batch))
+        captures.append(CallCapture(
+            patches=numbers.expand(GROUPS, INPUTS, -1).clone(), samples=torch.zeros(INPUTS, 0),
+            low=nothing, high=nothing, held_out=mask, shape=(1, INPUTS), batch=batch))
         targets.append(-numbers.expand(GROUPS, OUTPUTS, -1).clone())
     return LayerRows(captures, targets, team or Team())
 
@@ -143,9 +145,8 @@ def test_each_process_thins_its_calls_as_one_process_would():
 
 def test_dtypes_and_order_of_calls_are_kept():
     rows = make_rows([[0, 0, 1], [0, 1]])
-    double = LayerRows([CallCapture(
-        capture.patches.double(), capture.samples, capture.low, capture.high, capture.held_out,
-        capture.shape) for capture in reversed(rows.captures)], rows.targets[::-1], Team())
+    double = LayerRows([replace(capture, patches=capture.patches.double())
+                        for capture in reversed(rows.captures)], rows.targets[::-1], Team())
     fit, judge = double.split()
     assert fit.x.dtype == torch.float64 and fit.y.dtype == torch.float32
     assert numbers_of(fit) == [3, 0, 1]

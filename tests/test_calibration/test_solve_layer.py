@@ -127,7 +127,8 @@ class Rubbish(Method):
 
     def solve(self, statistics, weight, num_bits):
         scale = torch.full(weight.shape[:2], self.value, dtype=torch.float64)
-        return WeightSolution(torch.ones(weight.shape, dtype=torch.int8), scale, scale, 5)
+        return WeightSolution(torch.ones(weight.shape, dtype=torch.int8), scale, scale,
+                              num_sweeps=5)
 
     def quick(self):
         return self

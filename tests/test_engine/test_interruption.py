@@ -74,9 +74,13 @@ def open_for(run: Run, work_dir, resume: bool = True, log: list[str] | None = No
 
 
 def solved_layer(name: str) -> JournalEntry:
-    solution = LayerSolution(torch.ones(2, 3, dtype=torch.int8), 4, torch.ones(2), None, None)
-    report = LayerReport(name, 'linear', (2, 3), 'inner', 4, None, None, None, None, (1.0, 1.0),
-                         None, 0.2, 0.1, 3, False, 1, 64, 0.5)
+    solution = LayerSolution(codes=torch.ones(2, 3, dtype=torch.int8), num_bits=4,
+                             weight_scale=torch.ones(2), bias=None, qparams=None)
+    report = LayerReport(
+        name=name, kind='linear', shape=(2, 3), role='inner', weight_bits=4,
+        activation_bits=None, activation_mode=None, activation_symmetry=None, strength=None,
+        weight_scale=(1.0, 1.0), activation_scale=None, error_rounding=0.2, error=0.1, sweeps=3,
+        guard_taken=False, calls=1, rows=64, seconds=0.5)
     return JournalEntry(name, solution, report)
 
 

@@ -28,7 +28,8 @@ def round_to_nearest(prepared: PreparedModel) -> None:
         inputs = None if plan.activation.num_bits is None else QParams(
             torch.rand(channels) + 0.1, torch.full((channels,), number), 0, 255)
         # No two alike, as after training: what is alike is stored once.
-        apply(layer, LayerSolution(codes, bits, scale, torch.rand(len(scale)), inputs))
+        apply(layer, LayerSolution(codes=codes, num_bits=bits, weight_scale=scale,
+                                   bias=torch.rand(len(scale)), qparams=inputs))
 
 
 @pytest.fixture(scope='module')

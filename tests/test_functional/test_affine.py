@@ -24,7 +24,7 @@ def make_qparams(symmetry, num_bits, channels=1, unit=False, seed=0):
     zero_point = torch.zeros(channels)
     if symmetry == 'asymmetric':
         zero_point = torch.randint(low, high + 1, (channels,), generator=generator).float()
-    return QParams(scale, zero_point, low, high, unit)
+    return QParams(scale, zero_point, low, high, unit=unit)
 
 
 def random_input(*shape, seed=1):
@@ -83,7 +83,7 @@ def test_per_channel_equals_a_loop_over_channels(function, shape, channel_dim):
     assert whole.shape == x.shape
     for channel in range(3):
         one = QParams(qparams.scale[channel:channel + 1], qparams.zero_point[channel:channel + 1],
-                      qparams.quant_min, qparams.quant_max, qparams.unit)
+                      qparams.quant_min, qparams.quant_max, unit=qparams.unit)
         assert torch.equal(whole.select(channel_dim, channel),
                            function(x.select(channel_dim, channel).unsqueeze(0), one)[0])
 

@@ -16,6 +16,7 @@ from mmbitsplit.functional import (
     rows_to_weight,
     weight_rows,
 )
+from mmbitsplit.functional import patches as patches_module
 from mmbitsplit.models import layer_geometry
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -97,11 +98,13 @@ def test_rows_times_patches_equal_the_layer_at_every_position(layer):
     torch.testing.assert_close(output, as_columns(module(x), geometry))
 
 
-def test_some_positions_are_columns_of_all(layer):
+@pytest.mark.parametrize('few', [0, patches_module.FEW, 10 ** 9])
+def test_some_positions_are_columns_of_all(layer, few, monkeypatch):
     _, geometry, x = layer
     positions = all_positions(x, geometry)
     every = gather_patches(x, positions, geometry)
     some = torch.randint(len(positions), (13,))  # in no order, with repeats
+    monkeypatch.setattr(patches_module, 'FEW', few)
     assert torch.equal(gather_patches(x, some, geometry), every[..., some])
 
 

@@ -1,6 +1,7 @@
 """Small networks written in a line, and ways to watch and prepare them."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -77,3 +78,21 @@ def make_ready(see) -> Callable[..., PreparedModel]:
 @pytest.fixture
 def image() -> torch.Tensor:
     return torch.randn(2, 3, 10, 12, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def decoding_barrier() -> Callable[[nn.Module], Callable]:
+    """Makes the barrier around a net's function ``decode``."""
+    def of(net: nn.Module) -> Callable:
+        @contextmanager
+        def barrier(blind):
+            original = net.decode
+
+            def decode(y):
+                with blind():
+                    return original(y)
+            net.decode = decode
+            yield
+            net.decode = original
+        return barrier
+    return of

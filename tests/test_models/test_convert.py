@@ -53,7 +53,8 @@ def quantize_all(ready):
         rows = layer.float_rows() * (1.0 if qparams is None else qparams.scale)
         scale = weight_scale(rows, bits)
         codes = rows_to_weight(round_weight(rows, scale, bits), layer.geometry).to(torch.int8)
-        apply(layer, LayerSolution(codes, bits, scale.reshape(-1), layer.bias, qparams))
+        apply(layer, LayerSolution(codes=codes, num_bits=bits, weight_scale=scale.reshape(-1),
+                                   bias=layer.bias, qparams=qparams))
 
 
 def test_preparing_swaps_and_folds_and_computes_as_before(make_net, make_ready, image):

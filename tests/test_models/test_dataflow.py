@@ -1,7 +1,5 @@
 """What one run of a model shows: order, calls, and whose output feeds whom."""
 
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 import torch
@@ -113,23 +111,12 @@ def decoding_net(make_net):
     return net
 
 
-@contextmanager
-def blind_decoding(net, blind):
-    original = net.decode
-
-    def decode(scores):
-        with blind():
-            return original(scores)
-    net.decode = decode
-    yield
-    net.decode = original
-
-
-def test_a_barrier_cuts_the_flow_at_a_data_dependent_step(make_net, see, image):
+def test_a_barrier_cuts_the_flow_at_a_data_dependent_step(
+        make_net, see, image, decoding_barrier):
     net = decoding_net(make_net)
     open_flow = see(net, image)
     assert open_flow.sources['second'] == {'first'}
-    flow = see(net, image, barriers=[lambda blind: blind_decoding(net, blind)])
+    flow = see(net, image, barriers=[decoding_barrier(net)])
     assert flow.sources['second'] == set()
     assert roles(flow) == {'first': 'first+last', 'second': 'last'}
     assert see(net, image).sources['second'] == {'first'}  # the barrier is gone
@@ -315,6 +302,7 @@ def test_bytes_alive_along_a_chain_are_the_layers_input(make_net, see, image):
     flow = see(make_net(lambda net, x: net.c(net.b(net.a(x).relu()).relu_()),
                         a=conv(3), b=conv(), c=conv()), image)
     assert flow.live_bytes == {'a': 0, 'b': maps(FULL), 'c': maps(FULL)}
+    assert flow.peak_bytes == maps(FULL, FULL)  # a layer's or a ReLU's input and output
 
 
 def test_bytes_alive_count_what_is_kept_for_later(make_net, see, image):
@@ -328,6 +316,7 @@ def test_bytes_alive_count_what_is_kept_for_later(make_net, see, image):
     # The head is called twice; its first output is alive when its second call begins.
     assert flow.live_bytes == {'a': 0, 'b': maps(FULL, FULL), 'down': maps(FULL, FULL),
                                'head': maps(FULL, FULL, HALF, FULL)}
+    assert flow.peak_bytes == maps(FULL, FULL, HALF, FULL, HALF)  # at the very end
 
 
 @pytest.mark.parametrize(('between', 'kept'), [

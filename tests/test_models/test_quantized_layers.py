@@ -67,9 +67,10 @@ def make_solution(layer, bits=3, inputs='unit', bias=True):
     geometry = layer.geometry
     low, high = code_range(bits, signed=True, narrow_range=True)
     codes = torch.randint(low, high + 1, geometry.weight_shape).to(torch.int8)
-    return LayerSolution(codes, bits, torch.rand(geometry.out_channels) + 0.01,
-                         torch.randn(geometry.out_channels) if bias else None,
-                         make_qparams(inputs, geometry.in_channels))
+    return LayerSolution(codes=codes, num_bits=bits,
+                         weight_scale=torch.rand(geometry.out_channels) + 0.01,
+                         bias=torch.randn(geometry.out_channels) if bias else None,
+                         qparams=make_qparams(inputs, geometry.in_channels))
 
 
 def to_columns(output, geometry):

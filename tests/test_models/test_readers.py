@@ -1,7 +1,5 @@
 """Who reads an output: found by watching, through ReLUs of every kind, whole tensors only."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -95,22 +93,12 @@ def test_a_kernel_that_no_dispatch_mode_sees_reads_too(make_net, see, image):
     assert see(net, image).readings['a'] == read('b', OPERATION)
 
 
-def test_what_is_read_behind_a_barrier_is_read(make_net, see, image):
+def test_what_is_read_behind_a_barrier_is_read(make_net, see, image, decoding_barrier):
     net = make_net(lambda net, x: (net.b(net.a(x)), net.decode(net.kept)), a=conv(3), b=conv())
     net.a.register_forward_hook(lambda module, args, output: setattr(net, 'kept', output))
     net.decode = lambda y: y.mean((2, 3))
-
-    @contextmanager
-    def barrier(blind):
-        original = net.decode
-
-        def decode(y):
-            with blind():
-                return original(y)
-        net.decode = decode
-        yield
-        net.decode = original
-    assert see(net, image, barriers=[barrier]).readings['a'] == read('b', OPERATION)
+    flow = see(net, image, barriers=[decoding_barrier(net)])
+    assert flow.readings['a'] == read('b', OPERATION)
 
 
 def test_an_output_without_elements_is_followed_all_the_same(make_net, see):

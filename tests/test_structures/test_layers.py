@@ -10,9 +10,10 @@ from mmbitsplit.structures import LayerGeometry, LayerStatistics, QParams, summa
 
 
 @pytest.mark.parametrize(('geometry', 'module'), [
-    (LayerGeometry('conv2d', 6, 4, 2, (3, 5)), nn.Conv2d(6, 4, (3, 5), groups=2)),
-    (LayerGeometry('conv2d', 6, 6, 6, (3, 3)), nn.Conv2d(6, 6, 3, groups=6)),
-    (LayerGeometry('conv_transpose2d', 6, 4, 2, (3, 5)),
+    (LayerGeometry('conv2d', 6, 4, groups=2, kernel_size=(3, 5)),
+     nn.Conv2d(6, 4, (3, 5), groups=2)),
+    (LayerGeometry('conv2d', 6, 6, groups=6, kernel_size=(3, 3)), nn.Conv2d(6, 6, 3, groups=6)),
+    (LayerGeometry('conv_transpose2d', 6, 4, groups=2, kernel_size=(3, 5)),
      nn.ConvTranspose2d(6, 4, (3, 5), groups=2)),
     (LayerGeometry('linear', 6, 4), nn.Linear(6, 4)),
 ], ids=['conv', 'depthwise', 'transposed', 'linear'])

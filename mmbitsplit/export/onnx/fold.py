@@ -65,7 +65,7 @@ def between_quantizers(node: Any, calls: Mapping[Any, LayerCall],
     if qparams is None or not qparams.unit or not _one_zero_point(qparams) \
             or kind == 'conv_transpose2d':
         return False
-    if kind == 'linear' or node in folds or getattr(layer, 'output_qparams', None) is not None:
+    if kind == 'linear' or node in folds or layer.output_qparams is not None:
         return True
     reader = _only_reader(node, calls)
     behind = None if reader is None else reader.layer.qparams
@@ -92,7 +92,7 @@ def _only_reader(node: Any, calls: Mapping[Any, LayerCall]) -> LayerCall | None:
 
 def _can_fold(producer: QuantizedLayer, reader: QuantizedLayer) -> bool:
     qparams = reader.qparams
-    if getattr(producer, 'output_qparams', None) is not None:
+    if producer.output_qparams is not None:
         return False  # its output has a quantizer of its own
     if qparams is None or not qparams.unit or qparams.scale.numel() == 1:
         return False  # one scale for all channels is what runtimes want as it is

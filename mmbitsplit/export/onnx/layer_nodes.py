@@ -70,7 +70,7 @@ class LayerWriter:
             x = self._product_input(x, call, folded_input)
         weight, bias = self._weight_and_bias(call, reader)
         y = self._operator(x, weight, bias, geometry)
-        after = getattr(layer, 'output_qparams', None)
+        after = layer.output_qparams
         if after is not None:
             y = self._round_trip(y, after, f'{call.name}.output',
                                  channel_dim(geometry) % self.rank)
@@ -83,7 +83,8 @@ class LayerWriter:
         name = f'{call.name}.input'
         if not qparams.unit:
             return self._round_trip(x, qparams, name, axis)
-        points, same_points = _zero_points(qparams), len(set(_zero_points(qparams))) == 1
+        points = _zero_points(qparams)
+        same_points = len(set(points)) == 1
         # QuantizeLinear with a scale a channel is what onnxruntime computes fastest, but for two
         # cases. Between integer layers alone it lays channels last, where that takes
         # longer than all the rest; and signed codes it takes from pairs of equal scales only.

@@ -19,7 +19,7 @@ OPENVINO_CONVOLUTIONS = ('Convolution', 'GroupConvolution', 'Deconvolution')
 OPENVINO_PRODUCTS = ('FullyConnected', 'MatMul')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OperatorCounts:
     """The operators of a graph as a runtime executes it.
 
@@ -68,9 +68,11 @@ def _onnxruntime_operators(path: str | Path) -> OperatorCounts:
         return sum(counts[name] for name in types)
 
     return OperatorCounts(
-        dict(counts.most_common()), total(INTEGER_CONVOLUTIONS),
-        total(INTEGER_CONVOLUTIONS + FLOAT_CONVOLUTIONS), total(INTEGER_PRODUCTS),
-        total(INTEGER_PRODUCTS + FLOAT_PRODUCTS))
+        operators=dict(counts.most_common()),
+        integer_convolutions=total(INTEGER_CONVOLUTIONS),
+        convolutions=total(INTEGER_CONVOLUTIONS + FLOAT_CONVOLUTIONS),
+        integer_products=total(INTEGER_PRODUCTS),
+        products=total(INTEGER_PRODUCTS + FLOAT_PRODUCTS))
 
 
 def openvino_operators(compiled: Any) -> OperatorCounts:
@@ -87,8 +89,9 @@ def openvino_operators(compiled: Any) -> OperatorCounts:
             if kind in kinds:
                 found[name] += 1
                 found[f'integer_{name}'] += integer
-    return OperatorCounts(dict(counts.most_common()), found['integer_convolutions'],
-                          found['convolutions'], found['integer_products'], found['products'])
+    return OperatorCounts(operators=dict(counts.most_common()), **{
+        name: found[name] for name in ('integer_convolutions', 'convolutions',
+                                       'integer_products', 'products')})
 
 
 def _fact(facts: Any, name: str) -> str:

@@ -36,8 +36,7 @@ def write_layers(model: Any, layers: Mapping[str, QuantizedLayer], *, four_bit: 
     folds = find_folds(calls) if fold else {}
     readers = {reader.node for reader in folds.values()}
     integer = {node for node in calls if not four_bit and between_quantizers(node, calls, folds)}
-    deployed = any(getattr(call.layer, 'output_qparams', None) is not None
-                   for call in calls.values())
+    deployed = any(call.layer.output_qparams is not None for call in calls.values())
     if deployed:
         _shield_float_weights(graph, ir)
     writer = LayerWriter(graph, four_bit, divide_first=deployed)

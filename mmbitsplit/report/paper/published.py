@@ -1,7 +1,6 @@
 """The paper's own numbers, from ``published.csv``, each with the number of its table."""
 
 import csv
-from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 
@@ -48,10 +47,3 @@ def published(table: int, model: str | None, method: str | None, bits: Bits, met
 def published_float(table: int, model: str | None, metric: str) -> float | None:
     """Returns the paper's figure of the float model, ``None`` where it has none."""
     return _numbers().get((table, model, 'float', METRICS.get(metric)))
-
-
-def published_rows(model: str) -> Iterator[tuple[int, str, str, float]]:
-    """Yields (table, method and bits, metric, value) of all the paper reports of a model."""
-    for (table, name, what, metric), value in _numbers().items():
-        if name == model:
-            yield table, what, metric, value

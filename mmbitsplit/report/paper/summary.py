@@ -39,7 +39,7 @@ class Figure:
         return f'{self.mean:.2f}' + ('' if self.std is None else f' ± {self.std:.2f}')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SummaryRow:
     """One method at one width on one model.
 
@@ -135,12 +135,13 @@ def _row(key: tuple, runs: Sequence[Mapping[str, Any]]) -> SummaryRow:
              for metric in METRICS}
     paper_float = {metric: published_float(table, named, metric) for metric in METRICS}
     return SummaryRow(
-        table, model, scope, method, bits, floats,
-        {metric: _figure([in_points(metric, run['quantized'][metric]) for run in done])
-         for metric in floats if all(metric in run['quantized'] for run in done)},
-        _known(paper), _known(paper_float),
-        statistics.fmean(run['seconds']['calibration'] for run in done) if done else None,
-        tuple(run['error'] for run in runs if 'error' in run))
+        table=table, model=model, scope=scope, method=method, bits=bits, float_figures=floats,
+        figures={
+            metric: _figure([in_points(metric, run['quantized'][metric]) for run in done])
+            for metric in floats if all(metric in run['quantized'] for run in done)},
+        paper=_known(paper), paper_float=_known(paper_float),
+        seconds=statistics.fmean(run['seconds']['calibration'] for run in done) if done else None,
+        errors=tuple(run['error'] for run in runs if 'error' in run))
 
 
 def _one_float(model: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:

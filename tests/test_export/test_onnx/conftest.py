@@ -63,7 +63,8 @@ def make_layer(module: nn.Module, inputs: str = 'ecaq', bits: int = 4, input_bit
     bias = None if module.bias is None else torch.randn(geometry.out_channels) * 0.3
     if bias is not None and qparams is not None and qparams.unit:
         bias = whole_steps(bias, steps)  # as calibration leaves it
-    apply(layer, LayerSolution(codes, bits, steps, bias, qparams))
+    apply(layer, LayerSolution(codes=codes, num_bits=bits, weight_scale=steps, bias=bias,
+                               qparams=qparams))
     return layer.eval()
 
 

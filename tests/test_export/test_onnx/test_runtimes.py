@@ -1,5 +1,7 @@
 """Files in runtimes: shapes, batches, errors that say what to do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -73,6 +75,8 @@ def test_four_bit_convolutions_run_in_float(layer_of, write_chain, runtime):
 
 
 def test_counts_say_themselves():
-    assert str(OperatorCounts({}, 3, 5, 0, 0)) == '3 of 5 convolutions run in integers'
-    assert str(OperatorCounts({}, 3, 5, 1, 2)) == (
+    counts = OperatorCounts(operators={}, integer_convolutions=3, convolutions=5,
+                            integer_products=0, products=0)
+    assert str(counts) == '3 of 5 convolutions run in integers'
+    assert str(replace(counts, integer_products=1, products=2)) == (
         '3 of 5 convolutions and 1 of 2 matrix products run in integers')
