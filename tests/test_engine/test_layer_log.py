@@ -7,11 +7,12 @@ import os
 import pytest
 
 from mmbitsplit.calibration import Progress
-from mmbitsplit.engine.layer_log import LAYER_LOG, layer_log
+from mmbitsplit.engine.layer_log import LAYER_LOG, layer_log, layer_row
 from mmbitsplit.structures import LayerReport
 
 ROW = LayerReport('conv', 'conv2d', (2, 3, 1, 1), 'inner', 4, 8, 'ecaq', 'unsigned', 0.5,
-                  (1.0, 2.0), (0.5, 0.5), 0.2, 0.1, 3, False, 1, 64, 0.5, ['ä note'])
+                  (1.0, 2.0), (0.5, 0.5), 0.2, 0.1, 3, False, 1, 64, 0.5, ['ä note'],
+                  input_ranges={'lowest': [0.0] * 300})
 
 
 def lines(folder):
@@ -29,8 +30,9 @@ def test_every_layer_is_there_as_soon_as_it_is_solved(tmp_path):
     first, second = lines(tmp_path)
     assert (first['layer'], first['of'], first['name'], second['name']) == (1, 2, 'conv', 'head')
     assert first['time'] <= second['time']
-    wanted = json.loads(json.dumps(dataclasses.asdict(ROW)))
+    wanted = json.loads(json.dumps(layer_row(ROW)))  # as in layers.json
     assert {name: first[name] for name in wanted} == wanted
+    assert set(first) == {*wanted, 'layer', 'of', 'time'} and 'input_ranges' not in wanted
 
 
 def test_other_processes_write_nothing(tmp_path):
