@@ -14,18 +14,21 @@ copyright = author
 version = release = __version__
 
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'docstring_sources',
-              'option_tables', 'public_names', 'repository_links']
+              'option_tables', 'picture_shades', 'public_names', 'repository_links']
 exclude_patterns = ['_build']
 source_suffix = {'.md': 'markdown', '.rst': 'restructuredtext'}
 myst_heading_anchors = 3
-myst_enable_extensions = ['colon_fence', 'dollarmath']
+myst_enable_extensions = ['colon_fence']
+highlight_language = 'none'  # a block that names no language is a command
 
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'
+autodoc_preserve_defaults = True  # a lambda as it is written, not as it is printed
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 html_theme = 'furo'
 html_title = f'mmbitsplit {release}'
-html_static_path = []
+html_static_path = ['_static']
+html_css_files = ['pages.css']
 html_show_copyright = False

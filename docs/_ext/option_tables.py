@@ -1,7 +1,8 @@
 """Directives that make tables of options from the dataclasses that define them.
 
 ``options`` takes the dotted name of a dataclass; with ``:fields:`` the table has no defaults (rows
-of a file are no options). ``methods`` makes a section of every registered method.
+of a file are no options), with ``:without: NAME`` that field is left out. ``methods`` makes a
+section of every registered method.
 """
 
 import importlib
@@ -27,13 +28,16 @@ def markdown_table(rows: Sequence[Option], with_defaults: bool = True) -> str:
 
 
 def methods_page() -> str:
-    """Returns a section of each registered method: what it is, what it stands for, its options."""
+    """Returns a section of each method, the default first: what it is, sets and takes."""
     from mmbitsplit.calibration.methods import METHODS
+    from mmbitsplit.structures import QuantSpec
 
     parts = []
-    for name, cls in METHODS.items():
+    default = QuantSpec().method['type']
+    for name in sorted(METHODS, key=lambda name: (name != default, name.lower())):
+        cls = METHODS[name]
         about = inspect.cleandoc(cls.__doc__ or '').split('Args:')[0].strip()
-        parts += [f'### {name}', about]
+        parts += [f'### {name}', *(['The default.'] if name == default else []), about]
         if cls().defaults():
             parts.append('Unless the config says otherwise it sets '
                          + ' and '.join(f'`{part}={_dict_words(options)}`'
@@ -55,7 +59,7 @@ class OptionsDirective(SphinxDirective):
     """``options``: a table of the fields of a dataclass."""
 
     required_arguments = 1
-    option_spec = {'fields': directives.flag}
+    option_spec = {'fields': directives.flag, 'without': directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
         """Returns the table."""
@@ -66,6 +70,10 @@ class OptionsDirective(SphinxDirective):
             rows = explained_options(cls)
         except ValueError as error:
             raise self.error(str(error)) from error
+        left_out = self.options.get('without')
+        if left_out and left_out not in {row.name for row in rows}:
+            raise self.error(f'{self.arguments[0]} has no field {left_out} to leave out.')
+        rows = [row for row in rows if row.name != left_out]
         return self.parse_text_to_nodes(markdown_table(rows, 'fields' not in self.options))
 
 

@@ -62,4 +62,4 @@ def after_interrupt(command: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs this command; see ``command.run_module``."""
-    return run_module(sys.modules[__name__], argv)
+    return run_module(sys.modules[__name__], argv, 'python tools/analysis_tools/sensitivity.py')

@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mmbitsplit.engine.files import write_checkpoint, write_json, write_text
+from mmbitsplit.engine.layer_log import layer_row
 from mmbitsplit.engine.model_wrapper import QuantizedModel
 from mmbitsplit.engine.quantize_runner import QuantizedRun
 from mmbitsplit.export import PAYLOAD_KEY, PLAN_KEY, pack_checkpoint
@@ -112,10 +113,7 @@ def without_hook(hooks: list[Any]) -> list[Any]:
 def layers_table(run: QuantizedRun) -> dict[str, Any]:
     """Returns ``layers.json``: a row a layer, and what stays float and why."""
     report = run.report
-    rows = [dataclasses.asdict(layer) for layer in report.layers]
-    for row in rows:
-        del row['input_ranges']  # hundreds of numbers; they stand in report_data.json
-    return {'layers': rows,
+    return {'layers': [layer_row(layer) for layer in report.layers],
             'kept_float': [dataclasses.asdict(remainder) for remainder in report.kept_float],
             'folded_batch_norms': report.folded_batch_norms}
 
@@ -123,7 +121,7 @@ def layers_table(run: QuantizedRun) -> dict[str, Any]:
 def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[str, int],
                   float_metrics: dict[str, float], quantized_metrics: dict[str, float],
                   evaluation_seconds: float, untrained: bool) -> dict[str, Any]:
-    """Returns ``results.json``, see DESIGN section 6 of the project."""
+    """Returns ``results.json``; ``docs/files.md`` says what its keys mean."""
     seconds = {**run.report.seconds, 'evaluation': evaluation_seconds}
     return {
         'config': config, 'method': dict(spec.method),

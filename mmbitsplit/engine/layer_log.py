@@ -7,11 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mmbitsplit.calibration import Progress
 from mmbitsplit.engine.files import unwritable
+from mmbitsplit.structures import LayerReport
 
 LAYER_LOG = 'layers.jsonl'
+
+
+def layer_row(layer: LayerReport) -> dict[str, Any]:
+    """Returns the row of ``layers.json`` and ``layers.jsonl``.
+
+    Without ``input_ranges``: they are hundreds of numbers, and stand in ``report_data.json``.
+    """
+    row = dataclasses.asdict(layer)
+    del row['input_ranges']
+    return row
 
 
 @contextmanager
@@ -42,7 +54,7 @@ def layer_log(work_dir: str | Path, written: bool = True) -> Iterator[Callable[[
         if step.layer is None:
             return
         row = {'layer': step.done, 'of': step.total, 'time': round(time.time(), 3),
-               **dataclasses.asdict(step.layer)}
+               **layer_row(step.layer)}
         try:  # one write a line: a reader never sees half of one
             os.write(descriptor, (json.dumps(row, ensure_ascii=False) + '\n').encode())
         except OSError as error:

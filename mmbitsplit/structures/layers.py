@@ -35,7 +35,7 @@ class LayerGeometry:
 
     @property
     def inputs_per_output(self) -> int:
-        """N: number of weights of one output channel."""
+        """Number N of weights of one output channel."""
         return self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
 
     @property
@@ -83,7 +83,12 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class BitPlan:
-    """The plan of all layers in execution order, and what stays float and why."""
+    """The plan of all layers in execution order, and what stays float and why.
+
+    Args:
+        layers: Those that are quantized.
+        kept_float: Those that are not.
+    """
 
     layers: tuple[LayerPlan, ...]
     kept_float: tuple['FloatRemainder', ...] = ()
@@ -157,12 +162,12 @@ class LayerMeans:
 
     @property
     def x_mean(self) -> Tensor:
-        """(G, N)."""
+        """Mean of x, (G, N)."""
         return self.x_sum / self.count
 
     @property
     def y_mean(self) -> Tensor:
-        """(G, M)."""
+        """Mean of y, (G, M)."""
         return self.y_sum / self.count
 
 

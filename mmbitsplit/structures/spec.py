@@ -140,7 +140,7 @@ class CalibrationSpec:
         memory_budget: Most memory that calibration may add, GB (10^9 bytes); ``None`` for 80 %
             of what is available. More is refused before anything is computed.
         dataloader: An mmengine dataloader config of its own; ``None`` takes the training set
-            with the test pipeline. Used by ``mmbitsplit.engine`` only.
+            with the test pipeline. ``quantize_model`` is given its batches instead.
     """
 
     num_images: int = 32
@@ -174,8 +174,8 @@ class OverrideSpec:
     Args:
         match: Shell pattern on the layer's dotted name, such as ``'backbone.layer1.*'``.
         skip: ``True`` leaves the layer in float.
-        weight: Keys of ``WeightSpec`` to replace.
-        activation: Keys of ``ActivationSpec`` to replace.
+        weight: Keys of ``quantization.weight`` to replace.
+        activation: Keys of ``quantization.activation`` to replace.
     """
 
     match: str
@@ -199,8 +199,7 @@ class QuantSpec:
     Args:
         weight, activation: Settings of all layers but the first and last.
         first_last: Settings of those.
-        method: ``type`` names a method of ``mmbitsplit.calibration.methods``, the other keys
-            are that method's own.
+        method: ``type`` names a method, the other keys are that method's own.
         calibration: Images, seed, sampling.
         overrides: Exceptions by name pattern.
         scope: ``'all'``, or top-level children joined by ``+`` such as ``'backbone+neck'``.

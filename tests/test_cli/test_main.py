@@ -1,6 +1,7 @@
 """The command ``mmbitsplit``: what it lists, what it starts, how it ends."""
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,14 @@ def test_every_command_is_a_script_of_tools_too(name):
     assert f'mmbitsplit.cli.{COMMANDS[name].module}' in script.read_text() \
         or f'from mmbitsplit.cli import {COMMANDS[name].module}' in script.read_text()
     assert len(script.read_text().splitlines()) <= 15
+
+
+@pytest.mark.parametrize('name', available())
+def test_the_example_of_a_script_names_the_script(name, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(COMMANDS[name].path).main(['--help'])
+    script = re.search(r'example:\s+python\s+(\S+)', capsys.readouterr().out)[1]
+    assert (PROJECT / script).is_file()
 
 
 @pytest.mark.parametrize('arguments, code, said', [

@@ -7,14 +7,15 @@ import os
 import pytest
 
 from mmbitsplit.calibration import Progress
-from mmbitsplit.engine.layer_log import LAYER_LOG, layer_log
+from mmbitsplit.engine.layer_log import LAYER_LOG, layer_log, layer_row
 from mmbitsplit.structures import LayerReport
 
 ROW = LayerReport(
     name='conv', kind='conv2d', shape=(2, 3, 1, 1), role='inner', weight_bits=4,
     activation_bits=8, activation_mode='ecaq', activation_symmetry='unsigned', strength=0.5,
     weight_scale=(1.0, 2.0), activation_scale=(0.5, 0.5), error_rounding=0.2, error=0.1,
-    sweeps=3, guard_taken=False, calls=1, rows=64, seconds=0.5, notes=['ä note'])
+    sweeps=3, guard_taken=False, calls=1, rows=64, seconds=0.5, notes=['ä note'],
+    input_ranges={'lowest': [0.0] * 300})
 
 
 def lines(folder):
@@ -32,8 +33,9 @@ def test_every_layer_is_there_as_soon_as_it_is_solved(tmp_path):
     first, second = lines(tmp_path)
     assert (first['layer'], first['of'], first['name'], second['name']) == (1, 2, 'conv', 'head')
     assert first['time'] <= second['time']
-    wanted = json.loads(json.dumps(dataclasses.asdict(ROW)))
+    wanted = json.loads(json.dumps(layer_row(ROW)))  # as in layers.json
     assert {name: first[name] for name in wanted} == wanted
+    assert set(first) == {*wanted, 'layer', 'of', 'time'} and 'input_ranges' not in wanted
 
 
 def test_other_processes_write_nothing(tmp_path):

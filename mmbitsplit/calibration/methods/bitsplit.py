@@ -24,11 +24,14 @@ class BitSplit(Method):
     The method as published is ``PublishedBitSplit``.
 
     Args:
-        init: ``'error_feedback'`` or ``'mse'``, see ``functional.solve_bitsplit``.
+        init: Where the descent starts: ``'mse'`` rounds at the scale of least rounding error;
+            ``'error_feedback'`` rounds column by column, later ones making good what earlier
+            ones spoil.
         polish: Descend on whole codes after stitching.
-        max_sweeps: Most rounds, see ``functional.solve_bitsplit``.
-        tolerance: Where rounds end early, see ``functional.solve_bitsplit``; layers of more than
-            8192 inputs end by ``functional.solve_bitsplit_rows``'s own.
+        max_sweeps: Most rounds of polish; without polish, of bit optimization.
+        tolerance: A channel is done when no more than this part of its codes moved in a round;
+            0 goes on until nothing moves. Layers of more than 8192 inputs have a rule of their
+            own (``functional.solve_bitsplit_rows``).
         ridge: Pull toward the float weight, a multiple of the mean gram diagonal; ``None``
             takes it from the number of positions (``functional.default_ridge``).
         bias_correction: Fit the bias together with the weights.
