@@ -16,7 +16,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mmbitsplit.report.model_zoo import zoo_table
-from mmbitsplit.report.paper import full_table, pivot_table, summarise
+from mmbitsplit.report.paper import (
+    SummaryRow,
+    full_table,
+    method_table,
+    pivot_table,
+    summarise,
+)
 from mmbitsplit.report.stored_runs import read_runs
 from mmbitsplit.report.tables import results_rows, text_table
 from mmbitsplit.structures import nearest
@@ -98,22 +104,41 @@ def _runs_table(root: Path, settings: Mapping[str, str]) -> str:
     return text_table(HEADER, [[f'`{row[0]}`', *row[1:]] for row in rows])
 
 
+def _rows(root: Path, settings: Mapping[str, str]) -> list[SummaryRow]:
+    """Of the model and the methods that the mark names, of all when it names none.
+
+    Raises:
+        ValueError: There are no runs of one of them.
+    """
+    rows = summarise(_runs(root, settings))
+    for key, found in (('model', [row.model for row in rows]),
+                       ('methods', [row.method for row in rows])):
+        wanted = settings[key].split(',') if key in settings else []
+        for name in wanted:
+            if name not in found:
+                raise ValueError(f"results: {settings['from']} has no {key.rstrip('s')} '{name}'; "
+                                 f'{nearest(name, dict.fromkeys(found))}.')
+        rows = [row for row, name in zip(rows, found) if not wanted or name in wanted]
+    return rows
+
+
 def _paper_table(root: Path, settings: Mapping[str, str]) -> str:
     """A row a model and width, a column a method."""
-    return pivot_table(summarise(_runs(root, settings)), settings.get('metric'))
+    return pivot_table(_rows(root, settings), settings.get('metric'))
+
+
+def _methods_table(root: Path, settings: Mapping[str, str]) -> str:
+    """A row a method, a column a model and width."""
+    return method_table(_rows(root, settings), settings.get('metric'))
 
 
 def _figures_table(root: Path, settings: Mapping[str, str]) -> str:
     """All metrics of one model: a row a method, width and quantized part."""
-    rows = summarise(_runs(root, settings))
+    rows = _rows(root, settings)
     models = dict.fromkeys(row.model for row in rows)
-    model = settings.get('model')
-    if model is None and len(models) > 1:
+    if len(models) > 1:
         raise ValueError(f'results: figures needs model=..., one of {", ".join(models)}.')
-    if model is not None and model not in models:
-        raise ValueError(f"results: {settings['from']} has no model '{model}'; "
-                         f'{nearest(model, models)}.')
-    return full_table([row for row in rows if model in (None, row.model)])
+    return full_table(rows)
 
 
 def _zoo_table(root: Path, settings: Mapping[str, str]) -> str:
@@ -124,7 +149,8 @@ def _zoo_table(root: Path, settings: Mapping[str, str]) -> str:
 # Kinds of table: who makes them, and their settings, the first of which is needed.
 KINDS: dict[str, tuple[Callable[[Path, Mapping[str, str]], str], tuple[str, ...]]] = {
     'runs': (_runs_table, ('from',)),
-    'paper': (_paper_table, ('from', 'metric')),
-    'figures': (_figures_table, ('from', 'model')),
+    'paper': (_paper_table, ('from', 'metric', 'model', 'methods')),
+    'methods': (_methods_table, ('from', 'metric', 'model', 'methods')),
+    'figures': (_figures_table, ('from', 'model', 'methods')),
     'zoo': (_zoo_table, ('family',)),
 }

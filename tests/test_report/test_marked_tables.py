@@ -52,6 +52,23 @@ def test_all_figures_of_one_model(root, make_run):
         marked_table('figures from=runs.json model=resnet51', root)
 
 
+def test_a_row_a_method(root, make_run):
+    (root / 'runs.json').write_text(stored_text([
+        make_run(60.0), make_run(61.0, seed=1), make_run(33.0, method='tflite'),
+        make_run(50.0, bits=(3, 3)), make_run(70.0, model='resnet50'),
+        make_run(20.0, method='mse')]))
+    table = marked_table('methods from=runs.json methods=bitsplit,tflite', root)
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in table.splitlines()]
+    assert rows[0] == ['Method', 'ResNet-18 W4A4', 'ResNet-18 W3A3', 'ResNet-50 W4A4']
+    assert [row for row in rows[2:]] == [
+        ['float', '70.00', '70.00', '70.00'], ['TF-Lite min/max', '33.00', '-', '-'],
+        ['mmbitsplit default', '60.50 ± 0.71', '50.00', '70.00']]
+    one = marked_table('methods from=runs.json model=resnet50', root)
+    assert 'W4A4' in one and 'ResNet' not in one
+    with pytest.raises(ValueError, match="no method 'tflit'; did you mean 'tflite'"):
+        marked_table('methods from=runs.json methods=tflit', root)
+
+
 @pytest.mark.parametrize('mark, message', [
     ('papr from=runs.json', "kind 'papr' is not known; did you mean 'paper'"),
     ('paper form=runs.json', "does not take 'form'"), ('paper', 'needs from='),

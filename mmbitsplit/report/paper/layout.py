@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 
 from mmbitsplit.report.paper.grids import TABLES, PaperTable
-from mmbitsplit.report.paper.methods import method_row
+from mmbitsplit.report.paper.methods import METHOD_ROWS, method_row
 from mmbitsplit.report.paper.summary import HEADINGS, SummaryRow, headlines_of, metrics_of
 from mmbitsplit.report.paper.verdicts import verdicts
 from mmbitsplit.report.tables import shortened, text_table
@@ -24,9 +24,7 @@ def pivot_table(rows: Sequence[SummaryRow], metric: str | None = None) -> str:
     Raises:
         ValueError: There are no rows.
     """
-    if not rows:
-        raise ValueError('there are no runs to make a table of; store some first.')
-    metric = metric or headlines_of(rows)[0]
+    metric = _metric_of(rows, metric)
     columns = list(dict.fromkeys(row.label for row in rows))
     papers = list(dict.fromkeys(row.label for row in rows if metric in row.paper))
     lines: dict[tuple, dict[str, SummaryRow]] = {}
@@ -43,6 +41,29 @@ def pivot_table(rows: Sequence[SummaryRow], metric: str | None = None) -> str:
          *(_number(found[label].paper.get(metric)) if label in found else '-'
            for label in papers)]
         for (model, scope, bits), found in lines.items()])
+
+
+def method_table(rows: Sequence[SummaryRow], metric: str | None = None) -> str:
+    """Returns a table of one metric: a row a method, a column a model and width.
+
+    Args:
+        rows: Of one table of the paper; a column names what its rows differ in.
+        metric: Top-1 or box AP, whichever there is, when not given.
+    """
+    metric = _metric_of(rows, metric)
+    several = len({row.model for row in rows}) > 1
+    columns: dict[str, dict[str, SummaryRow]] = {}
+    for row in rows:
+        parts = [row.model_label] if several else []
+        parts += [TABLES[row.table].bits_label(row.bits)]
+        parts += [row.scope] if row.scope != 'all' else []
+        columns.setdefault(' '.join(parts), {})[row.label] = row
+    lines = [['float', *(_float(found.values(), metric) for found in columns.values())]]
+    for method in METHOD_ROWS.values():
+        if any(method.label in found for found in columns.values()):
+            lines.append([method.label, *(_cell(found.get(method.label), metric)
+                                          for found in columns.values())])
+    return text_table(['Method', *columns], lines)
 
 
 def full_table(rows: Sequence[SummaryRow]) -> str:
@@ -122,6 +143,12 @@ def csv_text(rows: Sequence[SummaryRow]) -> str:
                 '' if figure.std is None else figure.std, figure.count,
                 row.paper_float.get(metric, ''), row.paper.get(metric, ''), row.seconds])
     return stream.getvalue()
+
+
+def _metric_of(rows: Sequence[SummaryRow], metric: str | None) -> str:
+    if not rows:
+        raise ValueError('there are no runs to make a table of; store some first.')
+    return metric or headlines_of(rows)[0]
 
 
 def _heading(metric: str) -> str:
