@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
 from mmbitsplit.structures import nearest
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 LIKE = 0.75  # how alike two names are when one is taken for a slip of the other
 
 
@@ -67,29 +68,39 @@ def read_config(args: argparse.Namespace, changes: Mapping[str, Any] | None = No
     Raises:
         ValueError: The file is not there or cannot be read, or an option does not fit it.
     """
-    _check_exists(args.config)
+    check_config_file(args.config)
     try:
         cfg = Config.fromfile(args.config)
     except FileNotFoundError as error:
         raise ValueError(f'The config {args.config} builds on a file that is not there: '
-                         f'{error}.') from error
+                         f'{_sentence(error)}') from error
     except Exception as error:  # a config is a program: it can raise anything
         raise ValueError(f'The config {args.config} cannot be read: {type(error).__name__}: '
-                         f'{error}.') from error
+                         f'{_sentence(error)}') from error
     if changes:
         cfg.merge_from_dict(dict(changes))
     if args.cfg_options is not None:
-        _check_options(cfg, args.cfg_options)
+        check_options(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)
+    if not isinstance(cfg.get('model'), ConfigDict):
+        raise ValueError(f"The config {args.config} has no 'model' dict; inherit the config of "
+                         'an upstream model by _base_.')
     name = osp.splitext(osp.basename(args.config))[0]
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)
-    cfg.launcher = args.launcher
+    cfg.launcher = getattr(args, 'launcher', 'none')
     return cfg
 
 
-def _check_exists(config: str) -> None:
+def check_config_file(config: str) -> None:
+    """Raises ``ValueError`` unless there is a file of a kind that mmengine reads."""
     if osp.isfile(config):
+        if not config.endswith(SUFFIXES):
+            raise ValueError(f'{config} is no config: allowed are files that end in '
+                             f'{", ".join(SUFFIXES)}.')
         return
+    if osp.isdir(config):
+        raise ValueError(f'{config} is a folder, not a config; pass a file such as '
+                         'configs/retinanet_r50_w4a8.py.')
     folder = osp.dirname(config) or '.'
     if not osp.isdir(folder):
         raise ValueError(f'The config {config} does not exist, nor does its folder; '
@@ -99,7 +110,7 @@ def _check_exists(config: str) -> None:
                      f'{nearest(osp.basename(config), known)}.')
 
 
-def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
+def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
     """Raises ``ValueError`` for a path that leads nowhere, or to a slip of a top-level name."""
     for path in options:
         first, *rest = path.split('.')
@@ -136,6 +147,10 @@ def _follow(path: str, value: Any, keys: list[str]) -> None:
             raise ValueError(f"--cfg-options {path}: {where} is {value!r}, which has no part "
                              f"'{key}'.")
         passed.append(key)
+
+
+def _sentence(error: Exception) -> str:
+    return ' '.join(str(error).split()).rstrip('.!') + '.'
 
 
 def _runner_settings() -> set[str]:
