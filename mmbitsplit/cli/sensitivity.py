@@ -37,12 +37,14 @@ def run(args: argparse.Namespace) -> int:
     """Measures, telling a line a layer, and writes table and heat map."""
     from mmbitsplit.apis.sensitivity import SensitivityOptions, measure_sensitivity
     from mmbitsplit.cli.config_arguments import read_config
+    from mmbitsplit.engine.quantize_runner import read_spec
 
     if args.launcher != 'none':
         raise ValueError(f'--launcher {args.launcher}: this tool works in one process; leave the '
                          'option out, and share layers between runs with --layers.')
     named = args.work_dir is not None
     cfg = read_config(args)
+    read_spec(cfg)  # --images below would make a request where there is none
     if not named:
         cfg.work_dir = f'{cfg.work_dir}_sensitivity'
     changes = {'quantization.calibration.num_images': args.images, 'load_from': args.checkpoint}
