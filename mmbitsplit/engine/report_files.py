@@ -22,7 +22,7 @@ REPORT, REPORT_DATA, REPORT_ERROR = 'report.html', 'report_data.json', 'report_e
 FORMAT = 1
 NEEDED = {RESULTS: ('config', 'method', 'weight_bits', 'activation_bits', 'float', 'quantized',
                     'drop', 'size_bytes', 'seconds', 'peak_rss_bytes', 'calibration', 'versions'),
-          LAYERS: ('layers',), REPORT_DATA: ('format', 'layers')}
+          LAYERS: ('layers',), REPORT_DATA: ('format',)}
 MOST_PICTURES = {'detection': 12, 'classification': 24}
 MOST_PICTURE_BYTES = 1_600_000  # of all, so that the page stays under its limit
 
@@ -217,7 +217,7 @@ def _draw_card(path: str, value: tuple[bool, float], before: Mapping[str, Any],
     return {
         'name': Path(path).name, 'change': value[1],
         'image': drawing.to_data_uri(drawing.small_picture(drawing.read_image(path), 220)),
-        'answers': {side: f'{_name(classes, answer.labels[0])} {answer.scores[0]:.2f}'
+        'answers': {side: f'{_name(classes, answer.labels[0])} ({answer.scores[0]:.2f})'
                     for side, answer in sides.items()},
         'right': {side: None if truth is None else answer.labels[0] == truth
                   for side, answer in sides.items()},

@@ -9,7 +9,13 @@ from mmbitsplit.report.drawing import BOTH, LOST, NEW
 from mmbitsplit.report.layer_figures import bits_text, layers_figure
 from mmbitsplit.report.page import MOST_BYTES, build_page, plot, table
 from mmbitsplit.report.result_figures import CLASSES_SHOWN, classes_figure, sizes_figure
-from mmbitsplit.report.tables import bits_of, headline_metrics, in_points
+from mmbitsplit.report.tables import (
+    RELATIVE_ERROR,
+    bits_of,
+    figure_of,
+    headline_metrics,
+    unit_of,
+)
 
 SIZE_SUFFIXES = (('all', ''), ('small', '_s'), ('medium', '_m'), ('large', '_l'))
 WITHOUT_DATA = ('report_data.json is not there: the page has no input ranges, no histograms, no '
@@ -102,8 +108,9 @@ def _other_metrics(results: Mapping[str, Any]) -> str:
 
 def _metric_row(results: Mapping[str, Any], metric: str) -> list[str]:
     values = [results[key].get(metric) for key in ('float', 'quantized', 'drop')]
-    return [metric, *('–' if value is None else f'{in_points(metric, value):.2f}'
-                      for value in values)]
+    if '–' in (cells := [figure_of(metric, value) for value in values])[:2]:
+        cells[2] = '–'
+    return [', '.join(filter(None, (metric, unit_of(metric)))), *cells]
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
@@ -114,10 +121,11 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
                                             for error in ('error', 'error_rounding')),
              row['role'], _remark(row)] for row in layers]
     return (
-        '<h2>Layers</h2><p class="quiet">Squared error of each layer\'s output in the quantized '
-        'model, in parts of the spread of the float layer\'s output, at positions that were held '
-        'out: with its weights rounded to nearest (wide), and with the codes taken (narrow). '
-        'Below is the layer of the largest error; a click or a tap on a bar shows its layer.</p>'
+        '<h2>Layers</h2><p class="quiet">How far each layer\'s output in the quantized model is '
+        'from that in the float model, at positions held out from solving: wide bars with weights '
+        f'rounded to nearest, narrow bars with the codes taken. {RELATIVE_ERROR} Below, the bits '
+        'of weights and inputs; then the layer of the largest error. A click or a tap on a bar '
+        'shows its layer.</p>'
         + plot('layers') + '<div class="controls" id="layer"><button id="layer-before" '
         'aria-label="the layer before">‹</button>'
         f'<select id="layer-choice" aria-label="layer">{options}</select>'
@@ -169,7 +177,7 @@ def _classes(results: Mapping[str, Any], classes: Mapping[str, Any],
     """Sections of average precision by size and class, or of accuracy by class."""
     parts = []
     for kind, rows in classes.items():
-        unit = 'accuracy, %' if kind == 'accuracy' else f'{kind} AP'
+        unit = 'accuracy, %' if kind == 'accuracy' else f'{kind} AP, points of 100'
         sizes = [] if kind == 'accuracy' else _size_rows(results, kind)
         title = 'Accuracy by class' if kind == 'accuracy' else \
             f'AP of {"masks" if kind == "segm" else "boxes"} by size and class'
@@ -229,7 +237,8 @@ def _pictures(pictures: Mapping[str, Any]) -> str:
             'no image that changed could be drawn.'
     elif detection:
         text += (f" Detections of a score of {pictures['least_score']:g} and more; a click "
-                 'enlarges.</p><p class="small">'
+                 'enlarges. Change: the scores of those that one '
+                 'model alone finds, and a little for each that moved.</p><p class="small">'
                  f'<span class="key" style="border-color:{BOTH}"></span>found by both'
                  f'<span class="key" style="border-color:{LOST}"></span>by the float model only'
                  f'<span class="key" style="border-color:{NEW}"></span>by the quantized one only')
