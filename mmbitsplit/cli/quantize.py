@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmbitsplit.cli.command import add_debug, run_module, say_error
 
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.apis import quantize_config
     from mmbitsplit.cli.config_arguments import read_config
     from mmbitsplit.engine.distributed import Processes, work_together
+    from mmbitsplit.engine.report_files import REPORT
     from mmbitsplit.report import results_text
 
     def work(processes: Processes) -> None:
@@ -49,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
                                   resume=args.resume)
         if processes.rank == 0:
             print(results_text([results]))
-            print(f'Files are in {cfg.work_dir}')
+            page = Path(cfg.work_dir) / REPORT
+            print(f'Files are in {cfg.work_dir}'
+                  + (f'; {page} shows every layer' if page.is_file() else ''))
 
     return work_together(args.launcher, work, say_error, args.debug)
 
