@@ -22,7 +22,7 @@ COLUMNS = {
     'method': 'method', 'config': 'config', 'worst_error': 'worst error',
     'worst_layer': 'worst layer',
 }
-PATHS = ('run', 'config', 'worst_layer')
+PATHS = ('config', 'worst_layer')
 NUMERIC = ('float', 'quantized', 'drop', 'float_mb', 'quantized_mb', 'seconds', 'worst_error')
 
 
@@ -81,8 +81,8 @@ def comparison_page(rows: Sequence[Mapping[str, Any]]) -> str:
     runs = len({row['run'] for row in rows})
     body = (f'<h1>{runs} runs</h1><p class="quiet">Metrics in points, sizes in MB (10<sup>6</sup> '
             'bytes) of the float tensors and of the quantized file, seconds of calibration; worst '
-            f'error and layer: the largest relative output error. {RELATIVE_ERROR} A click on a '
-            'title sorts.</p>'
+            f'error and layer: the largest of the relative output errors. {RELATIVE_ERROR} A click '
+            'on a title sorts.</p>'
             + table(list(COLUMNS.values()), cells, numeric=numeric, paths=paths, sortable=True)
             + f'<h2>Drop and size</h2>{plot("runs")}')
     title = ', '.join(dict.fromkeys(html.escape(row['run']) for row in rows))

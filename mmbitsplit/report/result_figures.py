@@ -6,7 +6,7 @@ from typing import Any
 
 ROW = 22  # pixels of a bar with its name
 CLASSES_SHOWN = 25
-ROOM = 0.18  # of an axis, for a figure beside a bar on a narrow screen
+ROOM = 0.25  # of an axis, for a figure beside a bar on a narrow screen
 
 
 def classes_figure(rows: Sequence[tuple[str, float, float]], unit: str) -> dict[str, Any]:

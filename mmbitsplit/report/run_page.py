@@ -78,8 +78,7 @@ def _problems(problems: Sequence[str]) -> str:
 
 
 def _headline(results: Mapping[str, Any]) -> str:
-    rows = [_metric_row(results, metric) for metric in headline_metrics(results)
-            if metric in results['float']]
+    metrics = [metric for metric in headline_metrics(results) if metric in results['float']]
     sizes, seconds = results['size_bytes'], results['seconds']
     file = sizes.get('quantized_checkpoint')
     tiles = [(f"{sizes['float'] / 1e6:.2f} MB", "float model's tensors")]
@@ -90,8 +89,7 @@ def _headline(results: Mapping[str, Any]) -> str:
               (_duration(seconds['solve']), 'of it solving'),
               (f"{results['peak_rss_bytes'] / 1e9:.2f} GB", 'most memory held'),
               (str(len(results['calibration']['image_ids'])), 'calibration images')]
-    return (table(['metric', 'float', 'quantized', 'drop'], rows, numeric=(1, 2, 3),
-                  classes='headline') + '<div class="tiles">' + ''.join(
+    return (_metric_table(results, metrics, 'headline') + '<div class="tiles">' + ''.join(
         f'<div class="tile"><b>{html.escape(value)}</b><span>{html.escape(what)}</span></div>'
         for value, what in tiles) + '</div>')
 
@@ -101,16 +99,25 @@ def _other_metrics(results: Mapping[str, Any]) -> str:
     if not metrics:
         return ''
     return (f'<details><summary>{len(metrics)} more metrics</summary>'
-            + table(['metric', 'float', 'quantized', 'drop'],
-                    [_metric_row(results, metric) for metric in metrics], numeric=(1, 2, 3))
-            + '</details>')
+            + _metric_table(results, metrics) + '</details>')
 
 
-def _metric_row(results: Mapping[str, Any], metric: str) -> list[str]:
+def _metric_table(results: Mapping[str, Any], metrics: Sequence[str], classes: str = '') -> str:
+    units = {unit_of(metric) for metric in metrics}
+    shared = units.pop() if len(units) == 1 else None  # stands in the title, once
+    title = f'metric, {shared}' if shared else 'metric'
+    rows = []
+    for metric in metrics:
+        unit = unit_of(metric) if shared is None else ''
+        rows.append([f'{metric}, {unit}' if unit else metric, *_figures(results, metric)])
+    return table([title, 'float', 'quantized', 'drop'], rows, numeric=(1, 2, 3), classes=classes)
+
+
+def _figures(results: Mapping[str, Any], metric: str) -> list[str]:
     values = [results[key].get(metric) for key in ('float', 'quantized', 'drop')]
     if '–' in (cells := [figure_of(metric, value) for value in values])[:2]:
         cells[2] = '–'
-    return [', '.join(filter(None, (metric, unit_of(metric)))), *cells]
+    return cells
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> str:

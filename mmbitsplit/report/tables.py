@@ -8,9 +8,9 @@ HEADLINES = ('coco/bbox_mAP', 'coco/segm_mAP', 'accuracy/top1')
 
 # For pages that readers open without others.
 RELATIVE_ERROR = (
-    "Relative error: the squared difference to the float output, divided by how much that output "
-    "varies around each channel's mean. 0 is exact; 0.01 is a deviation of a tenth of the usual "
-    'swing; 1 is as bad as a constant.')
+    "Relative output error: the squared difference to the float output, divided by how much that "
+    "output varies around each channel's mean. 0 is exact; 0.01 is a deviation of a tenth of the "
+    'usual swing; 1 is as bad as a constant.')
 
 
 def headline_metrics(results: Mapping[str, Any]) -> list[str]:

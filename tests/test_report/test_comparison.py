@@ -54,5 +54,5 @@ def test_the_page_has_table_and_figure(rows, read_page):
 def test_long_names_may_be_broken_and_errors_are_explained(rows):
     pytest.importorskip('plotly')
     page = comparison_page(rows)
-    assert page.count('<td class="name">') == 3 * len(rows)  # run, config, worst layer
+    assert page.count('<td class="path">') == 2 * len(rows)  # config, worst layer
     assert RELATIVE_ERROR in page.replace('&#x27;', "'")
