@@ -66,7 +66,9 @@ def run_module(module: ModuleType, argv: Sequence[str] | None = None,
 
 def make_parser(module: ModuleType, program: str) -> argparse.ArgumentParser:
     """Returns the parser of a command, with its example below the arguments."""
+    # Not filled: an example that is broken over lines cannot be pasted into a shell.
     parser = argparse.ArgumentParser(prog=program, description=module.__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
                                      epilog=f'example: {program} {module.EXAMPLE}')
     module.add_arguments(parser)
     return parser

@@ -49,13 +49,20 @@ class ConfigOptions(DictAction):
         return self._parse_iterable(text)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--work-dir``, ``--cfg-options`` and ``--launcher``."""
-    parser.add_argument('--work-dir', help='where results go; default work_dirs/<config name>')
+def add_config_arguments(parser: argparse.ArgumentParser, suffix: str = '') -> None:
+    """Adds ``--work-dir``, ``--cfg-options`` and ``--launcher``.
+
+    Args:
+        parser: Of the command.
+        suffix: What the command adds to the name of the default work directory.
+    """
+    parser.add_argument('--work-dir', help='where results go; default work_dirs/<config name>'
+                        + suffix)
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
-                        help='settings of the config to replace')
+                        help='settings of the config to replace, such as '
+                        'quantization.calibration.num_images=64')
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none',
-                        help='job launcher of mmengine')
+                        help='what started this process, where there are several')
 
 
 def read_config(args: argparse.Namespace, changes: Mapping[str, Any] | None = None) -> Config:
