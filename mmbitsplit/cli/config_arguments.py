@@ -7,6 +7,7 @@ import os
 import os.path as osp
 from collections.abc import Mapping
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
@@ -15,6 +16,7 @@ from mmengine.runner import Runner
 from mmbitsplit.structures import nearest
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+SCOPES = ('mmengine', 'mmdet', 'mmpretrain')
 SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 LIKE = 0.75  # how alike two names are when one is taken for a slip of the other
 
@@ -92,6 +94,7 @@ def read_config(args: argparse.Namespace, changes: Mapping[str, Any] | None = No
     if not isinstance(cfg.get('model'), ConfigDict):
         raise ValueError(f"The config {args.config} has no 'model' dict; inherit the config of "
                          'an upstream model by _base_.')
+    _check_scope(cfg.get('default_scope'))
     name = osp.splitext(osp.basename(args.config))[0]
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)
     cfg.launcher = getattr(args, 'launcher', 'none')
@@ -115,6 +118,14 @@ def check_config_file(config: str) -> None:
     known = [name for name in os.listdir(folder) if name.endswith('.py')]
     raise ValueError(f'The config {config} does not exist; '
                      f'{nearest(osp.basename(config), known)}.')
+
+
+def _check_scope(scope: str | None) -> None:
+    """Raises ``ValueError`` for a slip of an upstream scope, of which mmengine only warns."""
+    slip = get_close_matches(str(scope), SCOPES, n=1, cutoff=LIKE)
+    if scope not in SCOPES and slip and find_spec(str(scope).split('.')[0]) is None:
+        raise ValueError(f"default_scope='{scope}' is not an installed package; did you mean "
+                         f"'{slip[0]}'?")
 
 
 def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
