@@ -35,17 +35,17 @@ def run(args: argparse.Namespace) -> int:
 
     from mmbitsplit.apis import export_onnx, load_quantized
     from mmbitsplit.cli.config_arguments import check_config_file
-    from mmbitsplit.engine.files import check_file
+    from mmbitsplit.engine.files import check_file, check_work_dir
     from mmbitsplit.engine.onnx_evaluation import evaluation_shape
     from mmbitsplit.export.onnx.operator_check import executed_operators
 
     check_config_file(args.config)
     check_file(args.checkpoint, 'pass quantized.pth of a work directory of tools/quantize.py.')
     model = load_quantized(args.config, args.checkpoint)
+    folder = check_work_dir(args.output or Path(args.checkpoint).parent / f'onnx_{args.format}')
     divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
     shape = tuple(args.shape) if args.shape else evaluation_shape(
         Config.fromfile(args.config), divisor)
-    folder = args.output or Path(args.checkpoint).parent / f'onnx_{args.format}'
     for file in export_onnx(model, folder, format=args.format, shape=shape,
                             dynamic=args.dynamic):
         print(f'{file.path}: {file.layers} quantized layers, {len(file.folds)} calls with scales '

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -113,6 +114,19 @@ def test_the_data_of_an_evaluation_is_looked_for_first(refused, no_runner, tmp_p
     assert '/nowhere does not exist; the evaluation set' in refused(
         'test', FLOAT, WEIGHTS, '--work-dir', tmp_path, '--cfg-options',
         'test_dataloader.dataset.data_root=/nowhere')
+
+
+def test_a_place_that_cannot_be_exported_to(refused, monkeypatch, tmp_path):
+    import mmbitsplit.apis
+
+    def must_not_be_called(*args, **kwargs):
+        raise AssertionError('exported')
+    monkeypatch.setattr(mmbitsplit.apis, 'load_quantized', lambda *files: SimpleNamespace(
+        data_preprocessor=None))
+    monkeypatch.setattr(mmbitsplit.apis, 'export_onnx', must_not_be_called)
+    (tmp_path / 'file').write_text('')
+    assert f'{tmp_path / "file"} cannot be written' in refused(
+        'export', FLOAT, PACKED, '--shape', 32, 32, '--output', tmp_path / 'file')
 
 
 def test_export_wants_the_config_beside_the_checkpoint(refused):
