@@ -10,8 +10,11 @@ from mmbitsplit.engine import progress
 from mmbitsplit.engine.progress import progress_bar
 from mmbitsplit.structures import LayerReport
 
-ROW = LayerReport('conv', 'conv2d', (2, 3, 1, 1), 'inner', 4, 8, 'ecaq', 'unsigned', 0.5,
-                  (1.0, 2.0), (0.5, 0.5), 0.25, 0.125, 3, False, 1, 64, 0.5)
+ROW = LayerReport(
+    name='conv', kind='conv2d', shape=(2, 3, 1, 1), role='inner', weight_bits=4,
+    activation_bits=8, activation_mode='ecaq', activation_symmetry='unsigned', strength=0.5,
+    weight_scale=(1.0, 2.0), activation_scale=(0.5, 0.5), error_rounding=0.25, error=0.125,
+    sweeps=3, guard_taken=False, calls=1, rows=64, seconds=0.5)
 
 
 @pytest.fixture
