@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 
 import mmbitsplit.engine  # noqa: F401  registers the hook and the wrapper
 from mmbitsplit.calibration import Journal, Team, current_team
@@ -22,9 +22,11 @@ from mmbitsplit.engine.artifacts import (
     save_results,
     without_hook,
 )
+from mmbitsplit.engine.config_slips import naming_slips
 from mmbitsplit.engine.distributed import is_first, prepare_config, unite
 from mmbitsplit.engine.evaluation_record import EvaluationRecord, recording_evaluation
 from mmbitsplit.engine.files import check_work_dir
+from mmbitsplit.engine.float_weights import load_weights
 from mmbitsplit.engine.interruption import finished_results, open_journal
 from mmbitsplit.engine.preflight import check_data, check_weights
 from mmbitsplit.engine.quantize_runner import (
@@ -150,30 +152,8 @@ def build_runner(cfg: Config, seed: int) -> Runner:
     cfg.custom_hooks = without_hook(cfg.get('custom_hooks') or [])
     cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
     prepare_config(cfg)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-
-
-def load_weights(runner: Runner) -> None:
-    """Loads the float weights; a checkpoint that does not fit is an error, not a warning."""
-    checkpoint = runner._load_from
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    state = {name.removeprefix('module.'): value
-             for name, value in loaded.get('state_dict', loaded).items()}
-    wanted = {name: value.shape for name, value in bare_model(runner.model).state_dict().items()}
-    missing = [name for name in wanted
-               if name not in state and not name.endswith('num_batches_tracked')]
-    wrong = [name for name in wanted if name in state and state[name].shape != wanted[name]]
-    if missing or wrong:
-        problems = [f'{len(missing)} tensors are missing (such as {missing[0]})'] if missing \
-            else []
-        if wrong:
-            problems.append(f'{len(wrong)} have another shape (such as {wrong[0]}: '
-                            f'{tuple(state[wrong[0]].shape)}, the model has '
-                            f'{tuple(wanted[wrong[0]])})')
-        raise ValueError(f'The checkpoint {checkpoint} does not fit the model: '
-                         f'{" and ".join(problems)}. Pass the checkpoint that belongs to this '
-                         'config.')
-    runner.load_or_resume()
+    with naming_slips():
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def _evaluate_float(runner: Runner, journal: Journal | None, team: Team, report: bool,

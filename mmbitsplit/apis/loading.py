@@ -8,7 +8,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmbitsplit.engine.model_wrapper import encode_plan
+from mmbitsplit.engine.config_slips import naming_slips
+from mmbitsplit.engine.model_wrapper import check_wrapped, encode_plan
 from mmbitsplit.export import PLAN_KEY, read_checkpoint
 
 
@@ -23,10 +24,11 @@ def load_quantized(config: str | Path, checkpoint: str | Path,
 
     Raises:
         ValueError: The checkpoint is damaged, of an unknown format version, not a quantized one,
-            or of another architecture.
+            or of another architecture, or the config does not load a quantized one.
         FileNotFoundError: A file is not there.
     """
     cfg = Config.fromfile(config)
+    check_wrapped(cfg)
     packed = read_checkpoint(checkpoint)
     scope = cfg.get('default_scope', 'mmengine')
     with DefaultScope.overwrite_default_scope(scope):
@@ -35,7 +37,8 @@ def load_quantized(config: str | Path, checkpoint: str | Path,
                 init_default_scope=False)
         if cfg.get('data_preprocessor') is not None:  # as mmengine's Runner hands it over
             cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-        model = MODELS.build(cfg.model)
+        with naming_slips():
+            model = MODELS.build(cfg.model)
     model.load_state_dict({**packed.state, PLAN_KEY: encode_plan(packed.description)})
     model.cfg, model.dataset_meta = cfg, packed.meta.get('dataset_meta', {})
     return model.to(device).eval()

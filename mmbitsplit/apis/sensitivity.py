@@ -13,12 +13,13 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from mmbitsplit.apis.from_config import build_runner, load_weights
+from mmbitsplit.apis.from_config import build_runner
 from mmbitsplit.calibration import Sensitivity
 from mmbitsplit.calibration.identity import check_identity
 from mmbitsplit.engine.artifacts import numbers
 from mmbitsplit.engine.fewer_images import choose_images, count_only_evaluated
 from mmbitsplit.engine.files import check_work_dir, write_json, write_text
+from mmbitsplit.engine.float_weights import load_weights
 from mmbitsplit.engine.interruption import identity
 from mmbitsplit.engine.preflight import check_data, check_weights
 from mmbitsplit.engine.presets import replay_points
@@ -108,7 +109,7 @@ def measure_sensitivity(cfg: Config, options: SensitivityOptions, *, resume: boo
         probe = Sensitivity(model, data.batches, spec,
                             run=lambda model, batch: model.test_step(batch),
                             replay_points=replay_points(model))
-        plans = _chosen(probe.layers, options.layers)
+        plans = _chosen(probe.layers, options)
         if state is None:
             metrics = _evaluate(runner) if options.metric_images else {}
             state = SensitivityState(key, metrics, [], [])
@@ -162,12 +163,17 @@ def _stored(work_dir: Path, key: dict[str, Any]) -> SensitivityState | None:
     return state
 
 
-def _chosen(plans: Sequence[LayerPlan], pattern: str) -> list[LayerPlan]:
+def _chosen(plans: Sequence[LayerPlan], options: SensitivityOptions) -> list[LayerPlan]:
+    pattern = options.layers
     chosen = [plan for plan in plans if matches(plan.name, pattern)]
     if not chosen:
         names = [plan.name for plan in plans]
         raise ValueError(f"layers='{pattern}' matches no layer; "
                          f'{nearest(pattern, names[:12])}, ...')
+    if not options.weight_bits and all(plan.activation.num_bits is None for plan in chosen):
+        raise ValueError(f"layers='{pattern}': the inputs of {len(chosen)} layer(s) (such as "
+                         f'{chosen[0].name}) stay in float, there is nothing to try; give '
+                         'weight_bits, or other layers.')
     return chosen
 
 

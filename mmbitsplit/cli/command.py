@@ -15,6 +15,11 @@ from collections.abc import Sequence
 from types import ModuleType
 
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+EXTRAS = {  # of setup.py, by the package that a command may miss
+    'mmengine': 'mm', 'mmcv': 'mm', 'mmdet': 'mm', 'mmpretrain': 'mm', 'torchvision': 'mm',
+    'cv2': 'demo', 'pycocotools': 'demo', 'sklearn': 'demo', 'plotly': 'report', 'PIL': 'report',
+    'matplotlib': 'docs', 'scipy': 'lapq', 'onnx': 'onnx', 'onnxscript': 'onnx',
+    'onnx_ir': 'onnx', 'onnxruntime': 'onnx', 'openvino': 'onnx'}
 USER_ERRORS = (ValueError, FileNotFoundError)  # the message says what to mend
 
 
@@ -46,16 +51,24 @@ def run_module(module: ModuleType, argv: Sequence[str] | None = None,
             raise
         say_error(str(error))
         return USER_ERROR
+    except ImportError as error:
+        if '--debug' in argv:
+            raise
+        advice = _how_to_install(error)
+        say_error(advice or _kept(error))
+        return USER_ERROR if advice else FAILED
     except Exception as error:
         if '--debug' in argv:
             raise
-        say_error(f'{_one_line(error)} (the traceback is in {_keep_traceback()})')
+        say_error(_kept(error))
         return FAILED
 
 
 def make_parser(module: ModuleType, program: str) -> argparse.ArgumentParser:
     """Returns the parser of a command, with its example below the arguments."""
+    # Not filled: an example that is broken over lines cannot be pasted into a shell.
     parser = argparse.ArgumentParser(prog=program, description=module.__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
                                      epilog=f'example: {program} {module.EXAMPLE}')
     module.add_arguments(parser)
     return parser
@@ -65,6 +78,17 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
     """Adds ``--debug``, which every command has."""
     parser.add_argument('--debug', action='store_true',
                         help='show the traceback of an error instead of one line')
+
+
+def positive(text: str) -> int:
+    """Reads an argument that is an integer from 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not supported; allowed are integers from 1")
+    return value
 
 
 def say_error(message: str) -> None:
@@ -80,6 +104,21 @@ def say(what: str, message: str) -> None:
 def is_first_process() -> bool:
     """Whether this process is alone or the first of those that a launcher started."""
     return os.environ.get('RANK', '0') == '0'
+
+
+def _how_to_install(error: ImportError) -> str:
+    """Says how to get a package that is not installed; empty for another error of importing."""
+    if error.name is None:  # a sentence of whoever raised it
+        return _one_line(error).removeprefix(f'{type(error).__name__}: ') if str(error) else ''
+    package = error.name.split('.')[0]
+    if not isinstance(error, ModuleNotFoundError) or package not in EXTRAS:
+        return ''
+    return (f"The package '{package}' is not installed, and this command needs it: pip install "
+            f"'mmbitsplit[{EXTRAS[package]}]' (docs/get_started.md).")
+
+
+def _kept(error: BaseException) -> str:
+    return f'{_one_line(error)} (the traceback is in {_keep_traceback()})'
 
 
 def _one_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ STEM = 'comparison'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
-    parser.add_argument('work_dirs', nargs='+', type=Path, help='of tools/quantize.py')
+    parser.add_argument('work_dirs', nargs='+', type=Path, help='work directories of finished runs')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/comparison'),
                         help=f'folder for {STEM}.html, {STEM}.md and {STEM}.csv')
     add_debug(parser)

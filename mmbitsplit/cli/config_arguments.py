@@ -7,14 +7,17 @@ import os
 import os.path as osp
 from collections.abc import Mapping
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
 from mmbitsplit.structures import nearest
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+SCOPES = ('mmengine', 'mmdet', 'mmpretrain')
+SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 LIKE = 0.75  # how alike two names are when one is taken for a slip of the other
 
 
@@ -48,13 +51,20 @@ class ConfigOptions(DictAction):
         return self._parse_iterable(text)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--work-dir``, ``--cfg-options`` and ``--launcher``."""
-    parser.add_argument('--work-dir', help='where results go; default work_dirs/<config name>')
+def add_config_arguments(parser: argparse.ArgumentParser, suffix: str = '') -> None:
+    """Adds ``--work-dir``, ``--cfg-options`` and ``--launcher``.
+
+    Args:
+        parser: Of the command.
+        suffix: What the command adds to the name of the default work directory.
+    """
+    parser.add_argument('--work-dir', help='where results go; default work_dirs/<config name>'
+                        + suffix)
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
-                        help='settings of the config to replace')
+                        help='settings of the config to replace, such as '
+                        'quantization.calibration.num_images=64')
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none',
-                        help='job launcher of mmengine')
+                        help='what started this process, where there are several')
 
 
 def read_config(args: argparse.Namespace, changes: Mapping[str, Any] | None = None) -> Config:
@@ -67,29 +77,40 @@ def read_config(args: argparse.Namespace, changes: Mapping[str, Any] | None = No
     Raises:
         ValueError: The file is not there or cannot be read, or an option does not fit it.
     """
-    _check_exists(args.config)
+    check_config_file(args.config)
     try:
         cfg = Config.fromfile(args.config)
     except FileNotFoundError as error:
         raise ValueError(f'The config {args.config} builds on a file that is not there: '
-                         f'{error}.') from error
+                         f'{_sentence(error)}') from error
     except Exception as error:  # a config is a program: it can raise anything
         raise ValueError(f'The config {args.config} cannot be read: {type(error).__name__}: '
-                         f'{error}.') from error
+                         f'{_sentence(error)}') from error
     if changes:
         cfg.merge_from_dict(dict(changes))
     if args.cfg_options is not None:
-        _check_options(cfg, args.cfg_options)
+        check_options(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)
+    if not isinstance(cfg.get('model'), ConfigDict):
+        raise ValueError(f"The config {args.config} has no 'model' dict; inherit the config of "
+                         'an upstream model by _base_.')
+    _check_scope(cfg.get('default_scope'))
     name = osp.splitext(osp.basename(args.config))[0]
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)
-    cfg.launcher = args.launcher
+    cfg.launcher = getattr(args, 'launcher', 'none')
     return cfg
 
 
-def _check_exists(config: str) -> None:
+def check_config_file(config: str) -> None:
+    """Raises ``ValueError`` unless there is a file of a kind that mmengine reads."""
     if osp.isfile(config):
+        if not config.endswith(SUFFIXES):
+            raise ValueError(f'{config} is no config: allowed are files that end in '
+                             f'{", ".join(SUFFIXES)}.')
         return
+    if osp.isdir(config):
+        raise ValueError(f'{config} is a folder, not a config; pass a file such as '
+                         'configs/retinanet_r50_w4a8.py.')
     folder = osp.dirname(config) or '.'
     if not osp.isdir(folder):
         raise ValueError(f'The config {config} does not exist, nor does its folder; '
@@ -99,7 +120,15 @@ def _check_exists(config: str) -> None:
                      f'{nearest(osp.basename(config), known)}.')
 
 
-def _check_options(cfg: Config, options: Mapping[str, Any]) -> None:
+def _check_scope(scope: str | None) -> None:
+    """Raises ``ValueError`` for a slip of an upstream scope, of which mmengine only warns."""
+    slip = get_close_matches(str(scope), SCOPES, n=1, cutoff=LIKE)
+    if scope not in SCOPES and slip and find_spec(str(scope).split('.')[0]) is None:
+        raise ValueError(f"default_scope='{scope}' is not an installed package; did you mean "
+                         f"'{slip[0]}'?")
+
+
+def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
     """Raises ``ValueError`` for a path that leads nowhere, or to a slip of a top-level name."""
     for path in options:
         first, *rest = path.split('.')
@@ -136,6 +165,10 @@ def _follow(path: str, value: Any, keys: list[str]) -> None:
             raise ValueError(f"--cfg-options {path}: {where} is {value!r}, which has no part "
                              f"'{key}'.")
         passed.append(key)
+
+
+def _sentence(error: Exception) -> str:
+    return ' '.join(str(error).split()).rstrip('.!') + '.'
 
 
 def _runner_settings() -> set[str]:

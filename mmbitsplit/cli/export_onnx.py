@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmbitsplit.cli.command import add_debug, run_module
+from mmbitsplit.cli.command import add_debug, positive, run_module
 
 EXAMPLE = ('work_dirs/retinanet/quantized_config.py work_dirs/retinanet/quantized.pth '
            '--format int8 --shape 800 1344')
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--format', choices=['int8', 'int4'], default='int8',
                         help='int8 runs in integers; int4 stores codes of at most 4 bits in 4, '
                              'the smaller file, and runs in float')
-    parser.add_argument('--shape', nargs=2, type=int, metavar=('HEIGHT', 'WIDTH'),
+    parser.add_argument('--shape', nargs=2, type=positive, metavar=('HEIGHT', 'WIDTH'),
                         help="size of the padded image; default: the test pipeline's")
     parser.add_argument('--dynamic', action='store_true',
                         help='let batch, height and width vary')
@@ -34,18 +34,18 @@ def run(args: argparse.Namespace) -> int:
     from mmengine.config import Config
 
     from mmbitsplit.apis import export_onnx, load_quantized
+    from mmbitsplit.cli.config_arguments import check_config_file
+    from mmbitsplit.engine.files import check_file, check_work_dir
     from mmbitsplit.engine.onnx_evaluation import evaluation_shape
     from mmbitsplit.export.onnx.operator_check import executed_operators
 
-    for path in (args.config, args.checkpoint):
-        if not Path(path).is_file():
-            raise ValueError(f'{path} does not exist; pass quantized_config.py and quantized.pth '
-                             'of a work directory of tools/quantize.py.')
+    check_config_file(args.config)
+    check_file(args.checkpoint, 'pass quantized.pth of a work directory of tools/quantize.py.')
     model = load_quantized(args.config, args.checkpoint)
+    folder = check_work_dir(args.output or Path(args.checkpoint).parent / f'onnx_{args.format}')
     divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
     shape = tuple(args.shape) if args.shape else evaluation_shape(
         Config.fromfile(args.config), divisor)
-    folder = args.output or Path(args.checkpoint).parent / f'onnx_{args.format}'
     for file in export_onnx(model, folder, format=args.format, shape=shape,
                             dynamic=args.dynamic):
         print(f'{file.path}: {file.layers} quantized layers, {len(file.folds)} calls with scales '

@@ -12,7 +12,7 @@ EXAMPLE = 'work_dirs/retinanet'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
-    parser.add_argument('work_dirs', nargs='+', type=Path, help='of tools/quantize.py')
+    parser.add_argument('work_dirs', nargs='+', type=Path, help='work directories of finished runs')
     add_debug(parser)
 
 

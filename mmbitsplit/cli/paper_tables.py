@@ -67,7 +67,10 @@ def plan(args: argparse.Namespace) -> list:
     Raises:
         ValueError: A model, method, width, data set or request is refused.
     """
+    from mmengine.config import Config
+
     from mmbitsplit.apis.grid import plan_cells
+    from mmbitsplit.cli.config_arguments import check_options
     from mmbitsplit.report.paper import TABLES, cells_of, check_rows, parse_bits
 
     table = TABLES[args.table]
@@ -76,6 +79,8 @@ def plan(args: argparse.Namespace) -> list:
     models = choose_models(table, args.model, args.data)
     planned = []
     for model in models:
+        if args.cfg_options and Path(model.config).is_file():
+            check_options(Config.fromfile(model.config), args.cfg_options)
         cells = cells_of(table, model.name, methods=args.methods, bits=bits, seeds=args.seeds,
                          scopes=args.scopes)
         planned += plan_cells(model, cells, args.data, args.cfg_options)

@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmbitsplit.cli.command import add_debug, run_module, say_error
 
@@ -12,16 +13,18 @@ EXAMPLE = 'configs/retinanet_r50_w4a8.py --work-dir work_dirs/retinanet'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
+    from mmbitsplit.calibration.methods import METHODS
     from mmbitsplit.cli.config_arguments import add_config_arguments
 
     parser.add_argument('config', help='config with a quantization dict')
     parser.add_argument('checkpoint', nargs='?',
                         help="float weights; the config's load_from when not given")
     add_config_arguments(parser)
-    parser.add_argument('--method', help="quantization.method.type with that method's own options; "
-                        'what the config does not set is as the method has it')
+    parser.add_argument('--method', help='another quantizer, with its own defaults: '
+                        + ', '.join(METHODS))
     parser.add_argument('--weight-bits', type=int, help='2 to 8')
-    parser.add_argument('--activation-bits', type=int, help='2 to 8')
+    parser.add_argument('--activation-bits', type=int, help='2 to 8; inputs stay float with '
+                        '--cfg-options quantization.activation.num_bits=None')
     parser.add_argument('--seed', type=int, help='chooses calibration images and positions')
     parser.add_argument('--resume', action='store_true',
                         help='go on where an interrupted run in the work directory stopped')
@@ -35,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.apis import quantize_config
     from mmbitsplit.cli.config_arguments import read_config
     from mmbitsplit.engine.distributed import Processes, work_together
+    from mmbitsplit.engine.report_files import REPORT
     from mmbitsplit.report import results_text
 
     def work(processes: Processes) -> None:
@@ -49,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
                                   resume=args.resume)
         if processes.rank == 0:
             print(results_text([results]))
-            print(f'Files are in {cfg.work_dir}')
+            page = Path(cfg.work_dir) / REPORT
+            print(f'Files are in {cfg.work_dir}'
+                  + (f'; {page} shows every layer' if page.is_file() else ''))
 
     return work_together(args.launcher, work, say_error, args.debug)
 

@@ -8,6 +8,7 @@ from mmbitsplit.cli.command import add_debug, run_module, say
 
 EXAMPLE = ('configs/demo/retinanet_digits_w4a8.py --weight-bits 2 3 4 --metric-images 50 '
            '--work-dir work_dirs/sensitivity')
+SUFFIX = '_sensitivity'  # of the work directory, beside that of the quantized model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('config', help='config with a quantization dict')
     parser.add_argument('checkpoint', nargs='?',
                         help="float weights; the config's load_from when not given")
-    add_config_arguments(parser)
+    add_config_arguments(parser, SUFFIX)
     parser.add_argument('--weight-bits', type=int, nargs='*', default=[2, 3, 4, 8],
                         help='widths of weight codes, inputs in float; default 2 3 4 8')
     parser.add_argument('--activation-bits', type=int, nargs='*', default=[],
@@ -25,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--images', type=int, default=16,
                         help='calibration images: solved and judged on; default 16')
     parser.add_argument('--metric-images', type=int, default=0, metavar='N',
-                        help='evaluate each trial on N evaluation images; default none')
+                        help='evaluate each trial on N evaluation images, on all where there '
+                        'are fewer; default none')
     parser.add_argument('--layers', default='*', metavar='PATTERN',
                         help="only layers of this name, such as 'backbone.*'")
     parser.add_argument('--resume', action='store_true',
@@ -37,14 +39,16 @@ def run(args: argparse.Namespace) -> int:
     """Measures, telling a line a layer, and writes table and heat map."""
     from mmbitsplit.apis.sensitivity import SensitivityOptions, measure_sensitivity
     from mmbitsplit.cli.config_arguments import read_config
+    from mmbitsplit.engine.quantize_runner import read_spec
 
     if args.launcher != 'none':
         raise ValueError(f'--launcher {args.launcher}: this tool works in one process; leave the '
                          'option out, and share layers between runs with --layers.')
     named = args.work_dir is not None
     cfg = read_config(args)
+    read_spec(cfg)  # --images below would make a request where there is none
     if not named:
-        cfg.work_dir = f'{cfg.work_dir}_sensitivity'
+        cfg.work_dir += SUFFIX
     changes = {'quantization.calibration.num_images': args.images, 'load_from': args.checkpoint}
     cfg.merge_from_dict({key: value for key, value in changes.items() if value is not None})
     options = SensitivityOptions(tuple(args.weight_bits), tuple(args.activation_bits),

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os.path as osp
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,19 +27,32 @@ def run(args: argparse.Namespace) -> int:
     from mmengine.runner import Runner
 
     from mmbitsplit.cli.config_arguments import read_config
+    from mmbitsplit.engine.config_slips import naming_slips
     from mmbitsplit.engine.distributed import Processes, prepare_config, unite, work_together
-    from mmbitsplit.engine.files import write_json
+    from mmbitsplit.engine.files import check_file, check_output_file, check_work_dir, write_json
+    from mmbitsplit.engine.float_weights import load_weights
+    from mmbitsplit.engine.preflight import check_data
+    from mmbitsplit.engine.quantize_runner import build_evaluation
     from mmbitsplit.export import read_checkpoint
+    from mmbitsplit.structures import CalibrationSpec
 
     def work(processes: Processes) -> None:
         cfg = read_config(args)
         cfg.load_from = args.checkpoint
-        if not osp.isfile(args.checkpoint):
-            raise ValueError(f'{args.checkpoint} does not exist; pass the checkpoint file.')
-        if cfg.model.type == 'mmbitsplit.QuantizedModel':
+        quantized = cfg.model.get('type') == 'mmbitsplit.QuantizedModel'
+        check_file(args.checkpoint, 'pass the checkpoint file.')
+        if quantized:
             read_checkpoint(args.checkpoint)  # damage is told before data sets are read
+        check_data(cfg, CalibrationSpec(num_images=0))
+        check_work_dir(cfg.work_dir)
+        if args.out:
+            check_output_file(args.out)
         prepare_config(cfg)
-        runner = Runner.from_cfg(cfg)
+        with naming_slips():
+            runner = Runner.from_cfg(cfg)
+        if not quantized:
+            load_weights(runner)  # mmengine alone would evaluate what does not fit
+        build_evaluation(runner)
         unite(runner)
         metrics = runner.test()
         if processes.rank == 0:

@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import os.path as osp
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmbitsplit.cli.command import add_debug, run_module
+from mmbitsplit.cli.command import add_debug, positive, run_module
 
 EXAMPLE = ('work_dirs/retinanet/quantized_config.py work_dirs/retinanet/onnx_int8 '
            '--checkpoint work_dirs/retinanet/quantized.pth')
@@ -19,13 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument('config', help='quantized_config.py of a work directory')
     parser.add_argument('folder', help='folder that tools/export_onnx.py wrote')
-    parser.add_argument('--runtime', choices=['onnxruntime', 'openvino'], default='onnxruntime')
-    parser.add_argument('--threads', type=int, help='threads of the runtime')
+    parser.add_argument('--runtime', choices=['onnxruntime', 'openvino'], default='onnxruntime',
+                        help='what computes the graphs; default onnxruntime')
+    parser.add_argument('--threads', type=positive, help='threads of the runtime')
     parser.add_argument('--checkpoint', help='quantized.pth: compare the raw outputs with it')
-    parser.add_argument('--compare', type=int, default=16, metavar='CALLS',
+    parser.add_argument('--compare', type=positive, default=16, metavar='CALLS',
                         help='calls of each graph that are compared; default 16')
-    parser.add_argument('--work-dir')
-    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions)
+    parser.add_argument('--work-dir', help='where logs go; default work_dirs/<config name>')
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
+                        help='settings of the config to replace')
     parser.add_argument('--out', help='write the metrics to this JSON file')
     parser.add_argument('--out-comparison', help='write the comparison to this JSON file')
     add_debug(parser)
@@ -33,27 +34,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates the graphs and prints the metrics."""
-    from mmengine.config import Config
     from mmengine.runner import Runner
 
     import mmbitsplit.engine  # noqa: F401  registers the wrapper
     from mmbitsplit.apis import load_quantized
+    from mmbitsplit.cli.config_arguments import read_config
+    from mmbitsplit.engine.config_slips import naming_slips
     from mmbitsplit.engine.export_targets import use_graphs
-    from mmbitsplit.engine.files import write_json
+    from mmbitsplit.engine.files import check_output_file, check_work_dir, write_json
+    from mmbitsplit.engine.model_wrapper import check_wrapped
     from mmbitsplit.engine.onnx_evaluation import GraphComparison, load_graphs
+    from mmbitsplit.engine.preflight import check_data
+    from mmbitsplit.engine.quantize_runner import build_evaluation
+    from mmbitsplit.structures import CalibrationSpec
 
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
-    name = osp.splitext(osp.basename(args.config))[0]
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)
+    cfg = read_config(args)
+    check_wrapped(cfg)
+    check_data(cfg, CalibrationSpec(num_images=0))
+    check_work_dir(cfg.work_dir)
+    for path in filter(None, (args.out, args.out_comparison)):
+        check_output_file(path)
     cfg.load_from = None  # no weights of torch take part
     graphs = load_graphs(args.folder, args.runtime, args.threads)
     comparison = None
     if args.checkpoint:
         comparison = GraphComparison(load_quantized(args.config, args.checkpoint).model,
                                      args.compare)
-    runner = Runner.from_cfg(cfg)
+    with naming_slips():
+        runner = Runner.from_cfg(cfg)
+    build_evaluation(runner)
     use_graphs(runner.model.model, graphs, comparison or (lambda *call: None))
     metrics = runner.test()
     if args.out:

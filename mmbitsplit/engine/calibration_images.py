@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmbitsplit.calibration import Team
 from mmbitsplit.calibration.memory import BUDGET, available_bytes
+from mmbitsplit.engine.config_slips import ConfigSlip, naming_slips
 from mmbitsplit.structures import CalibrationSpec
 
 MOST_UNREADABLE = 0.05  # part of the images; more is a fault of the data set, not of a few files
@@ -112,13 +113,17 @@ def reading_data_set(what: str, dataset: Mapping[str, Any]) -> Iterator[None]:
         ValueError: Anything was raised inside.
     """
     try:
-        yield
+        with naming_slips():
+            yield
+    except ConfigSlip:
+        raise
     except Exception as error:  # whatever readers of annotations raise, such as JSONDecodeError
-        files = ', '.join(_annotation_files(dataset)) or 'none is named'
+        files = ', '.join(_annotation_files(dataset))
+        advice = f'Its annotations: {files}; look whether the file is whole and of the format ' \
+            f'that {dataset.get("type")} reads.' if files else \
+            'Look at its dataloader and evaluator in the config.'
         raise ValueError(f'The {what} cannot be read: {type(error).__name__}: '
-                         f'{" ".join(str(error).split())}. Its annotations: {files}; look '
-                         'whether the file is whole and of the format that '
-                         f'{dataset.get("type")} reads.') from error
+                         f'{" ".join(str(error).split())}. {advice}') from error
 
 
 def _annotation_files(dataset: Mapping[str, Any]) -> Iterator[str]:

@@ -39,7 +39,27 @@ def check_work_dir(work_dir: str | Path, needed_bytes: int = 0) -> Path:
     if free < needed_bytes:
         raise ValueError(f'The work directory {path} has {free / 2**20:.0f} MiB left and '
                          f'{needed_bytes / 2**20:.0f} MiB are needed; free some or choose '
-                         'another with --work-dir.')
+                         'another directory.')
+    return path
+
+
+def check_file(path: str | Path, advice: str) -> None:
+    """Raises ``ValueError`` with advice unless there is a file to be read."""
+    if not Path(path).is_file():
+        what = 'is a folder, not a file' if Path(path).is_dir() else 'does not exist'
+        raise ValueError(f'{path} {what}; {advice}')
+
+
+def check_output_file(path: str | Path) -> Path:
+    """Proves, before hours of work, that a file can be written; makes its folder.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f'{path} is a folder; name a file in it.')
+    check_work_dir(path.parent)
     return path
 
 
@@ -98,4 +118,4 @@ def _alive(process: int) -> bool:
 def unwritable(path: Path, error: Exception) -> ValueError:
     """Returns what to raise where a file of a run cannot be written."""
     return ValueError(f'{path} cannot be written: {error}. Make the directory writable, free '
-                      'some space, or choose another with --work-dir.')
+                      'some space, or choose another directory.')

@@ -13,6 +13,8 @@ from mmbitsplit.export import HEADER_KEY, PAYLOAD_KEY, PLAN_KEY, check_fit, unpa
 from mmbitsplit.models import rebuild
 from mmbitsplit.registry import MODELS
 
+WRAPPER = 'mmbitsplit.QuantizedModel'
+
 
 @MODELS.register_module()
 class QuantizedModel(BaseModel):
@@ -95,6 +97,15 @@ class QuantizedModel(BaseModel):
         state_dict.update({prefix + name: value for name, value in packed.state.items()})
         state_dict[prefix + PLAN_KEY] = plan
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def check_wrapped(cfg: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` unless a config is one that loads a quantized checkpoint."""
+    found = (cfg.get('model') or {}).get('type')
+    if found != WRAPPER:
+        raise ValueError(f"The config's model is {found!r}, not '{WRAPPER}'; pass the "
+                         'quantized_config.py that tools/quantize.py wrote beside the '
+                         'checkpoint.')
 
 
 def encode_plan(description: Mapping[str, Any]) -> Tensor:

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 from mmbitsplit.engine.calibration_data import calibration_dataset_config
+from mmbitsplit.engine.files import check_file
 from mmbitsplit.structures import CalibrationSpec
 
 HOW_TO_GET = {
@@ -55,9 +56,8 @@ def check_weights(load_from: str | None) -> str:
         raise ValueError('No float weights: pass CHECKPOINT, or set load_from in the config '
                          '(--untrained quantizes random weights, for measuring speed).')
     if urlparse(load_from).scheme in ('', 'file'):
-        if not os.path.isfile(load_from):
-            raise ValueError(f'{load_from} does not exist; the float weights of the config '
-                             'belong there. Pass CHECKPOINT to use others.')
+        check_file(load_from, 'the float weights of the config belong there. Pass CHECKPOINT to '
+                   'use others.')
         return load_from
     name = os.path.basename(urlparse(load_from).path)
     cached = Path(torch.hub.get_dir()) / 'checkpoints' / name

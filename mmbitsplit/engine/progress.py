@@ -3,9 +3,17 @@
 import logging
 import sys
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from mmbitsplit.calibration import Progress as Step
 
@@ -26,29 +34,38 @@ def progress_bar(logger: logging.Logger, stream=None, shown: bool = True):
     if not shown:
         yield lambda step: None
         return
-    if not stream.isatty():
-        yield lambda step: _log(logger, step)
-        return
+    terminal = stream.isatty()
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
                TimeRemainingColumn(), TextColumn('{task.fields[detail]}'))
-    with Progress(*columns, console=Console(file=stream)) as bar:
+    # Without a terminal the bar is not drawn, and still knows how much time is left.
+    with Progress(*columns, console=Console(file=stream), disable=not terminal) as bar:
         tasks = {}
 
         def show(step: Step) -> None:
             if step.stage not in tasks:
                 tasks[step.stage] = bar.add_task(TITLES[step.stage], total=step.total, detail='')
+            task = tasks[step.stage]
             detail = '' if step.layer is None else \
                 f'{step.layer.name}  error {step.layer.error:.2g}'
-            bar.update(tasks[step.stage], completed=step.done, detail=detail)
+            bar.update(task, completed=step.done, detail=detail)
+            if not terminal:
+                _log(logger, step, _time_left(bar.tasks[task]))
 
         yield show
 
 
-def _log(logger: logging.Logger, step: Step) -> None:
+def _time_left(task: Task) -> str:
+    """Returns ``', about 0:01:20 left'``; empty at the end, and before anything is known."""
+    seconds = task.time_remaining
+    return f', about {timedelta(seconds=int(seconds))} left' if seconds else ''
+
+
+def _log(logger: logging.Logger, step: Step, left: str) -> None:
     if step.layer is not None:
         layer = step.layer
-        logger.info('mmbitsplit: layer %d/%d %s: W%d, error %.2g (plain rounding %.2g), %.1f s',
-                    step.done, step.total, layer.name, layer.weight_bits, layer.error,
-                    layer.error_rounding, layer.seconds)
+        logger.info('mmbitsplit: layer %d/%d %s: W%dA%d, relative output error %.2g (plain '
+                    'rounding %.2g), %.1f s%s', step.done, step.total, layer.name,
+                    layer.weight_bits, layer.activation_bits or 32, layer.error,
+                    layer.error_rounding, layer.seconds, left)
     elif step.done % max(1, step.total // LOG_LINES) == 0:
-        logger.info('mmbitsplit: %s %d/%d', TITLES[step.stage], step.done, step.total)
+        logger.info('mmbitsplit: %s %d/%d%s', TITLES[step.stage], step.done, step.total, left)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -46,10 +46,14 @@ def read_spec(cfg: Config) -> QuantSpec:
     Raises:
         ValueError: It is missing, or a key, method or value is unknown.
     """
-    if cfg.get('quantization') is None:
+    request = cfg.get('quantization')
+    if request is None:
         raise ValueError("The config has no 'quantization' dict; inherit one of "
                          'configs/_base_/quantization_*.py.')
-    return read_request(cfg.quantization.to_dict())
+    if not isinstance(request, ConfigDict):
+        raise ValueError(f'quantization={request!r} is not supported; it must be a dict, such as '
+                         'dict(weight=dict(num_bits=4)).')
+    return read_request(request.to_dict())
 
 
 def prepare_data(runner: Runner, spec: QuantSpec) -> CalibrationData:
@@ -69,8 +73,14 @@ def build_evaluation(runner: Runner) -> None:
     """Builds the evaluation set and its metrics, which a Runner would do later.
 
     Raises:
-        ValueError: The data set or its annotations cannot be read.
+        ValueError: There is nothing to evaluate on, or it cannot be read.
     """
+    missing = [name for name in ('test_dataloader', 'test_evaluator', 'test_cfg')
+               if runner.cfg.get(name) is None]
+    if missing:
+        raise ValueError(f"The config has no '{missing[0]}': a model is evaluated by its "
+                         'test_dataloader, test_evaluator and test_cfg; inherit a config that '
+                         'has them.')
     with reading_data_set('evaluation set', runner.cfg.test_dataloader.dataset):
         _ = runner.test_loop
 

@@ -20,6 +20,9 @@ from mmbitsplit.report.page import to_json
 
 REPORT, REPORT_DATA, REPORT_ERROR = 'report.html', 'report_data.json', 'report_error.txt'
 FORMAT = 1
+NEEDED = {RESULTS: ('config', 'method', 'weight_bits', 'activation_bits', 'float', 'quantized',
+                    'drop', 'size_bytes', 'seconds', 'peak_rss_bytes', 'calibration', 'versions'),
+          LAYERS: ('layers',), REPORT_DATA: ('format',)}
 MOST_PICTURES = {'detection': 12, 'classification': 24}
 MOST_PICTURE_BYTES = 1_600_000  # of all, so that the page stays under its limit
 
@@ -83,10 +86,15 @@ def read_file(work_dir: Path, name: str) -> dict[str, Any]:
     """
     path = work_dir / name
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        found = json.loads(path.read_text(encoding='utf-8'))
+        missing = set(NEEDED.get(name, ())) - set(found if isinstance(found, dict) else ())
+        if missing or not isinstance(found, dict):
+            raise ValueError(f"it holds no '{min(missing)}'" if missing else 'it is no object')
     except (OSError, ValueError) as error:
-        raise ValueError(f'{path} cannot be read ({error}); pass the work directory of a finished '
-                         'run of tools/quantize.py.') from error
+        reason = 'there is none' if isinstance(error, FileNotFoundError) else error
+        raise ValueError(f'{path} cannot be read ({reason}); pass the work directory of a '
+                         'finished run of tools/quantize.py.') from error
+    return found
 
 
 def report_data(run: QuantizedRun, float_record: EvaluationRecord | None,
@@ -209,7 +217,7 @@ def _draw_card(path: str, value: tuple[bool, float], before: Mapping[str, Any],
     return {
         'name': Path(path).name, 'change': value[1],
         'image': drawing.to_data_uri(drawing.small_picture(drawing.read_image(path), 220)),
-        'answers': {side: f'{_name(classes, answer.labels[0])} {answer.scores[0]:.2f}'
+        'answers': {side: f'{_name(classes, answer.labels[0])} ({answer.scores[0]:.2f})'
                     for side, answer in sides.items()},
         'right': {side: None if truth is None else answer.labels[0] == truth
                   for side, answer in sides.items()},

@@ -118,11 +118,12 @@ def read_checkpoint(path: str | Path) -> PackedCheckpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'{path} does not exist; pass the checkpoint file.')
+        what = 'is a folder, not a file' if path.is_dir() else 'does not exist'
+        raise FileNotFoundError(f'{path} {what}; pass the checkpoint file.')
     try:
         loaded = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch and pickle raise all kinds for a damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split('. ')[0]
         raise ValueError(f'{path} is truncated, damaged or no checkpoint ({reason}). '
                          f'{_AGAIN}') from error
     state = loaded.get('state_dict') if isinstance(loaded, dict) else None

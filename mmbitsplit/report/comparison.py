@@ -8,7 +8,13 @@ from typing import Any
 
 from mmbitsplit.report.page import build_page, plot, table
 from mmbitsplit.report.result_figures import runs_figure
-from mmbitsplit.report.tables import bits_of, headline_metrics, in_points, text_table
+from mmbitsplit.report.tables import (
+    RELATIVE_ERROR,
+    bits_of,
+    headline_metrics,
+    in_points,
+    text_table,
+)
 
 COLUMNS = {
     'run': 'run', 'bits': 'bits', 'metric': 'metric', 'float': 'float', 'quantized': 'quantized',
@@ -16,6 +22,7 @@ COLUMNS = {
     'method': 'method', 'config': 'config', 'worst_error': 'worst error',
     'worst_layer': 'worst layer',
 }
+PATHS = ('config', 'worst_layer')
 NUMERIC = ('float', 'quantized', 'drop', 'float_mb', 'quantized_mb', 'seconds', 'worst_error')
 
 
@@ -68,14 +75,16 @@ def comparison_page(rows: Sequence[Mapping[str, Any]]) -> str:
         ImportError: plotly is not installed.
     """
     numeric = [place for place, name in enumerate(COLUMNS) if name in NUMERIC]
+    paths = [place for place, name in enumerate(COLUMNS) if name in PATHS]
     cells = [[(_cell(name, row[name]), row[name]) if name in NUMERIC and row[name] is not None
               else _cell(name, row[name]) for name in COLUMNS] for row in rows]
     runs = len({row['run'] for row in rows})
     body = (f'<h1>{runs} runs</h1><p class="quiet">Metrics in points, sizes in MB (10<sup>6</sup> '
-            'bytes) of the float tensors and of the quantized file, seconds of calibration; the '
-            'worst layer is that of the largest relative output error. A click on a title '
-            f'sorts.</p>{table(list(COLUMNS.values()), cells, numeric=numeric, sortable=True)}'
-            f'<h2>Drop and size</h2>{plot("runs")}')
+            'bytes) of the float tensors and of the quantized file, seconds of calibration; worst '
+            f'error and layer: the largest of the relative output errors. {RELATIVE_ERROR} A click '
+            'on a title sorts.</p>'
+            + table(list(COLUMNS.values()), cells, numeric=numeric, paths=paths, sortable=True)
+            + f'<h2>Drop and size</h2>{plot("runs")}')
     title = ', '.join(dict.fromkeys(html.escape(row['run']) for row in rows))
     return build_page(title[:80], body, {'runs': runs_figure(rows)})
 

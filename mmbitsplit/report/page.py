@@ -64,19 +64,22 @@ def to_json(value: Any) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, numeric: Sequence[int] = (),
-          classes: str = '', sortable: bool = False, layers: Sequence[str] = ()) -> str:
+          paths: Sequence[int] = (), classes: str = '', sortable: bool = False,
+          layers: Sequence[str] = ()) -> str:
     """Lays out an HTML table.
 
     Args:
         header: Titles of the columns.
         rows: Cells: text, or (text, value to sort by), escaped here.
         numeric: Columns that stand to the right.
+        paths: Columns of long names, beside the first, which may be broken anywhere.
         classes: Of the table.
         sortable: A click on a title sorts.
         layers: Of each row, the layer that a click on it shows.
     """
     def kind(column: int) -> str:
-        return 'number' if column in numeric else 'name' if column == 0 else ''
+        return 'number' if column in numeric else 'name' if column == 0 else \
+            'path' if column in paths else ''
 
     head = ''.join(f'<th class="{kind(number)}{" sortable" if sortable else ""}">'
                    f'{html.escape(title)}</th>' for number, title in enumerate(header))

@@ -6,6 +6,7 @@ from typing import Any
 
 ROW = 22  # pixels of a bar with its name
 CLASSES_SHOWN = 25
+ROOM = 0.25  # of an axis, for a figure beside a bar on a narrow screen
 
 
 def classes_figure(rows: Sequence[tuple[str, float, float]], unit: str) -> dict[str, Any]:
@@ -92,13 +93,22 @@ def runs_figure(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return dict(data=traces, layout=dict(
         barmode='overlay', height=total + 120, margin=dict(l=8, r=16, t=64, b=48),
         legend=dict(orientation='h', x=0, y=1, yanchor='bottom'),
-        xaxis=dict(title=dict(text='drop, points'), fixedrange=True, anchor='y'),
+        xaxis=dict(title=dict(text='drop, points'), fixedrange=True, anchor='y',
+                   range=_with_room([row['drop'] for row in rows])),
         yaxis=dict(domain=[1 - upper / total, 1], **axis(names)),
         xaxis2=dict(title=dict(text='quantized file, MB'), fixedrange=True, anchor='y2',
                     rangemode='tozero'),
         yaxis2=dict(domain=[0, lower / total], **axis(list(runs)))),
         long_names=[dict(axis='yaxis', names=names, end=True),
                     dict(axis='yaxis2', names=list(runs), end=True)])
+
+
+def _with_room(values: Sequence[float | None]) -> list[float]:
+    """An axis from the least to the largest value and 0, with room for figures beside bars."""
+    known = [0.0, *(value for value in values if value is not None)]
+    low, high = min(known), max(known)
+    room = ROOM * ((high - low) or 1.0)
+    return [low - room if low < 0 else 0.0, high + room]
 
 
 def heat_map(layers: Sequence[str], columns: Sequence[str],

@@ -9,7 +9,13 @@ from mmbitsplit.report.drawing import BOTH, LOST, NEW
 from mmbitsplit.report.layer_figures import bits_text, layers_figure
 from mmbitsplit.report.page import MOST_BYTES, build_page, plot, table
 from mmbitsplit.report.result_figures import CLASSES_SHOWN, classes_figure, sizes_figure
-from mmbitsplit.report.tables import bits_of, headline_metrics, in_points
+from mmbitsplit.report.tables import (
+    RELATIVE_ERROR,
+    bits_of,
+    figure_of,
+    headline_metrics,
+    unit_of,
+)
 
 SIZE_SUFFIXES = (('all', ''), ('small', '_s'), ('medium', '_m'), ('large', '_l'))
 WITHOUT_DATA = ('report_data.json is not there: the page has no input ranges, no histograms, no '
@@ -72,8 +78,7 @@ def _problems(problems: Sequence[str]) -> str:
 
 
 def _headline(results: Mapping[str, Any]) -> str:
-    rows = [_metric_row(results, metric) for metric in headline_metrics(results)
-            if metric in results['float']]
+    metrics = [metric for metric in headline_metrics(results) if metric in results['float']]
     sizes, seconds = results['size_bytes'], results['seconds']
     file = sizes.get('quantized_checkpoint')
     tiles = [(f"{sizes['float'] / 1e6:.2f} MB", "float model's tensors")]
@@ -84,8 +89,7 @@ def _headline(results: Mapping[str, Any]) -> str:
               (_duration(seconds['solve']), 'of it solving'),
               (f"{results['peak_rss_bytes'] / 1e9:.2f} GB", 'most memory held'),
               (str(len(results['calibration']['image_ids'])), 'calibration images')]
-    return (table(['metric', 'float', 'quantized', 'drop'], rows, numeric=(1, 2, 3),
-                  classes='headline') + '<div class="tiles">' + ''.join(
+    return (_metric_table(results, metrics, 'headline') + '<div class="tiles">' + ''.join(
         f'<div class="tile"><b>{html.escape(value)}</b><span>{html.escape(what)}</span></div>'
         for value, what in tiles) + '</div>')
 
@@ -95,15 +99,25 @@ def _other_metrics(results: Mapping[str, Any]) -> str:
     if not metrics:
         return ''
     return (f'<details><summary>{len(metrics)} more metrics</summary>'
-            + table(['metric', 'float', 'quantized', 'drop'],
-                    [_metric_row(results, metric) for metric in metrics], numeric=(1, 2, 3))
-            + '</details>')
+            + _metric_table(results, metrics) + '</details>')
 
 
-def _metric_row(results: Mapping[str, Any], metric: str) -> list[str]:
+def _metric_table(results: Mapping[str, Any], metrics: Sequence[str], classes: str = '') -> str:
+    units = {unit_of(metric) for metric in metrics}
+    shared = units.pop() if len(units) == 1 else None  # stands in the title, once
+    title = f'metric, {shared}' if shared else 'metric'
+    rows = []
+    for metric in metrics:
+        unit = unit_of(metric) if shared is None else ''
+        rows.append([f'{metric}, {unit}' if unit else metric, *_figures(results, metric)])
+    return table([title, 'float', 'quantized', 'drop'], rows, numeric=(1, 2, 3), classes=classes)
+
+
+def _figures(results: Mapping[str, Any], metric: str) -> list[str]:
     values = [results[key].get(metric) for key in ('float', 'quantized', 'drop')]
-    return [metric, *('–' if value is None else f'{in_points(metric, value):.2f}'
-                      for value in values)]
+    if '–' in (cells := [figure_of(metric, value) for value in values])[:2]:
+        cells[2] = '–'
+    return cells
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
@@ -114,10 +128,11 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
                                             for error in ('error', 'error_rounding')),
              row['role'], _remark(row)] for row in layers]
     return (
-        '<h2>Layers</h2><p class="quiet">Squared error of each layer\'s output in the quantized '
-        'model, in parts of the spread of the float layer\'s output, at positions that were held '
-        'out: with its weights rounded to nearest (wide), and with the codes taken (narrow). '
-        'Below is the layer of the largest error; a click or a tap on a bar shows its layer.</p>'
+        '<h2>Layers</h2><p class="quiet">How far each layer\'s output in the quantized model is '
+        'from that in the float model, at positions held out from solving: wide bars with weights '
+        f'rounded to nearest, narrow bars with the codes taken. {RELATIVE_ERROR} Below, the bits '
+        'of weights and inputs; then the layer of the largest error. A click or a tap on a bar '
+        'shows its layer.</p>'
         + plot('layers') + '<div class="controls" id="layer"><button id="layer-before" '
         'aria-label="the layer before">‹</button>'
         f'<select id="layer-choice" aria-label="layer">{options}</select>'
@@ -169,7 +184,7 @@ def _classes(results: Mapping[str, Any], classes: Mapping[str, Any],
     """Sections of average precision by size and class, or of accuracy by class."""
     parts = []
     for kind, rows in classes.items():
-        unit = 'accuracy, %' if kind == 'accuracy' else f'{kind} AP'
+        unit = 'accuracy, %' if kind == 'accuracy' else f'{kind} AP, points of 100'
         sizes = [] if kind == 'accuracy' else _size_rows(results, kind)
         title = 'Accuracy by class' if kind == 'accuracy' else \
             f'AP of {"masks" if kind == "segm" else "boxes"} by size and class'
@@ -229,7 +244,8 @@ def _pictures(pictures: Mapping[str, Any]) -> str:
             'no image that changed could be drawn.'
     elif detection:
         text += (f" Detections of a score of {pictures['least_score']:g} and more; a click "
-                 'enlarges.</p><p class="small">'
+                 'enlarges. Change: the scores of those that one '
+                 'model alone finds, and a little for each that moved.</p><p class="small">'
                  f'<span class="key" style="border-color:{BOTH}"></span>found by both'
                  f'<span class="key" style="border-color:{LOST}"></span>by the float model only'
                  f'<span class="key" style="border-color:{NEW}"></span>by the quantized one only')

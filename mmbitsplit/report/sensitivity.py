@@ -8,7 +8,7 @@ from typing import Any
 
 from mmbitsplit.report.page import build_page, plot, table
 from mmbitsplit.report.result_figures import heat_map
-from mmbitsplit.report.tables import headline_metrics, in_points, text_table
+from mmbitsplit.report.tables import RELATIVE_ERROR, headline_metrics, in_points, text_table
 
 
 def sensitivity_columns(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
@@ -57,8 +57,10 @@ def sensitivity_page(rows: Sequence[Mapping[str, Any]], float_metrics: Mapping[s
     names = [_column(*column) for column in columns]
     figures = {'error': heat_map(layers, names, [[
         by_place.get((layer, *column), {}).get('error') for column in columns]
-        for layer in layers], 'relative squared error', logarithmic=True)}
-    maps = [f'<h2>Effect on the raw outputs</h2>{plot("error")}']
+        for layer in layers], 'relative error of the outputs', logarithmic=True)}
+    maps = ['<h2>Effect on the raw outputs</h2><p class="quiet">What the model\'s last layers put '
+            f'out, before any decoding, against the float model. {RELATIVE_ERROR}</p>'
+            + plot('error')]
     metric = _metric(float_metrics)
     if metric is not None:
         figures['metric'] = heat_map(layers, names, [[
@@ -71,7 +73,8 @@ def sensitivity_page(rows: Sequence[Mapping[str, Any]], float_metrics: Mapping[s
     header, cells, numeric = _table(rows, float_metrics)
     body = (f'<h1>{html.escape(title)}</h1><p class="quiet">Each of {len(layers)} layers '
             'quantized alone, all others in float. W: weights, A: inputs, with the bits of a '
-            'code.</p>'
+            'code; an empty field is an input that stays float (the image). The more a field '
+            'stands out, the more bits its layer deserves.</p>'
             + ''.join(maps) + '<h2>Table</h2><p class="quiet">A click on a title sorts.</p>'
             + table(header, cells, numeric=numeric, sortable=True))
     return build_page(title, body, figures)

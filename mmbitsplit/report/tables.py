@@ -6,6 +6,12 @@ from typing import Any
 # The figures a user looks for first, in this order; others stand in results.json.
 HEADLINES = ('coco/bbox_mAP', 'coco/segm_mAP', 'accuracy/top1')
 
+# For pages that readers open without others.
+RELATIVE_ERROR = (
+    "Relative output error: the squared difference to the float output, divided by how much that "
+    "output varies around each channel's mean. 0 is exact; 0.01 is a deviation of a tenth of the "
+    'usual swing; 1 is as bad as a constant.')
+
 
 def headline_metrics(results: Mapping[str, Any]) -> list[str]:
     """Names the metrics of one ``results.json`` that a user looks for first; at least one."""
@@ -16,6 +22,20 @@ def headline_metrics(results: Mapping[str, Any]) -> list[str]:
 def in_points(metric: str, value: float) -> float:
     """Returns a metric in points: COCO's figures are parts of 1, top-1 is per cent already."""
     return 100.0 * value if metric.startswith('coco/') else value
+
+
+def figure_of(metric: str, value: float | None) -> str:
+    """Returns a metric in points as text; a dash where there is none (COCO says -1 then)."""
+    if value is None or (metric.startswith('coco/') and value == -1):
+        return '–'
+    return f'{in_points(metric, value):.2f}'
+
+
+def unit_of(metric: str) -> str:
+    """Returns what a metric in points is counted in; empty for one that is not known."""
+    if metric.startswith('coco/'):
+        return 'points of 100'
+    return '%' if metric.startswith(('accuracy/', 'single-label/')) else ''
 
 
 def bits_of(results: Mapping[str, Any]) -> str:

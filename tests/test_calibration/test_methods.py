@@ -1,5 +1,7 @@
 """Every method against what it stands for: its rule, its defaults, small nets end to end."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -31,6 +33,13 @@ def problem(groups=1, outputs=6, inputs=12, positions=200, seed=0):
     x = x + x.roll(1, 1)  # neighbours agree, which error feedback lives on
     weight = torch.randn(groups, outputs, inputs, generator=generator).double()
     return x, weight @ x, weight
+
+
+def test_a_package_that_is_missing_is_said_before_anything_is_computed(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'scipy', None)  # cannot be imported then
+    with pytest.raises(ValueError, match=r"LAPQ needs the package 'scipy'.*mmbitsplit\[lapq\]"):
+        read_request({'method': dict(type='LAPQ')})
+    assert read_request({'method': named('LAPQ')}).method['type'] == 'LAPQ'  # needs none
 
 
 @pytest.mark.parametrize(('mapping', 'wanted'), [

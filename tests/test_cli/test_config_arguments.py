@@ -96,6 +96,13 @@ def test_a_config_that_cannot_be_read(text, message, read, tmp_path):
         read(config=path)
 
 
+def test_a_slip_of_a_scope_is_told_from_a_scope_of_one_s_own(read):
+    with pytest.raises(ValueError, match="default_scope='mmpretrian'.*did you mean 'mmpretrain'"):
+        read('default_scope=mmpretrian')
+    for scope in ('mmdet', 'mmengine', 'None', 'my_models'):
+        read(f'default_scope={scope}')
+
+
 def test_a_misspelled_config_is_answered_with_the_nearest(read, tmp_path):
     with pytest.raises(ValueError, match="did you mean 'toy config.py'"):
         read(config=tmp_path / 'toy_config.py')

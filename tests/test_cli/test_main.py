@@ -60,8 +60,18 @@ def test_every_command_has_one_example_that_its_parser_takes(name):
     parser = make_parser(module, f'mmbitsplit {name}')
     text = parser.format_help()
     assert text.count('example: ') == 1 and '--debug' in text
+    example = next(line for line in text.splitlines() if line.startswith('example: '))
+    assert example == f'example: mmbitsplit {name} {module.EXAMPLE}'  # whole: it is pasted
     args = parser.parse_args(module.EXAMPLE.split())
     assert callable(module.run) and not args.debug
+
+
+def test_help_lists_the_methods_and_the_true_default():
+    text = {name: ' '.join(make_parser(importlib.import_module(COMMANDS[name].path),
+                                       name).format_help().split())
+            for name in ('quantize', 'sensitivity')}
+    assert 'KLDivergence' in text['quantize'] and 'num_bits=None' in text['quantize']
+    assert '<config name>_sensitivity' in text['sensitivity']
 
 
 @pytest.mark.parametrize('name', available())

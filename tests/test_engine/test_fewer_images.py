@@ -2,8 +2,9 @@
 
 import pytest
 
-from mmbitsplit.apis.from_config import build_runner, load_weights
+from mmbitsplit.apis.from_config import build_runner
 from mmbitsplit.engine.fewer_images import choose_images, count_only_evaluated
+from mmbitsplit.engine.float_weights import load_weights
 
 
 @pytest.fixture

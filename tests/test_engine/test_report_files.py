@@ -115,8 +115,8 @@ def test_classifiers_have_accuracy_and_flips(run, image):
         {'class': 'cat', 'float': 1.0, 'quantized': 0.5, 'images': 2},
         {'class': 'dog', 'float': 1.0, 'quantized': 1.0, 'images': 1}]
     first = data['pictures']['items'][0]
-    assert first['name'] == '1.png' and first['answers'] == {'float': 'cat 0.60',
-                                                             'quantized': 'dog 0.60'}
+    assert first['name'] == '1.png' and first['answers'] == {'float': 'cat (0.60)',
+                                                             'quantized': 'dog (0.60)'}
     assert first['right'] == {'float': True, 'quantized': False} and first['truth'] == 'cat'
 
 

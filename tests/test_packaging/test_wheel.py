@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -12,14 +13,14 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
 SOURCES = ('mmbitsplit', 'tools', 'configs', 'setup.py', 'pyproject.toml', 'MANIFEST.in',
-           'README.md', 'LICENSE', 'model-index.yml')
+           'README.md', 'LICENSE', 'CHANGELOG.md', 'CITATION.cff', 'model-index.yml')
 # Builds one kind of wheel, as pip asks setuptools to do it.
 BUILD = ('import sys; from setuptools import build_meta; '
          'print(getattr(build_meta, sys.argv[1])(sys.argv[2]))')
 
 
 def build(kind: str, folder: Path) -> tuple[Path, Path]:
-    """Copies the sources and builds a wheel of them; returns copy and wheel."""
+    """Copies the sources and builds a wheel or an sdist of them; returns copy and archive."""
     source, wheels = folder / 'source', folder / 'wheels'
     wheels.mkdir()
     for name in SOURCES:
@@ -32,7 +33,7 @@ def build(kind: str, folder: Path) -> tuple[Path, Path]:
     done = subprocess.run([sys.executable, '-c', BUILD, kind, str(wheels)], cwd=source,
                           text=True, capture_output=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return source, next(wheels.glob('*.whl'))
+    return source, next(wheels.iterdir())
 
 
 @pytest.fixture(scope='module')
@@ -88,6 +89,23 @@ def test_a_wheel_brings_the_console_command(wheel):
     with zipfile.ZipFile(wheel) as archive:
         entry, = (name for name in archive.namelist() if name.endswith('entry_points.txt'))
         assert 'mmbitsplit = mmbitsplit.cli.main:start' in archive.read(entry).decode()
+
+
+def test_a_wheel_holds_the_licence_and_the_page_s_assets(names):
+    assert [name for name in names if name.endswith('.dist-info/licenses/LICENSE')]
+    assert tracked('mmbitsplit/report/assets', '.css', '.js') <= names
+
+
+def test_an_sdist_holds_what_a_wheel_is_built_of_and_no_part_of_the_tests(tmp_path):
+    (tmp_path / 'source/tests').mkdir(parents=True)
+    (tmp_path / 'source/tests/test_x.py').write_text('')  # setuptools takes such a file along
+    _, archive = build('build_sdist', tmp_path)
+    with tarfile.open(archive) as file:
+        names = {name.partition('/')[2] for name in file.getnames() if name.count('/')}
+    wanted = tracked('mmbitsplit', '.py', '.css', '.js', '.csv', '.typed') \
+        | tracked('tools', '.py', '.sh') | tracked('configs', '.py', '.yml', '.md')
+    assert wanted | set(SOURCES) - {'mmbitsplit', 'tools', 'configs'} <= names
+    assert not [name for name in names if name.startswith(('tests', 'demo', 'data'))]
 
 
 def find_script(package: Path, command: str) -> Path:

@@ -12,6 +12,7 @@ from mmbitsplit.report.comparison import (
     comparison_page,
     comparison_rows,
 )
+from mmbitsplit.report.tables import RELATIVE_ERROR
 
 
 @pytest.fixture
@@ -48,3 +49,10 @@ def test_the_page_has_table_and_figure(rows, read_page):
     pytest.importorskip('plotly')
     read = read_page(comparison_page(rows))
     assert {'four', 'eight', '64.50', '89.50'} <= set(read.text) and read.figures == ['runs']
+
+
+def test_long_names_may_be_broken_and_errors_are_explained(rows):
+    pytest.importorskip('plotly')
+    page = comparison_page(rows)
+    assert page.count('<td class="path">') == 2 * len(rows)  # config, worst layer
+    assert RELATIVE_ERROR in page.replace('&#x27;', "'")

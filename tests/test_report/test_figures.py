@@ -95,6 +95,17 @@ def test_sizes_and_runs_are_figures(check):
     assert list(figure.data[0].y) == ['a', 'b']
 
 
+@pytest.mark.parametrize('drops', [[0.7, -0.1], [0.7, 0.2], [-0.3, None], [0.0, 0.0]])
+def test_figures_beside_the_bars_of_runs_have_room(drops):
+    rows = [{'run': run, 'metric': 'bbox', 'drop': drop, 'quantized_mb': 2.0, 'float_mb': 14.0}
+            for run, drop in zip('ab', drops)]
+    low, high = runs_figure(rows)['layout']['xaxis']['range']
+    known = [0.0, *(drop for drop in drops if drop is not None)]
+    room = 0.15 * (high - low) * (max(known) > min(known))
+    assert high >= max(known) + 0.8 * room
+    assert low == 0 if min(known) == 0 else low <= min(known) - 0.8 * room
+
+
 @pytest.mark.parametrize('logarithmic', [True, False])
 def test_a_heat_map_has_a_field_a_layer_and_column(check, logarithmic):
     values = [[0.1, None], [float('nan'), 1e-7]]

@@ -56,6 +56,19 @@ def test_headline_and_size_are_told(report, read_page):
         assert figure in text
 
 
+def test_figures_have_units_and_absent_ones_a_dash(report, read_page):
+    read = read_page(report())
+    text = ' '.join(read.text)
+    assert text.count('metric, points of 100') == 2 and '-100.00' not in text
+    place = read.text.index('coco/bbox_mAP_l')  # no object of that size
+    assert read.text[place + 1:place + 4] == ['–', '–', '–']
+
+
+def test_a_first_reader_is_told_what_a_relative_error_is(report, read_page):
+    text = ' '.join(' '.join(read_page(report()).text).split())
+    assert '0 is exact; 0.01 is a deviation of a tenth of the usual swing' in text
+
+
 def test_largest_losers_come_first_and_sizes_are_drawn(report, read_page):
     rows = [{'class': name, 'float': 0.5, 'quantized': value, 'sizes': {'small': [0.4, 0.3]}}
             for name, value in (('best', 0.52), ('worst', 0.3), ('middle', 0.45))]

@@ -13,6 +13,7 @@ from mmbitsplit.report.sensitivity import (
     sensitivity_markdown,
     sensitivity_page,
 )
+from mmbitsplit.report.tables import RELATIVE_ERROR
 
 FLOAT = {'coco/bbox_mAP': 0.6, 'coco/bbox_mAP_50': 0.8}
 
@@ -57,3 +58,5 @@ def test_the_page_has_a_map_of_errors_and_one_of_drops(read_page, evaluated):
     if evaluated:
         assert data['figures']['metric']['data'][0]['z'] == [[20, 1, None], [5, None, 0]]
     assert {'conv', 'fc', 'a <title>'} <= set(read.text)
+    said = ' '.join(read.text)
+    assert RELATIVE_ERROR in said and 'an empty field is an input that stays float' in said

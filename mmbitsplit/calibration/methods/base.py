@@ -1,6 +1,7 @@
 """What a method is, how a config names one, and what naming it stands for."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -42,6 +43,10 @@ class Method:
 
         They fill what a request leaves open (``read_request``); what it says wins.
         """
+        return {}
+
+    def packages(self) -> Mapping[str, str]:
+        """Returns packages that the method imports late, each with the extra that brings it."""
         return {}
 
     def solve(self, statistics: LayerStatistics, weight: Tensor, num_bits: int,
@@ -118,11 +123,16 @@ def read_request(mapping: Mapping[str, Any]) -> QuantSpec:
 
     Raises:
         ValueError: Whatever ``QuantSpec.from_dict``, ``build_method`` and ``check_data_free``
-            refuse.
+            refuse; or a package that the method needs is not installed.
     """
     spec = QuantSpec.from_dict(mapping)
-    filled = dict(mapping)
-    for part, options in build_method(spec.method).defaults().items():
+    filled, method = dict(mapping), build_method(spec.method)
+    for package, extra in method.packages().items():
+        if find_spec(package) is None:  # said before hours of work, not after them
+            raise ValueError(f"quantization.method: {spec.method['type']} needs the package "
+                             f"'{package}', which is not installed: pip install "
+                             f"'mmbitsplit[{extra}]', or choose another method.")
+    for part, options in method.defaults().items():
         filled[part] = {**options, **filled.get(part, {})}
     spec = QuantSpec.from_dict(filled)
     check_data_free(spec)

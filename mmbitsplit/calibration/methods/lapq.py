@@ -68,6 +68,10 @@ class LAPQ(RoundingMethod):
                 raise ValueError(f'{name}={value!r} is not supported; allowed are integers from '
                                  f'{least}.')
 
+    def packages(self) -> Mapping[str, str]:
+        """Powell's method is SciPy's."""
+        return {'scipy': 'lapq'} if self.max_iterations else {}
+
     def defaults(self) -> Mapping[str, Mapping[str, Any]]:
         """One scale a tensor; the norm is the one that layers are first solved with."""
         return {'activation': {'mode': 'per_tensor', 'scale_search': 'lp',

@@ -5,6 +5,7 @@ from mmengine.runner import Runner
 
 from mmbitsplit.engine.artifacts import save_quantized
 from mmbitsplit.engine.files import check_work_dir
+from mmbitsplit.engine.float_weights import check_float_weights
 from mmbitsplit.engine.preflight import check_data
 from mmbitsplit.engine.quantize_runner import (
     bare_model,
@@ -36,6 +37,7 @@ class QuantizationHook(Hook):
         if not runner._has_loaded:
             raise ValueError('There are no float weights to quantize: pass the checkpoint, or '
                              'set load_from in the config.')
+        check_float_weights(bare_model(runner.model), runner._load_from)
         spec = read_spec(runner.cfg)
         check_data(runner.cfg, spec.calibration)
         work_dir = check_work_dir(runner.work_dir, tensor_bytes(bare_model(runner.model)) // 2)

@@ -1,0 +1,60 @@
+"""Misspelled types and arguments of a config are answered with the nearest name."""
+
+import pytest
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+
+from mmbitsplit.engine.calibration_images import reading_data_set
+from mmbitsplit.engine.config_slips import ConfigSlip, naming_slips
+
+
+def refused(build, *parts):
+    with pytest.raises(ConfigSlip) as error, naming_slips():
+        build()
+    for part in parts:
+        assert part in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_a_misspelled_type_is_answered_with_the_nearest(det_scope):
+    refused(lambda: MODELS.build(dict(type='ResNett', depth=18)), "type='ResNett' is not known",
+            "did you mean 'ResNet'?", 'custom_imports')
+    refused(lambda: DATASETS.build(dict(type='CocoDatasett')), "did you mean 'CocoDataset'?")
+
+
+def test_a_type_of_another_scope_is_found_there(det_scope):
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        refused(lambda: MODELS.build(dict(type='RetinaNet')), "known in mmdet, not in mmengine",
+                "'mmdet.RetinaNet'", "default_scope='mmdet'")
+
+
+def test_a_type_like_no_other_is_said_without_a_guess(det_scope):
+    with pytest.raises(ConfigSlip) as error, naming_slips():
+        MODELS.build(dict(type='Qqqqqqqqqqqq'))
+    assert 'did you mean' not in str(error.value)
+
+
+def test_arguments_too_many_and_too_few_are_named(det_scope):
+    refused(lambda: MODELS.build(dict(type='ResNet', depth=18, num_stagess=4)),
+            "gives ResNet the argument 'num_stagess'", "did you mean 'num_stages'?")
+    refused(lambda: MODELS.build(dict(type='ResNet')), 'does not give ResNet', "'depth'")
+
+
+@pytest.mark.parametrize('error', [KeyError('name'), TypeError('no number'), KeyError(),
+                                   RuntimeError('out of memory')])
+def test_other_errors_stay_what_they_are(error):
+    with pytest.raises(type(error)) as caught, naming_slips():
+        raise error
+    assert caught.value is error
+
+
+def test_a_slip_in_a_data_set_is_not_taken_for_a_damaged_file(det_scope):
+    with pytest.raises(ConfigSlip, match="did you mean 'CocoDataset'"), \
+            reading_data_set('evaluation set', dict(type='CocoDatasett', ann_file='a.json')):
+        DATASETS.build(dict(type='CocoDatasett'))
+
+
+def test_annotations_are_spoken_of_only_where_there_are_some():
+    for ann_file, said in (('a.json', 'Its annotations: a.json'), ('', 'Look at its dataloader')):
+        with pytest.raises(ValueError, match=f'evaluation set cannot be read.*odd.*{said}'), \
+                reading_data_set('evaluation set', dict(type='X', ann_file=ann_file)):
+            raise ValueError('odd')
