@@ -105,18 +105,18 @@ def _runs_table(root: Path, settings: Mapping[str, str]) -> str:
 
 
 def _rows(root: Path, settings: Mapping[str, str]) -> list[SummaryRow]:
-    """Of the model and the methods that the mark names, of all when it names none.
+    """Of the model, methods and scopes that the mark names, of all when it names none.
 
     Raises:
         ValueError: There are no runs of one of them.
     """
     rows = summarise(_runs(root, settings))
-    for key, found in (('model', [row.model for row in rows]),
-                       ('methods', [row.method for row in rows])):
+    for key, attribute in (('model', 'model'), ('methods', 'method'), ('scope', 'scope')):
+        found = [getattr(row, attribute) for row in rows]
         wanted = settings[key].split(',') if key in settings else []
         for name in wanted:
             if name not in found:
-                raise ValueError(f"results: {settings['from']} has no {key.rstrip('s')} '{name}'; "
+                raise ValueError(f"results: {settings['from']} has no {attribute} '{name}'; "
                                  f'{nearest(name, dict.fromkeys(found))}.')
         rows = [row for row, name in zip(rows, found) if not wanted or name in wanted]
     return rows
@@ -146,11 +146,12 @@ def _zoo_table(root: Path, settings: Mapping[str, str]) -> str:
     return zoo_table(root, settings['family'])
 
 
+CHOICES = ('model', 'methods', 'scope')  # among the runs of a file
 # Kinds of table: who makes them, and their settings, the first of which is needed.
 KINDS: dict[str, tuple[Callable[[Path, Mapping[str, str]], str], tuple[str, ...]]] = {
     'runs': (_runs_table, ('from',)),
-    'paper': (_paper_table, ('from', 'metric', 'model', 'methods')),
-    'methods': (_methods_table, ('from', 'metric', 'model', 'methods')),
-    'figures': (_figures_table, ('from', 'model', 'methods')),
+    'paper': (_paper_table, ('from', 'metric', *CHOICES)),
+    'methods': (_methods_table, ('from', 'metric', *CHOICES)),
+    'figures': (_figures_table, ('from', *CHOICES)),
     'zoo': (_zoo_table, ('family',)),
 }

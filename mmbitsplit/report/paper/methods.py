@@ -67,15 +67,15 @@ METHOD_ROWS = {
     'bitsplit_published_per_channel': MethodRow(
         'Bit-split as published, per channel', AS_PUBLISHED, PER_CHANNEL,
         paper='Bit-split-per-channel'),
+    # Table 2: one solver, three ways to quantize the inputs.
+    'per_tensor': MethodRow('Per-layer', AS_PUBLISHED, PER_TENSOR, paper='Per-layer'),
+    'per_channel': MethodRow('Per-channel', AS_PUBLISHED, PER_CHANNEL, paper='Per-channel'),
+    'ecaq': MethodRow('ECAQ', AS_PUBLISHED, ECAQ_PAPER, paper='ECAQ'),
     DEFAULT: MethodRow('mmbitsplit default', {'type': 'BitSplit'}, ECAQ_DEFAULT),
     'bitsplit_per_channel': MethodRow('mmbitsplit default, per channel', {'type': 'BitSplit'},
                                       PER_CHANNEL),
     'bitsplit_deploy': MethodRow('mmbitsplit default, deploy', {'type': 'BitSplit'},
                                  {**ECAQ_DEFAULT, 'placement': 'deploy'}),
-    # Table 2: one solver, three ways to quantize the inputs.
-    'per_tensor': MethodRow('Per-layer', AS_PUBLISHED, PER_TENSOR, paper='Per-layer'),
-    'per_channel': MethodRow('Per-channel', AS_PUBLISHED, PER_CHANNEL, paper='Per-channel'),
-    'ecaq': MethodRow('ECAQ', AS_PUBLISHED, ECAQ_PAPER, paper='ECAQ'),
 }
 
 
