@@ -138,7 +138,7 @@ def _figures_table(root: Path, settings: Mapping[str, str]) -> str:
     models = dict.fromkeys(row.model for row in rows)
     if len(models) > 1:
         raise ValueError(f'results: figures needs model=..., one of {", ".join(models)}.')
-    return full_table(rows)
+    return full_table(rows, seconds=False)  # cells may have run side by side
 
 
 def _zoo_table(root: Path, settings: Mapping[str, str]) -> str:

@@ -46,6 +46,7 @@ def test_all_figures_of_one_model(root, make_run):
                                                  make_run(33.0, model='resnet50')]))
     table = marked_table('figures from=runs.json model=resnet50', root)
     assert '| 33.00 ' in table and '60.12' not in table and '| Method ' in table
+    assert 'Seconds' not in table
     with pytest.raises(ValueError, match='needs model=..., one of resnet18, resnet50'):
         marked_table('figures from=runs.json', root)
     with pytest.raises(ValueError, match="no model 'resnet51'; did you mean 'resnet50'"):

@@ -66,24 +66,30 @@ def method_table(rows: Sequence[SummaryRow], metric: str | None = None) -> str:
     return text_table(['Method', *columns], lines)
 
 
-def full_table(rows: Sequence[SummaryRow]) -> str:
-    """Returns all metrics of one model: the float row once, then a row a method and width."""
+def full_table(rows: Sequence[SummaryRow], seconds: bool = True) -> str:
+    """Returns all metrics of one model: the float row once, then a row a method and width.
+
+    Args:
+        rows: Of one model.
+        seconds: With a column of calibration times: of use where the runs had the machine alone.
+    """
     metrics = metrics_of(rows)
     papers = [metric for metric in metrics if any(metric in row.paper for row in rows)]
     header = ['Bits', 'Quantized part', 'Method', 'Runs', *(_heading(name) for name in metrics),
-              *(f'Paper: {_heading(name)}' for name in papers), 'Seconds']
+              *(f'Paper: {_heading(name)}' for name in papers), *(['Seconds'] if seconds else [])]
     first = next((row for row in rows if row.float_figures), None)
     lines = []
     if first is not None:
         lines.append(['float', '-', '-', '-',
                       *(_number(first.float_figures.get(name)) for name in metrics),
-                      *(_number(first.paper_float.get(name)) for name in papers), '-'])
+                      *(_number(first.paper_float.get(name)) for name in papers),
+                      *(['-'] if seconds else [])])
     for row in rows:
         count = max((figure.count for figure in row.figures.values()), default=0)
         lines.append([row.bits.label, row.scope, row.label, str(count),
                       *(_cell(row, name) for name in metrics),
                       *(_number(row.paper.get(name)) for name in papers),
-                      '-' if row.seconds is None else f'{row.seconds:.0f}'])
+                      *([_seconds(row)] if seconds else [])])
     return text_table(header, lines)
 
 
@@ -143,6 +149,10 @@ def csv_text(rows: Sequence[SummaryRow]) -> str:
                 '' if figure.std is None else figure.std, figure.count,
                 row.paper_float.get(metric, ''), row.paper.get(metric, ''), row.seconds])
     return stream.getvalue()
+
+
+def _seconds(row: SummaryRow) -> str:
+    return '-' if row.seconds is None else f'{row.seconds:.0f}'
 
 
 def _metric_of(rows: Sequence[SummaryRow], metric: str | None) -> str:
