@@ -24,7 +24,8 @@ def pivot_table(rows: Sequence[SummaryRow], metric: str | None = None) -> str:
     Raises:
         ValueError: There are no rows.
     """
-    metric = _metric_of(rows, metric)
+    _check_rows(rows)
+    metric = metric or headlines_of(rows)[0]
     columns = list(dict.fromkeys(row.label for row in rows))
     papers = list(dict.fromkeys(row.label for row in rows if metric in row.paper))
     lines: dict[tuple, dict[str, SummaryRow]] = {}
@@ -48,9 +49,9 @@ def method_table(rows: Sequence[SummaryRow], metric: str | None = None) -> str:
 
     Args:
         rows: Of one table of the paper; a column names what its rows differ in.
-        metric: Top-1 or box AP, whichever there is, when not given.
+        metric: When not given, top-1 or box AP, whichever the model of a column has.
     """
-    metric = _metric_of(rows, metric)
+    _check_rows(rows)
     several = len({row.model for row in rows}) > 1
     columns: dict[str, dict[str, SummaryRow]] = {}
     for row in rows:
@@ -58,11 +59,14 @@ def method_table(rows: Sequence[SummaryRow], metric: str | None = None) -> str:
         parts += [TABLES[row.table].bits_label(row.bits)]
         parts += [row.scope] if row.scope != 'all' else []
         columns.setdefault(' '.join(parts), {})[row.label] = row
-    lines = [['float', *(_float(found.values(), metric) for found in columns.values())]]
+    metrics = [metric or headlines_of([*found.values()])[0] for found in columns.values()]
+    lines = [['float', *(_float(found.values(), name)
+                         for found, name in zip(columns.values(), metrics))]]
     for method in METHOD_ROWS.values():
         if any(method.label in found for found in columns.values()):
-            lines.append([method.label, *(_cell(found.get(method.label), metric)
-                                          for found in columns.values())])
+            lines.append([method.label, *(
+                _cell(found.get(method.label), name)
+                for found, name in zip(columns.values(), metrics))])
     return text_table(['Method', *columns], lines)
 
 
@@ -155,10 +159,9 @@ def _seconds(row: SummaryRow) -> str:
     return '-' if row.seconds is None else f'{row.seconds:.0f}'
 
 
-def _metric_of(rows: Sequence[SummaryRow], metric: str | None) -> str:
+def _check_rows(rows: Sequence[SummaryRow]) -> None:
     if not rows:
         raise ValueError('there are no runs to make a table of; store some first.')
-    return metric or headlines_of(rows)[0]
 
 
 def _heading(metric: str) -> str:
