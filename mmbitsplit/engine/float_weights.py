@@ -1,5 +1,6 @@
 """Loads float weights; a checkpoint that does not fit is an error, where mmengine only warns."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,8 +37,7 @@ def check_float_weights(model: nn.Module, checkpoint: str) -> None:
         raise ValueError(f'{checkpoint} is a quantized checkpoint, and float weights are wanted '
                          'here; what belongs to it is the quantized_config.py beside it.')
     wanted = {name: value.shape for name, value in model.state_dict().items()}
-    missing = [name for name in wanted
-               if name not in state and not name.endswith('num_batches_tracked')]
+    missing = [name for name in wanted if name not in state and not _optional(name)]
     wrong = [name for name in wanted if name in state and state[name].shape != wanted[name]]
     problems = []
     if missing:
@@ -45,10 +45,23 @@ def check_float_weights(model: nn.Module, checkpoint: str) -> None:
     if wrong:
         problems.append(f'{len(wrong)} have another shape (such as {wrong[0]}: '
                         f'{tuple(state[wrong[0]].shape)}, the model has {tuple(wanted[wrong[0]])})')
-    if problems:
+    if problems and not _converts(model, state):
         raise ValueError(f'The checkpoint {checkpoint} does not fit the model: '
                          f'{" and ".join(problems)}. Pass the checkpoint that belongs to this '
                          'config.')
+
+
+def _optional(name: str) -> bool:
+    return name.endswith('num_batches_tracked')  # torch before 0.4.1 had none
+
+
+def _converts(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether the model renames or resizes what older versions of it saved."""
+    try:
+        missing = copy.deepcopy(model).load_state_dict(dict(state), strict=False).missing_keys
+    except RuntimeError:  # another shape
+        return False
+    return all(_optional(name) for name in missing)
 
 
 def _read(checkpoint: str) -> dict[str, Tensor]:

@@ -34,6 +34,24 @@ def test_weights_of_the_model_pass_in_every_form_that_is_in_use(toy_model, tmp_p
         check_float_weights(toy_model(), str(tmp_path / 'a.pth'))
 
 
+def test_weights_that_the_model_itself_converts_pass(toy_model, tmp_path):
+    """As mmpretrain's transformers do with names and tables of older versions."""
+    def rename(state, prefix, *_):
+        if prefix + 'old_bias' in state:
+            state[prefix + 'bias'] = state.pop(prefix + 'old_bias').flatten()
+
+    model = toy_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {**model.state_dict(), 'head.old_bias': torch.full((1, 2), 9.0)}
+    del state['head.bias']
+    torch.save(state, tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match='1 tensors are missing'):
+        check_float_weights(model, str(tmp_path / 'a.pth'))
+    model.head._register_load_state_dict_pre_hook(rename)
+    check_float_weights(model, str(tmp_path / 'a.pth'))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize('content', [b'', b'no checkpoint', b'PK\x03\x04 cut off'])
 def test_what_is_no_checkpoint_is_named(content, refuse):
     refuse(content, 'is truncated, damaged or no checkpoint')
