@@ -37,7 +37,8 @@ class QuantizationHook(Hook):
         if not runner._has_loaded:
             raise ValueError('There are no float weights to quantize: pass the checkpoint, or '
                              'set load_from in the config.')
-        check_float_weights(bare_model(runner.model), runner._load_from)
+        if runner._load_from is not None:  # else resumed from the last of its work directory
+            check_float_weights(bare_model(runner.model), runner._load_from)
         spec = read_spec(runner.cfg)
         check_data(runner.cfg, spec.calibration)
         work_dir = check_work_dir(runner.work_dir, tensor_bytes(bare_model(runner.model)) // 2)
