@@ -113,20 +113,27 @@ class Sampler:
                  ) -> CallCapture:
         patches = self.patches(name, layer, call, batch, x)
         channels = x.movedim(channel_dim(layer.geometry), 0)
-        channels = channels.unflatten(0, (-1, 1)) if x.dim() == 1 else channels  # (C, ...)
+        if x.dim() == 1 or channels.is_contiguous():  # such as one image: a view
+            channels = channels.reshape(channels.shape[0], -1)
         sizes = channels.shape[1:]
         wanted = rows_per_call(SAMPLES_PER_LAYER, self.num_batches, self.calls[name])
         chosen = draw_with_repeats(sizes.numel(), wanted,
                                    (self.spec.seed, name, call, batch, 'inputs'))
-        # Taken where they lie. A copy with the channels first would be as large as the input, and
-        # what is kept of each batch would settle in the holes that such copies leave.
-        places = torch.unravel_index(chosen.to(x.device), sizes)
         low, high = channel_extremes(channels)
         return CallCapture(
-            patches=patches, samples=channels[(slice(None), *places)].contiguous(),
+            patches=patches, samples=take_columns(channels, chosen.to(x.device)),
             low=low, high=high,
             held_out=is_held_out(batch, self.num_batches, patches.shape[-1], self.spec.holdout),
             shape=tuple(x.shape), batch=batch)
+
+
+def take_columns(channels: Tensor, chosen: Tensor) -> Tensor:
+    """Returns columns (C, K) of inputs (C, ...), counted over all dimensions but the first."""
+    if channels.dim() == 2:
+        return channels.index_select(1, chosen)
+    # Taken where they lie. A copy with the channels first would be as large as the input, and what
+    # is kept of each batch would settle in the holes that such copies leave.
+    return channels[(slice(None), *torch.unravel_index(chosen, channels.shape[1:]))].contiguous()
 
 
 def channel_extremes(channels: Tensor) -> tuple[Tensor, Tensor]:

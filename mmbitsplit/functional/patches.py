@@ -63,15 +63,14 @@ def gather_patches(x: Tensor, positions: Tensor, geometry: LayerGeometry) -> Ten
     image = positions // (out_height * out_width)
     row, valid_row = _input_index(positions // out_width % out_height, geometry, 0, height)
     column, valid_column = _input_index(positions % out_width, geometry, 1, width)
-    # (kh, kw, K): flat index into (H, W), and whether it lies on a real input.
-    place = row.unsqueeze(1) * width + column.unsqueeze(0)
-    valid = valid_row.unsqueeze(1) & valid_column.unsqueeze(0)
-    if batch > 1 and FEW * place.numel() < batch * height * width:
-        patches = x.flatten(2)[image, :, place].movedim(-1, 0).contiguous()
+    begin = row.unsqueeze(1) * width  # (kh, 1, K) flat index into (H, W) where the row begins
+    valid = valid_row.unsqueeze(1) & valid_column.unsqueeze(0)  # (kh, kw, K) a real input there
+    if batch > 1 and FEW * valid.numel() < batch * height * width:
+        patches = x.flatten(2)[image, :, begin + column].movedim(-1, 0).contiguous()
     else:
         flat = x.transpose(0, 1).reshape(channels, -1)  # (C, B*H*W), of several images a copy
-        index = (image * height * width + place).reshape(-1)
-        patches = flat.index_select(1, index).view(channels, *place.shape)
+        index = (image * height * width + begin) + column
+        patches = flat.index_select(1, index.reshape(-1)).view(channels, *index.shape)
     if not bool(valid.all()):
         patches.mul_(valid.to(patches.dtype))
     return patches.view(geometry.groups, geometry.inputs_per_output, positions.numel())
