@@ -32,7 +32,9 @@ def refused(monkeypatch, capsys, tmp_path):
         errors = [line for line in printed.splitlines() if 'error: ' in line]
         assert code == 2 and len(errors) == 1 and 'Traceback' not in printed, printed
         return errors[0].split('error: ', 1)[1]
-    return call
+    yield call
+    from mmengine.logging import MMLogger
+    MMLogger._instance_dict.clear()  # they write to what this test captures
 
 
 @pytest.fixture
