@@ -24,7 +24,7 @@ def pivot_table(rows: Sequence[SummaryRow], metric: str | None = None) -> str:
     Raises:
         ValueError: There are no rows.
     """
-    _check_rows(rows)
+    _check_any(rows)
     metric = metric or headlines_of(rows)[0]
     columns = list(dict.fromkeys(row.label for row in rows))
     papers = list(dict.fromkeys(row.label for row in rows if metric in row.paper))
@@ -51,7 +51,7 @@ def method_table(rows: Sequence[SummaryRow], metric: str | None = None) -> str:
         rows: Of one table of the paper; a column names what its rows differ in.
         metric: When not given, top-1 or box AP, whichever the model of a column has.
     """
-    _check_rows(rows)
+    _check_any(rows)
     several = len({row.model for row in rows}) > 1
     columns: dict[str, dict[str, SummaryRow]] = {}
     for row in rows:
@@ -159,7 +159,7 @@ def _seconds(row: SummaryRow) -> str:
     return '-' if row.seconds is None else f'{row.seconds:.0f}'
 
 
-def _check_rows(rows: Sequence[SummaryRow]) -> None:
+def _check_any(rows: Sequence[SummaryRow]) -> None:
     if not rows:
         raise ValueError('there are no runs to make a table of; store some first.')
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmbitsplit.calibration import METHODS, build_method, read_request
+from mmbitsplit.calibration import build_method, read_request
 from mmbitsplit.structures import nearest
 
 
@@ -99,12 +99,6 @@ def check_rows(names: Iterable[str]) -> None:
     """
     for name in names:
         row = method_row(name)
-        kind = row.method['type']
-        if kind not in METHODS:
-            able = [key for key, other in METHOD_ROWS.items() if other.method['type'] in METHODS]
-            raise ValueError(f"method '{name}' needs {kind}, which is not registered in "
-                             f'mmbitsplit.calibration.METHODS; leave it out. Allowed: '
-                             f'{", ".join(able)}.')
         try:
             read_request({'method': row.method, 'activation': row.activation,
                           'weight': row.weight})
