@@ -31,6 +31,7 @@ from mmbitsplit.calibration.replay import ReplayPoint, Tape, barrier, recording,
 from mmbitsplit.calibration.shared import Owner, find_owners
 from mmbitsplit.calibration.stopwatch import Stopwatch
 from mmbitsplit.calibration.team import Team
+from mmbitsplit.functional.precision import full_float32
 from mmbitsplit.models import (
     DataFlow,
     PreparedModel,
@@ -42,6 +43,7 @@ from mmbitsplit.models import (
 from mmbitsplit.structures import QuantizationReport, QuantSpec
 
 
+@full_float32()
 def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
               run: Callable[[nn.Module, Any], Any],
               replay_points: Sequence[ReplayPoint] = (),

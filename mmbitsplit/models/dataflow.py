@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from mmbitsplit.functional.precision import full_float32
 from mmbitsplit.models.geometry import computes_like_torch, layer_kind, normalizes_like_torch
 from mmbitsplit.models.readers import OPERATION, RETURNED, ReaderWatch, Reading, storage_of
 
@@ -74,6 +75,7 @@ class DataFlow:
         return {name: sum(blocks) for name, blocks in self.live_blocks.items()}
 
 
+@full_float32()  # TF32 would pass for a layer that computes something else
 def watch(model: nn.Module, run: Callable[[], Any], *, barriers: Iterable[Any] = (),
           ) -> DataFlow:
     """Runs the model once and reports its data flow.

@@ -1,6 +1,7 @@
 """Layers with integer weight codes and quantized inputs, and their float state before solving."""
 
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from mmbitsplit.functional import (
     unpack_codes,
     weight_rows,
 )
+from mmbitsplit.functional.precision import full_float32
 from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
 
 
@@ -67,7 +69,9 @@ class QuantizedLayer(nn.Module):
                              "dict(match='...', skip=True).")
         if self.qparams is not None:
             input = product_input(input, self.qparams, channel_dim(self.geometry))
-        output = apply_layer(input, self.weight, self.bias, self.geometry)
+        # In TF32, torch's default for convolutions on GPUs, scale times code would be rounded.
+        with full_float32() if self.quantized and input.is_cuda else nullcontext():
+            output = apply_layer(input, self.weight, self.bias, self.geometry)
         if self.output_qparams is not None:
             output = product_input(output, self.output_qparams, channel_dim(self.geometry))
         return output
