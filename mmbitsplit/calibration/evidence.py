@@ -16,13 +16,14 @@ from mmbitsplit.structures import LayerStatistics, RowStatistics
 MOST_INPUTS_FOR_GRAM = 8192
 
 
-def collect_evidence(rows: Rows, lowest: int | None, centred: bool, team: Team,
+def collect_evidence(rows: Rows, lowest: int | Tensor | None, centred: bool, team: Team,
                      ) -> LayerStatistics | RowStatistics:
     """Returns sums of products, or for a very large layer the positions themselves.
 
     Args:
         rows: This process's positions, inputs as they enter the product.
-        lowest: Given when the inputs are integers from here to 255 more.
+        lowest: Given when the inputs are integers from here to 255 more: one for all, or
+            (G, N, 1).
         centred: Whether means are taken out.
         team: Who holds the other positions.
     """
@@ -34,7 +35,7 @@ def collect_evidence(rows: Rows, lowest: int | None, centred: bool, team: Team,
                          count=rows.x.shape[-1], centred=centred, lowest=lowest)
 
 
-def _gather_rows(rows: Rows, lowest: int | None, team: Team) -> Rows:
+def _gather_rows(rows: Rows, lowest: int | Tensor | None, team: Team) -> Rows:
     """All processes' positions in the order that one process alone would have them in."""
     # Integers travel as bytes.
     small = rows.x if lowest is None else (rows.x - lowest).to(torch.uint8)
@@ -46,7 +47,8 @@ def _gather_rows(rows: Rows, lowest: int | None, team: Team) -> Rows:
                 torch.cat([call.y for _, call in calls], -1))
 
 
-def sum_products(rows: Rows, lowest: int | None, centred: bool, team: Team) -> LayerStatistics:
+def sum_products(rows: Rows, lowest: int | Tensor | None, centred: bool, team: Team,
+                 ) -> LayerStatistics:
     """Sums over all processes; arguments as for ``collect_evidence``.
 
     On the CPU without a rounding error, so that the sums are the same to the last bit however
@@ -64,7 +66,7 @@ def sum_products(rows: Rows, lowest: int | None, centred: bool, team: Team) -> L
     return center(statistics) if centred else statistics
 
 
-def _grid(x: Tensor, y: Tensor, lowest: int | None, team: Team) -> SumGrid:
+def _grid(x: Tensor, y: Tensor, lowest: int | Tensor | None, team: Team) -> SumGrid:
     """The same in every process."""
     largest = y.new_zeros(y.shape[0], y.shape[1], 1), x.new_zeros(1)
     if y.shape[-1]:

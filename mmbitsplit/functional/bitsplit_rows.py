@@ -79,7 +79,9 @@ class _State:
         for diagonal in diagonals:
             diagonal += self.strength[..., 0]  # a view: the grams have the ridge from here on
 
-    def _gram(self, inputs: slice, lowest: int | None) -> Tensor:
+    def _gram(self, inputs: slice, lowest: int | Tensor | None) -> Tensor:
+        if isinstance(lowest, Tensor):
+            lowest = lowest[:, inputs]
         mean = self.mean[:, inputs]
         return torch.baddbmm(inputs_gram(self.x[:, inputs], lowest, self.x.dtype),
                              mean.unsqueeze(2), mean.unsqueeze(1), alpha=-self.x.shape[-1])

@@ -182,12 +182,12 @@ def quantize_rows(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor
 
 
 def _small_integers(x, middle, out, sums):  # pragma: no cover
-    """Writes ``x - middle`` (R, L) as int8, and its sums over rows."""
+    """Writes ``x - middle`` (R, L) as int8, and its sums over rows; middle is (R,)."""
     rows, length = x.shape
     for row in numba.prange(rows):
-        total = np.int64(0)
+        total, less = np.int64(0), middle[row]
         for j in range(length):
-            value = np.int8(x[row, j] - middle)
+            value = np.int8(x[row, j] - less)
             out[row, j] = value
             total += value
         sums[row] = total
@@ -197,13 +197,12 @@ _serial_integers = numba.njit(**OPTIONS)(_small_integers)
 _parallel_integers = numba.njit(parallel=True, **OPTIONS)(_small_integers)
 
 
-def small_integers(x: Tensor, middle: int) -> tuple[Tensor, Tensor]:
+def small_integers(x: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
     """See ``round_trip.small_integers``; contiguous CPU tensors."""
     out = torch.empty(x.shape, dtype=torch.int8)
     sums = torch.empty(x.shape[0], dtype=torch.int64)
-    values = x.detach().numpy()
-    _run(_serial_integers, _parallel_integers, x.numel(), values, values.dtype.type(middle),
-         out.numpy(), sums.numpy())
+    arrays = [value.numpy() for value in (x.detach(), middle.to(x), out, sums)]
+    _run(_serial_integers, _parallel_integers, x.numel(), *arrays)
     return out, sums
 
 

@@ -67,17 +67,17 @@ class Bytes:
     Args:
         codes: (N, K) int8, K below 2^17 so that no sum of products overflows int32.
         sums: (N,) int64 sums of the codes.
-        middle: What was taken off.
+        middle: (N,) int64, what was taken off each input.
     """
 
     codes: Tensor
     sums: Tensor
-    middle: int
+    middle: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, lowest: int) -> 'Bytes':
-        """From (1, N, K) integers in [lowest, lowest + 255] on the CPU."""
-        middle = lowest + 128
+    def of(cls, x: Tensor, lowest: int | Tensor) -> 'Bytes':
+        """From (1, N, K) integers in [lowest, lowest + 255] on the CPU, (1, N, 1) or one."""
+        middle = torch.as_tensor(lowest, dtype=torch.int64).flatten().expand(x.shape[1]) + 128
         return cls(*small_integers(x[0], middle), middle)
 
     @property
@@ -94,16 +94,19 @@ def integer_gram(x: Bytes, dtype: torch.dtype) -> Tensor:
         dtype: Of the result.
     """
     num_inputs, count = x.codes.shape
-    # x x^T = (codes + middle) (codes + middle)^T; int32 may wrap on the way to a sum that fits.
+    # x x^T = codes codes^T + middle (sums of codes)^T + (sums of x) middle^T; int32 may wrap on
+    # the way to a sum that fits.
     fits = 255 ** 2 * count < 2 ** 31
-    shift = (x.middle * x.sums).to(torch.int32 if fits else torch.float64)
+    middle, sums, value_sums = (
+        values.to(torch.int32 if fits else torch.float64)
+        for values in (x.middle, x.sums, x.sums + x.middle * count))
+    shifted = bool(x.middle.any())
     gram = torch.empty(num_inputs, num_inputs, dtype=dtype)
     for start in range(0, num_inputs, STRIP):  # of a symmetric product half is enough
         strip = slice(start, min(start + STRIP, num_inputs))
-        products = torch._int_mm(x.codes[strip], x.codes[start:].t()).to(shift.dtype)
-        if x.middle:
-            products += shift[strip].unsqueeze(1) + x.middle ** 2 * count
-            products += shift[start:]
+        products = torch._int_mm(x.codes[strip], x.codes[start:].t()).to(middle.dtype)
+        if shifted:
+            products.addr_(middle[strip], sums[start:]).addr_(value_sums[strip], middle[start:])
         gram[strip, start:] = products
         gram[strip.stop:, strip] = gram[strip, strip.stop:].t()
     return gram.unsqueeze(0)
@@ -127,6 +130,6 @@ def integer_cross(x: Bytes, y: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Te
     products = torch._int_mm(parts.flatten(0, 1), x.codes.t())
     low, high = products.view(2, *step.shape[1:2], len(x.codes))  # (M, N) int32
     cross = high.double().mul_(256).add_(low)
-    cross += x.middle * sums[0].double().unsqueeze(1)
+    cross.addr_(sums[0].double(), x.middle.double())
     y_sum, y_sq = sums.double() * step[0, :, 0] ** torch.tensor([[1.0], [2.0]]).double()
     return cross.mul_(step[0]).unsqueeze(0), y_sum.unsqueeze(0), y_sq.unsqueeze(0)

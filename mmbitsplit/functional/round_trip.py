@@ -49,17 +49,17 @@ def _errors(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, norm: float) ->
     return errors.sum(1, dtype=torch.float64)
 
 
-def small_integers(x: Tensor, middle: int) -> tuple[Tensor, Tensor]:
+def small_integers(x: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
     """Returns ``x - middle``, which fits, as int8, and its sums over rows (R,) int64.
 
     Args:
         x: (R, L), holds integers.
-        middle: What is taken off.
+        middle: (R,) integers, what is taken off each row.
     """
     if _compiled(x):
         from mmbitsplit.functional.compiled import small_integers as compiled_integers
         return compiled_integers(x, middle)
-    small = (x - middle).to(torch.int8)
+    small = (x - middle.to(x).unsqueeze(1)).to(torch.int8)
     return small, small.sum(1, dtype=torch.int64)
 
 

@@ -23,7 +23,7 @@ MOST_INPUTS_IN_DOUBLE = 1024
 LEAST_INPUTS_FOR_SYRK = 512  # below it torch and NumPy are alike
 
 
-def layer_statistics(x: Tensor, y: Tensor, *, lowest: int | None = None,
+def layer_statistics(x: Tensor, y: Tensor, *, lowest: int | Tensor | None = None,
                      grid: SumGrid | None = None, dtype: torch.dtype | None = None,
                      ) -> LayerStatistics:
     """Sums products over positions.
@@ -34,7 +34,8 @@ def layer_statistics(x: Tensor, y: Tensor, *, lowest: int | None = None,
     Args:
         x: (G, N, K), what enters the product at K positions.
         y: (G, M, K), float outputs without bias at the same positions.
-        lowest: Given when x holds integers from here to 255 more: products are then taken in
+        lowest: Given when x holds integers from here to 255 more, one for all or (G, N, 1):
+            products are then taken in
             integers where the processor has instructions for that, exactly and several times
             faster.
         grid: Given on the CPU to have sums without a rounding error, wherever ``exact`` says
@@ -56,14 +57,14 @@ def working_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.shape[1] <= MOST_INPUTS_IN_DOUBLE else x.dtype
 
 
-def exact(x: Tensor, lowest: int | None) -> bool:
+def exact(x: Tensor, lowest: int | Tensor | None) -> bool:
     """Whether sums of (G, N, K) can be had without a rounding error in reasonable time."""
     if x.device.type != 'cpu' or x.shape[2] >= MOST_POSITIONS:
         return False
     return x.shape[1] <= MOST_INPUTS_IN_DOUBLE or (lowest is not None and integer_products(x))
 
 
-def _exact_statistics(x: Tensor, y: Tensor, lowest: int | None, grid: SumGrid,
+def _exact_statistics(x: Tensor, y: Tensor, lowest: int | Tensor | None, grid: SumGrid,
                       dtype: torch.dtype) -> LayerStatistics:
     """``layer_statistics`` of outputs (and inputs that are no integers) on a grid."""
     if lowest is not None and integer_products(x):
@@ -79,7 +80,7 @@ def _exact_statistics(x: Tensor, y: Tensor, lowest: int | None, grid: SumGrid,
                            y_sq=y_sq).to(dtype)
 
 
-def inputs_gram(x: Tensor, lowest: int | None, dtype: torch.dtype) -> Tensor:
+def inputs_gram(x: Tensor, lowest: int | Tensor | None, dtype: torch.dtype) -> Tensor:
     """Returns ``x @ x^T`` (G, N, N) in a dtype; see ``layer_statistics`` for ``lowest``."""
     if lowest is not None and integer_products(x):
         return integer_gram(Bytes.of(x, lowest), dtype)

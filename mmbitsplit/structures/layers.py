@@ -204,13 +204,13 @@ class RowStatistics(LayerMeans):
         x: (G, N, K) what enters the product.
         y: (G, M, K) float outputs without bias.
         centred: Whether means are to be taken out (the bias is fitted too).
-        lowest: Given when x holds integers from here to 255 more.
+        lowest: Given when x holds integers from here to 255 more, one for all or (G, N, 1).
     """
 
     x: Tensor
     y: Tensor
     centred: bool = False
-    lowest: int | None = None
+    lowest: int | Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -167,9 +167,13 @@ def test_rows_of_several_processes_are_those_of_one_in_its_order(rows_only, whol
 
 
 @pytest.mark.parametrize('lowest', [0, -3, -128, -255])
-def test_integers_travel_as_bytes_and_arrive_as_they_were(rows_only, lowest):
-    """All 256 of them."""
+@pytest.mark.parametrize('apart', [0, 5], ids=['one', 'by_input'])
+def test_integers_travel_as_bytes_and_arrive_as_they_were(rows_only, lowest, apart):
+    """All 256 of them, from one lowest or from one an input."""
     x = (torch.arange(512.0) % 256 + lowest).view(1, 8, 64)
+    if apart:
+        lowest = lowest + apart * torch.arange(8).view(1, 8, 1)
+        x += apart * torch.arange(8.0).view(1, 8, 1)
     sent = []
 
     class Spy(ThreadTeam):

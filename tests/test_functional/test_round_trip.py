@@ -135,10 +135,14 @@ def test_integers_become_bytes(lowest, dtype, way):
     """All 256 of them, in rows that are contiguous and in others."""
     x = (torch.arange(512) % 256 + lowest).view(4, 128).to(dtype)
     for rows in (x, x[:, ::3], x.t()):
-        small, sums = round_trip.small_integers(rows, lowest + 128)
+        small, sums = round_trip.small_integers(rows, torch.full((len(rows),), lowest + 128))
         assert torch.equal(sums, small.long().sum(1))
         assert small.dtype == torch.int8
         assert torch.equal(small.to(dtype) + (lowest + 128), rows)
+        middle = torch.arange(len(rows)) + lowest + 128
+        shifted = rows + torch.arange(len(rows)).to(dtype).unsqueeze(1)
+        other, other_sums = round_trip.small_integers(shifted, middle)
+        assert torch.equal(other, small) and torch.equal(other_sums, sums)
 
 
 @pytest.mark.parametrize(('size', 'dtype', 'loops'), [

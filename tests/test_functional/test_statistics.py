@@ -17,8 +17,10 @@ from mmbitsplit.functional.exact_sums import (
     LEAST_INPUTS_FOR_INTEGERS,
     STRIP,
     Bytes,
+    SumGrid,
     integer_gram,
     integer_products,
+    on_grid,
 )
 from mmbitsplit.functional.statistics import (
     LEAST_INPUTS_FOR_SYRK,
@@ -215,6 +217,27 @@ def test_an_integer_gram_is_exact(inputs, positions, lowest):
     assert gram.dtype == torch.float64
     assert torch.equal(gram, exact_gram(x))
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize('positions', [0, 300, 33026])
+@pytest.mark.parametrize('inputs', [7, 64, STRIP + 1])
+def test_every_input_may_have_a_lowest_of_its_own(inputs, positions):
+    """Zero points that differ by channel."""
+    generator = torch.Generator().manual_seed(1)
+    positions = min(positions, 2 ** 21 // inputs)
+    lowest = torch.randint(-255, 1, (1, inputs, 1), generator=generator)
+    x = (lowest + torch.randint(0, 256, (1, inputs, positions), generator=generator)).float()
+    found = Bytes.of(x, lowest)
+    assert torch.equal(found.value_sums, x.double().sum(-1))
+    assert torch.equal(integer_gram(found, torch.float64), exact_gram(x))
+    assert torch.equal(integer_gram(found, torch.float32), exact_gram(x).float())
+    y = normal(1, 3, positions)
+    grid = SumGrid.of(torch.full((1, 3, 1), 8.0), None)
+    sums = layer_statistics(x, y, lowest=lowest, grid=grid)
+    rounded = on_grid(y, grid.y)
+    assert torch.equal(sums.cross, rounded @ x.double().mT)
+    assert torch.equal(sums.gram, exact_gram(x))
+    assert torch.equal(sums.x_sum, x.double().sum(-1))
 
 
 @pytest.mark.parametrize(('lowest', 'highest'), [(0, 255), (0, 15), (0, 3), (-8, 7), (-3, 252)])
