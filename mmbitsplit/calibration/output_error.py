@@ -10,13 +10,17 @@ from mmbitsplit.calibration.team import Team
 from mmbitsplit.functional import bias_correction
 from mmbitsplit.structures import LayerMeans
 
+# Squared; a spread below this part of the outputs' squares is what float32 leaves of a constant.
+ROUND_OFF = 1e-10
+
 
 @dataclass(frozen=True)
 class Judgement:
     """What came of a solution.
 
     Args:
-        error: Squared output error relative to the spread of the float outputs.
+        error: Squared output error relative to the spread of the float outputs, see
+            ``output_scale``.
         bias: (G, M) bias correction, ``None`` without.
     """
 
@@ -45,5 +49,20 @@ def output_error(weight: Tensor, means: LayerMeans, inputs: Tensor, y: Tensor, m
                       torch.tensor([float(y.shape[-1])], dtype=torch.float64, device=y.device)])
     team.add_(sums)
     y_sum, (y_sq, error_sq, count) = sums[:-3], sums[-3:]
-    spread = y_sq - y_sum.square().sum() / count
-    return Judgement(float(error_sq / torch.where(spread > 0, spread, 1.0)), bias)
+    return Judgement(float(error_sq / output_scale(y_sq - y_sum.square().sum() / count, y_sq)),
+                     bias)
+
+
+def output_scale(spread: Tensor, energy: Tensor) -> Tensor:
+    """Returns what squared output errors are told in parts of.
+
+    Args:
+        spread: () squares of the outputs about their channel's mean, summed.
+        energy: () squares of the outputs, summed.
+
+    Returns:
+        The spread; the energy where the spread is round-off, as of a layer whose input is the
+        same at every position; 1 where all outputs are zero.
+    """
+    scale = torch.where(spread > ROUND_OFF * energy, spread, energy)
+    return torch.where(scale > 0, scale, 1.0)

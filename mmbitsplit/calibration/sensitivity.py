@@ -12,6 +12,7 @@ from mmbitsplit.calibration.calibrate import watch_batches
 from mmbitsplit.calibration.capture import CallCapture, Sampler, merge_samples
 from mmbitsplit.calibration.input_scales import input_candidates
 from mmbitsplit.calibration.methods import build_method
+from mmbitsplit.calibration.output_error import output_scale
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, recording, replaying
 from mmbitsplit.calibration.solve_layer import solve_layer
 from mmbitsplit.calibration.team import Team
@@ -183,7 +184,7 @@ def relative_error(reference: Mapping[str, Tensor], outputs: Mapping[str, Tensor
         expected = expected.double()
         spread = (expected - expected.mean(-1, keepdim=True)).square().sum()
         error = (outputs[name].double() - expected).square().sum()
-        errors.append(float(error / spread) if spread > 0 else float(error))
+        errors.append(float(error / output_scale(spread, expected.square().sum())))
     return sum(errors) / len(errors)
 
 

@@ -285,7 +285,7 @@ class LayerReport:
         weight_scale: Smallest and largest of the channels', real units a code step.
         activation_scale: The same of the inputs.
         error_rounding: Squared error of the layer's outputs with plain rounding, relative to
-            the spread of the float outputs.
+            the spread of the float outputs (to the outputs themselves where they are constant).
         error: The same with the codes taken.
         sweeps: Sweeps over all columns that the descent took.
         guard_taken: Whether plain rounding was better on held-out positions and was taken.
