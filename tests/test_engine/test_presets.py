@@ -58,7 +58,7 @@ def test_panoptic_fusion_is_a_step_that_no_layer_comes_after(build, calibrated):
         model.roi_head.mask_head.conv_out_channels = 16
         model.roi_head.bbox_roi_extractor.out_channels = 16
         model.roi_head.mask_roi_extractor.out_channels = 16
-        model.semantic_head.update(in_channels=16, inner_channels=16)
+        model.semantic_head.update(in_channels=16, inner_channels=32)  # norms of 32 groups
     model = build('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', tiny)
     report = calibrated(model)
     assert {'roi_head.mask_head.conv_logits', 'semantic_head.conv_logits'} <= {
