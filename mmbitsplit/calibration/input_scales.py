@@ -1,5 +1,6 @@
 """Chooses how a layer's input is quantized; ECAQ's strength by what it does to the output."""
 
+import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -125,7 +126,8 @@ def choose_candidate(candidates: list[Candidate], rows: LayerRows, layer: Quanti
         solved = method.solve(statistics, candidate.weight(weight, layer.geometry)
                               .to(statistics.gram), plan.weight.num_bits)
         inputs = candidate.inputs(judge.x, layer.geometry)
-        return output_error(solved.weight, statistics, inputs, judge.y, method, team).error
+        error = output_error(solved.weight, statistics, inputs, judge.y, method, team).error
+        return math.inf if math.isnan(error) else error  # no solution; the guard sees it again
 
     # From the likelier end, as long as the error falls.
     tried: list[tuple[float, Candidate]] = []

@@ -157,6 +157,16 @@ def test_the_guard_replaces_rubbish_by_rounding(value, mode, rubbish, residual_n
     assert_same_state(model, rounded)
 
 
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), 1e20])
+@pytest.mark.parametrize('bits', [4, 8])  # of the weights: the strongest or the weakest ECAQ first
+def test_the_guard_is_reached_where_no_strength_gives_a_solution(
+        value, bits, rubbish, residual_net, images, make_spec, run_model):
+    _, report = calibrate(residual_net(), images(), make_spec(
+        weight=dict(num_bits=bits), method=dict(type='Rubbish', value=value)), run=run_model)
+    assert all(layer.guard_taken for layer in report.layers)
+    assert all(layer.error == layer.error_rounding < 1 for layer in report.layers)
+
+
 def test_without_guard_rubbish_is_kept(rubbish, residual_net, images, make_spec, run_model):
     _, report = calibrate(residual_net(), images(), make_spec(
         method=dict(type='Rubbish', guard=False)), run=run_model)
