@@ -1,6 +1,8 @@
 """The sums a solver sees, and what they say about a solution."""
 
+import operator
 from dataclasses import replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from mmbitsplit.functional.exact_sums import (
     MOST_POSITIONS,
     Bytes,
     SumGrid,
+    grid_products,
     integer_cross,
     integer_gram,
     integer_products,
@@ -35,16 +38,13 @@ def layer_statistics(x: Tensor, y: Tensor, *, lowest: int | Tensor | None = None
         x: (G, N, K), what enters the product at K positions.
         y: (G, M, K), float outputs without bias at the same positions.
         lowest: Given when x holds integers from here to 255 more, one for all or (G, N, 1):
-            products are then taken in
-            integers where the processor has instructions for that, exactly and several times
-            faster.
-        grid: Given on the CPU to have sums without a rounding error, wherever ``exact`` says
-            that it can be done.
+            products are then taken in integers, exactly and with VNNI several times faster.
+        grid: Given on the CPU to have sums without a rounding error.
         dtype: Of the results, instead of the usual one.
     """
     if dtype is None:
         dtype = working_dtype(x)
-    if grid is not None and exact(x, lowest):
+    if grid is not None:
         return _exact_statistics(x, y, lowest, grid, dtype)
     return LayerStatistics(
         x_sum=x.sum(-1, dtype=dtype), y_sum=y.sum(-1, dtype=dtype), count=x.shape[-1],
@@ -57,24 +57,24 @@ def working_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.shape[1] <= MOST_INPUTS_IN_DOUBLE else x.dtype
 
 
-def exact(x: Tensor, lowest: int | Tensor | None) -> bool:
-    """Whether sums of (G, N, K) can be had without a rounding error in reasonable time."""
-    if x.device.type != 'cpu' or x.shape[2] >= MOST_POSITIONS:
-        return False
-    return x.shape[1] <= MOST_INPUTS_IN_DOUBLE or (lowest is not None and integer_products(x))
-
-
 def _exact_statistics(x: Tensor, y: Tensor, lowest: int | Tensor | None, grid: SumGrid,
                       dtype: torch.dtype) -> LayerStatistics:
     """``layer_statistics`` of outputs (and inputs that are no integers) on a grid."""
+    part = MOST_POSITIONS - 1
+    if x.shape[2] > part:
+        return reduce(operator.add, (
+            _exact_statistics(*piece, lowest, grid, torch.float64)
+            for piece in zip(x.split(part, -1), y.split(part, -1)))).to(dtype)
     if lowest is not None and integer_products(x):
         integers = Bytes.of(x, lowest)
         x_sum, gram = integers.value_sums, integer_gram(integers, dtype)
         cross, y_sum, y_sq = integer_cross(integers, y, grid.y)
     else:
-        inputs = x.double() if grid.x is None else on_grid(x, grid.x)
+        # A multiple of the step has no more digits than float32.
+        inputs = x if grid.x is None else on_grid(x, grid.x).to(x.dtype)
         outputs = on_grid(y, grid.y)
-        x_sum, gram, cross = inputs.sum(-1), inputs @ inputs.mT, outputs @ inputs.mT
+        gram, cross = grid_products(inputs, outputs, dtype)
+        x_sum = inputs.sum(-1, dtype=torch.float64)
         y_sum, y_sq = outputs.sum(-1), outputs.square().sum(-1)
     return LayerStatistics(x_sum=x_sum, y_sum=y_sum, count=x.shape[-1], gram=gram, cross=cross,
                            y_sq=y_sq).to(dtype)

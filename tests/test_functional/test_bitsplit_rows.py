@@ -160,8 +160,7 @@ def test_centred_rows_are_rows_less_their_means(part, options):
 
 @pytest.mark.parametrize('centred', [False, True])
 @pytest.mark.parametrize('part', [150, 70])
-def test_rows_of_integers_give_the_same_as_real_ones(part, centred, monkeypatch):
-    monkeypatch.setattr(torch.cpu, '_is_vnni_supported', lambda: True, raising=False)
+def test_rows_of_integers_give_the_same_as_real_ones(part, centred):
     rows, weight = make_rows(2, inputs=150, positions=90, mean=1.0, whole=True)
     assert torch.equal(rows.x, rows.x.round())
     rows = replace(rows, centred=centred)

@@ -189,11 +189,6 @@ def exact_gram(x):
 
 
 @pytest.fixture
-def no_vnni(monkeypatch):
-    monkeypatch.setattr(statistics, 'integer_products', lambda x: False)
-
-
-@pytest.fixture
 def integer_calls(monkeypatch):
     """Collects the arguments of every integer gram."""
     calls = []
@@ -259,9 +254,8 @@ def test_the_longest_integer_sums_do_not_overflow(value, positions):
 @pytest.mark.parametrize(('shape', 'answer'), [
     ((1, 64, 10), True), ((1, 63, 10), False), ((2, 64, 10), False),
     ((1, 64, 2 ** 17 - 1), True), ((1, 64, 2 ** 17), False)], ids=str)
-def test_which_inputs_are_multiplied_as_integers(shape, answer, monkeypatch, integer_calls):
+def test_which_inputs_are_multiplied_as_integers(shape, answer, integer_calls):
     """Not so many positions that a sum could overflow, and only where it pays."""
-    monkeypatch.setattr(torch.cpu, '_is_vnni_supported', lambda: True, raising=False)
     x = torch.full((1, 1, 1), 255.0).expand(shape)
     assert integer_products(x) == answer
     gram = inputs_gram(x, 0, torch.float64)
@@ -270,23 +264,10 @@ def test_which_inputs_are_multiplied_as_integers(shape, answer, monkeypatch, int
     torch.testing.assert_close(gram, expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize('support', ['no', 'unknown'])
-def test_without_instructions_for_integers_the_gram_is_the_same(support, monkeypatch,
-                                                                integer_calls):
-    if support == 'no':
-        monkeypatch.setattr(torch.cpu, '_is_vnni_supported', lambda: False, raising=False)
-    else:
-        monkeypatch.delattr(torch.cpu, '_is_vnni_supported', raising=False)
-    x = integers(70, 100, -3)
-    assert torch.equal(inputs_gram(x, -3, torch.float64), exact_gram(x))  # sums below 2^24
-    assert not integer_calls
-
-
 @pytest.mark.parametrize('lowest', [0, -128, -3, -255])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('inputs', [70, LEAST_INPUTS_FOR_SYRK + 2, MOST_INPUTS_IN_DOUBLE + 1])
-def test_sums_of_integers_are_those_of_real_values(inputs, dtype, lowest, monkeypatch):
-    monkeypatch.setattr(torch.cpu, '_is_vnni_supported', lambda: True, raising=False)
+def test_sums_of_integers_are_those_of_real_values(inputs, dtype, lowest):
     x = integers(inputs, 90, lowest).to(dtype)
     y = normal(1, 3, 90, seed=1).to(dtype)
     whole = layer_statistics(x, y, lowest=lowest)
@@ -296,12 +277,6 @@ def test_sums_of_integers_are_those_of_real_values(inputs, dtype, lowest, monkey
     assert_same_sums(whole, layer_statistics(x, y))
     if dtype == torch.float64:
         assert torch.equal(whole.gram, exact_gram(x))
-
-
-def test_sums_of_integers_without_vnni(no_vnni):
-    x, y = integers(70, 90, -3).double(), normal(1, 3, 90)
-    assert_same_sums(layer_statistics(x, y, lowest=-3), layer_statistics(x, y))
-    assert torch.equal(layer_statistics(x, y, lowest=-3).gram, exact_gram(x))
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
