@@ -38,6 +38,8 @@ from mmbitsplit.structures import (
 # Output channels are shared out by so many: matrix products give a row the same last bits in any
 # whole number of their tiles, so that a solution does not depend on the number of processes.
 CHANNELS = 16
+FITTED_AND_JUDGED = ('no positions are held out: errors, and whether plain rounding is better, are '
+                     'told on those that the codes were fitted to',)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,7 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         del samples
     with stopwatch('solve_statistics'):
         fit, judge = rows.split()
+        notes = FITTED_AND_JUDGED if judge is fit else ()
         inputs, y = best.inputs(judge.x, geometry), judge.y
         del judge  # of a large layer each is half a gigabyte
         fit = replace(fit, x=best.inputs(fit.x, geometry))
@@ -118,7 +121,7 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         solution=solution, strength=best.strength, error=judged.error,
         error_rounding=plain.error, guard_taken=guard_taken, sweeps=solved.num_sweeps,
         rows=sampled, calls=calls, input_ranges=ranges,
-        notes=width_notes(codes, best.qparams)))
+        notes=(*notes, *width_notes(codes, best.qparams))))
 
 
 def plain_rounding(weight: Tensor, spec: WeightSpec) -> WeightSolution:

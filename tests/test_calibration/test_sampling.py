@@ -73,6 +73,29 @@ def test_rows_are_held_out_when_batches_are_few(num_batches):
         assert mask.sum() == 10
 
 
+@pytest.mark.parametrize('holdout', [0.4, 0.3, 0.35, 0.45, 0.375, 0.07, 1 / 3, 0.5, 0.125, 0.001])
+@pytest.mark.parametrize('whole_batches', [False, True])
+def test_the_part_that_is_asked_for_is_held_out_at_even_steps(holdout, whole_batches):
+    if whole_batches:
+        mask = torch.stack([is_held_out(batch, 2000, 1, holdout)[0] for batch in range(2000)])
+    else:
+        mask = is_held_out(0, 1, 2000, holdout)
+    held_out = mask.cumsum(0)
+    exact = holdout * torch.arange(1, 2001, dtype=torch.float64)
+    assert (held_out <= exact + 1e-6).all() and (held_out > exact - 1 - 1e-6).all()
+
+
+@pytest.mark.parametrize('every', [2, 3, 4, 5, 7, 8, 10, 16])
+@pytest.mark.parametrize('num_batches', [1, 7, 8, 40])
+def test_one_of_so_many_is_always_the_last(every, num_batches):
+    for batch in range(num_batches):
+        mask = is_held_out(batch, num_batches, 50, 1 / every)
+        if num_batches >= every:
+            assert mask.tolist() == [batch % every == every - 1] * 50
+        else:
+            assert mask.nonzero().flatten().tolist() == list(range(every - 1, 50, every))
+
+
 @pytest.mark.parametrize('num_rows', [0, 5])
 def test_no_holdout(num_rows):
     assert not is_held_out(0, 4, num_rows, 0).any()

@@ -206,6 +206,14 @@ def test_held_out_positions_are_not_fitted_to(holdout, make_spec):
     assert (ours.error != theirs.error) == (holdout > 0)
 
 
+@pytest.mark.parametrize('holdout, positions, said', [
+    (0, 256, True), (0.125, 256, False), (0.125, 5, True), (0.4, 5, False)])
+def test_it_is_said_where_nothing_is_held_out(holdout, positions, said, make_spec):
+    layer, x = nn.Linear(8, 4), correlated(positions, 8)
+    _, solved = solve(layer, x, x, make_spec(calibration=dict(holdout=holdout)))
+    assert any('no positions are held out' in note for note in solved.notes) == said
+
+
 def test_a_dead_input_gives_finite_codes(make_spec):
     layer = nn.Linear(8, 4)
     for x in (torch.zeros(100, 8), correlated(100, 8) * (torch.arange(8) % 2)):
