@@ -20,7 +20,8 @@ def quantize_model(model: nn.Module, batches: Sequence[Any],
     """Quantizes a model in place from a few batches of its inputs.
 
     Args:
-        model: Any float model; no tracing, so any control flow will do.
+        model: Any float model; no tracing, so any control flow will do. After an error or
+            Ctrl-C it is as it was.
         batches: Inputs: a tensor, or a tuple or dict of arguments of the model.
         spec: The ``quantization`` dict of a config, whose method fills what it leaves open
             (``calibration.read_request``); or a request that says everything. Defaults to W4A8.

@@ -24,7 +24,7 @@ from mmbitsplit.calibration.memory import (
     check_memory,
     estimate_memory,
 )
-from mmbitsplit.calibration.methods import build_method, check_data_free
+from mmbitsplit.calibration.methods import Method, build_method, check_data_free
 from mmbitsplit.calibration.model_loss import ModelLoss
 from mmbitsplit.calibration.refinement import Refinement
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, barrier, recording, replaying
@@ -36,10 +36,12 @@ from mmbitsplit.models import (
     DataFlow,
     PreparedModel,
     QuantizedLayer,
+    check_request,
     layer_kind,
     prepare,
     watch,
 )
+from mmbitsplit.models.undo import as_it_was_on_error
 from mmbitsplit.structures import QuantizationReport, QuantSpec
 
 
@@ -52,6 +54,8 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
               team: Team | None = None, journal: Journal | None = None,
               ) -> tuple[PreparedModel, QuantizationReport]:
     """Quantizes a model in place: two forwards a batch, layer after layer.
+
+    An error or Ctrl-C on the way leaves the model as it was.
 
     Args:
         model: Float model; put into eval mode.
@@ -72,7 +76,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
         The prepared model, every planned layer quantized, and the report.
 
     Raises:
-        ValueError: No batches, an unknown method or option, activations that are not finite, a
+        ValueError: A model that is quantized already or has no layer to quantize, no batches, an unknown method or option, activations that are not finite, a
             layer that is never reached, overrides or a scope that match nothing, more than the
             memory budget.
     """
@@ -81,14 +85,25 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
     if not total:
         raise ValueError('The calibration set is empty; at least one batch of images is needed.')
     check_data_free(spec)
-    data_free = spec.calibration.num_images == 0
     numbers = team.batches(total)
     assert len(numbers) == len(batches), (team.rank, len(batches), numbers)
     method = build_method(spec.method)
     by_number = dict(zip(numbers, batches))
     labels = dict(zip(numbers, labels or [f'batch {number}' for number in numbers]))
+    check_request(model, spec)
+    with as_it_was_on_error(model):
+        return _calibrate(model.eval(), by_number, spec, run, method, replay_points, labels,
+                          progress, team, journal)
+
+
+def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
+               run: Callable[[nn.Module, Any], Any], method: Method,
+               replay_points: Sequence[ReplayPoint], labels: Mapping[int, str],
+               progress: Callable[[Progress], None], team: Team, journal: Journal | None,
+               ) -> tuple[PreparedModel, QuantizationReport]:
+    """As ``calibrate``, whose checks have been passed; batches and labels by number."""
     stopwatch, started = Stopwatch(), time.perf_counter()
-    model.eval()
+    total, data_free = team.total(len(by_number)), spec.calibration.num_images == 0
     with stopwatch('watch'):
         flow, sizes = watch_batches(model, by_number, run, replay_points, team)
     estimates = []

@@ -16,8 +16,9 @@ from mmbitsplit.calibration.output_error import output_scale
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, recording, replaying
 from mmbitsplit.calibration.solve_layer import solve_layer
 from mmbitsplit.calibration.team import Team
-from mmbitsplit.models import QuantizedLayer, apply, layer_input, prepare
+from mmbitsplit.models import QuantizedLayer, apply, check_request, layer_input, prepare
 from mmbitsplit.models.surgery import set_module
+from mmbitsplit.models.undo import as_it_was_on_error
 from mmbitsplit.structures import LayerPlan, QuantSpec
 
 
@@ -62,9 +63,16 @@ class Sensitivity:
         if not batches:
             raise ValueError('The calibration set is empty; at least one batch of images is '
                              'needed.')
-        self.model, self.batches, self.run = model.eval(), batches, run
+        check_request(model, spec)
+        self.model, self.batches, self.run = model, batches, run
         self.points, self.tape, self.current = replay_points, Tape(), 0
         self.method, self.team = build_method(spec.method), Team()
+        with as_it_was_on_error(model):
+            self._look(model.eval(), spec)
+
+    def _look(self, model: nn.Module, spec: QuantSpec) -> None:
+        """Prepares the model and keeps its float outputs."""
+        batches, run, replay_points = self.batches, self.run, self.points
         flow, _ = watch_batches(model, dict(enumerate(batches)), run, replay_points, self.team)
         self.prepared = prepare(model, flow, spec)
         self.sampler = Sampler(spec.calibration, len(batches),

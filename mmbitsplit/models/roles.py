@@ -8,6 +8,7 @@ from torch import nn
 
 from mmbitsplit.models.dataflow import IMAGE, DataFlow
 from mmbitsplit.models.geometry import layer_kind
+from mmbitsplit.models.model_checks import check_left, check_model, check_reached
 from mmbitsplit.models.placement import plan_outputs
 from mmbitsplit.structures import (
     ActivationSpec,
@@ -51,7 +52,7 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
     check_request(model, spec)
     modules = dict(model.named_modules())
     total = sum(p.numel() for p in model.parameters()) or 1
-    _check_reached(modules, flow, spec)
+    never_called = _never_called(modules, flow, spec)
     layers, kept = [], []
 
     def keep(name: str, reason: str) -> None:
@@ -69,6 +70,8 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
             keep(name, 'skipped by an override')
         else:
             layers.append(plan)
+    for name, reason in never_called.items():
+        keep(name, reason)
     planned = {layer.name for layer in layers}
     for name, module in modules.items():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -78,14 +81,17 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
         elif layer_kind(module) is None and any(
                 p.dim() > 1 for p in module.parameters(recurse=False)):
             keep(name, 'kind of layer that is not supported')
+    check_left(layers, kept, f"scope='{spec.scope}' and overrides say which layers are quantized.")
     return BitPlan(plan_outputs(layers, model, flow, folded), tuple(kept))
 
 
 def check_request(model: nn.Module, spec: QuantSpec) -> None:
     """Raises ``ValueError`` for what no calibration can mend.
 
-    A scope or an override that names nothing in the model, and layers that are not float32.
+    A model that is quantized already, a trace or without layers, a scope or an override that
+    names nothing in the model, and layers that are not float32.
     """
+    check_model(model)
     _check_scope(model, spec.scope)
     _check_overrides(model, spec)
     _check_precision(model, spec)
@@ -153,14 +159,15 @@ def _check_precision(model: nn.Module, spec: QuantSpec) -> None:
                              'inputs of that type.')
 
 
-def _check_reached(modules: dict[str, nn.Module], flow: DataFlow, spec: QuantSpec) -> None:
-    missing = [name for name, module in modules.items()
-               if layer_kind(module) and name not in flow.calls
-               and _in_scope(name, spec.scope) and not _skipped(name, spec)]
-    if missing:
-        shown = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
-        raise ValueError(
-            f'{len(missing)} layer(s) were never reached by the calibration images: {shown}. '
-            'Use images on which the model runs them (for a mask branch: images with '
-            'detections), or leave them in float with '
-            f"overrides=[dict(match='{missing[0]}', skip=True)].")
+def _never_called(modules: dict[str, nn.Module], flow: DataFlow, spec: QuantSpec,
+                  ) -> dict[str, str]:
+    """Why layers that no image reached stay float; raises where the request does not say so."""
+    layers = [name for name, module in modules.items() if layer_kind(module)]
+    reasons = {}
+    for name in layers:
+        if name not in flow.calls:
+            reasons[name] = (
+                f"outside scope '{spec.scope}', never called" if not _in_scope(name, spec.scope)
+                else 'skipped by an override, never called' if _skipped(name, spec) else '')
+    check_reached([name for name, reason in reasons.items() if not reason], layers)
+    return reasons

@@ -152,10 +152,11 @@ def test_a_layer_that_is_never_reached(residual_net, images, make_spec, run_mode
     with pytest.raises(ValueError, match="never reached.*unused.*match='unused', skip=True"):
         calibrate(Extra(residual_net()), images(), make_spec(), run=run_model)
     spec = make_spec(overrides=[dict(match='unused', skip=True)])
-    _, report = calibrate(Extra(residual_net()), images(), spec, run=run_model)
-    assert len(report.layers) == 7
-    _, report = calibrate(Extra(residual_net()), images(), make_spec(scope='net'), run=run_model)
-    assert len(report.layers) == 7
+    for spec, reason in ((spec, 'skipped by an override'), (make_spec(scope='net'), 'scope')):
+        _, report = calibrate(Extra(residual_net()), images(), spec, run=run_model)
+        assert len(report.layers) == 7
+        (kept,) = report.kept_float
+        assert kept.name == 'unused' and reason in kept.reason and 'never called' in kept.reason
 
 
 class NoRows(nn.Module):
@@ -174,3 +175,33 @@ def test_a_layer_without_any_row(seeded, make_spec, run_model):
     with pytest.raises(ValueError, match="'rows' saw no input position.*match='rows', skip=True"):
         calibrate(seeded(NoRows), [torch.rand(5, 3), torch.rand(4, 3)], make_spec(),
                   run=run_model)
+
+
+def test_a_request_that_leaves_nothing_is_refused(residual_net, images, make_spec, run_model):
+    with pytest.raises(ValueError, match='No layer is left to quantize: stem .*override'):
+        calibrate(residual_net(), images(), make_spec(overrides=[dict(match='*', skip=True)]),
+                  run=run_model)
+
+
+@pytest.mark.parametrize('stage', ['float', 'layers'])
+@pytest.mark.parametrize('error', [KeyboardInterrupt, RuntimeError])
+def test_a_calibration_that_is_broken_off_leaves_the_model_as_it_was(
+        stage, error, residual_net, images, make_spec, run_model, assert_same_state):
+    def stop(step):
+        if step.stage == stage and step.done == 2:
+            raise error
+
+    model, batches = residual_net().train(), images()
+    modules, before = dict(model.named_modules()), outputs(residual_net(), batches)
+    with pytest.raises(error):
+        calibrate(model, batches, make_spec(), run=run_model, progress=stop)
+    assert model.training and dict(model.named_modules()) == modules
+    assert not any(module._forward_hooks or module._forward_pre_hooks or 'forward' in vars(module)
+                   for module in modules.values())
+    assert all(value.requires_grad for value in model.parameters())
+    assert_same_state(model, residual_net())
+    for ours, wanted in zip(outputs(model.eval(), batches), before, strict=True):
+        assert torch.equal(ours, wanted)
+    calibrate(model, batches, make_spec(), run=run_model)  # and can be calibrated now
+    with pytest.raises(ValueError, match='quantized layer.* already'):
+        calibrate(model, batches, make_spec(), run=run_model)

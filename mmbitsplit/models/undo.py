@@ -1,0 +1,70 @@
+"""Gives a model back as it was when what was begun with it does not come to its end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def as_it_was_on_error(model: nn.Module) -> Iterator[None]:
+    """An error or Ctrl-C inside leaves modules, hooks, flags and state as they were before.
+
+    Modules that are replaced inside stay alive until the end. Buffers are copied, so that what a
+    forward wrote into them is taken back; weights are not, nothing here writes into them.
+
+    Args:
+        model: Changed inside, in place.
+    """
+    modules = [_Kept(module) for module in model.modules()]
+    gradients = [(value, value.requires_grad) for value in model.parameters()]
+    buffers = [(value, value._version, value.detach().clone()) for value in model.buffers()
+               if not value.is_inference()]
+    generators = _generators()
+    try:
+        yield
+    except BaseException:
+        for module in modules:
+            module.put_back()
+        for parameter, wanted in gradients:
+            parameter.requires_grad_(wanted)
+        with torch.no_grad():
+            for buffer, version, value in buffers:
+                if buffer._version != version:
+                    buffer.copy_(value)
+        for device, state in generators.items():
+            if device == 'cpu':
+                torch.set_rng_state(state)
+            else:
+                torch.cuda.set_rng_state(state, device)
+        raise
+
+
+class _Kept:
+    """Attributes of a module, and the contents of those that are dicts."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.attributes = dict(vars(module))
+        # Handles of hooks know their dict: its contents are put back, not another dict. The dicts
+        # of torch alone; what is in a dict of the user's may be meant to stay.
+        self.contents = [(value, dict(value)) for name, value in self.attributes.items()
+                         if name.startswith('_') and isinstance(value, dict)]
+
+    def put_back(self) -> None:
+        attributes = vars(self.module)
+        attributes.clear()
+        attributes.update(self.attributes)
+        for value, contents in self.contents:
+            value.clear()
+            value.update(contents)
+
+
+def _generators() -> dict[Any, torch.Tensor]:
+    """States of torch's generators, by device; of GPUs only where one has been used."""
+    states: dict[Any, torch.Tensor] = {'cpu': torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states.update(enumerate(torch.cuda.get_rng_state_all()))
+    return states

@@ -1,0 +1,64 @@
+"""A model is as it was after whatever went wrong."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mmbitsplit.models.surgery import set_module
+from mmbitsplit.models.undo import as_it_was_on_error
+
+
+def snapshot(model):
+    """Everything of a model that a caller can see."""
+    return [(name, id(module), module.training, {key: id(value) for key, value in
+                                                 vars(module).items()},
+             [list(value.items()) for value in (
+                 module._forward_hooks, module._forward_pre_hooks, module._modules)])
+            for name, module in model.named_modules()]
+
+
+class Stateful(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('count', torch.zeros(2))
+        self.layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        self.seen = 0
+
+    def forward(self, x):
+        self.count += 1
+        self.seen += 1
+        self.last = self.layer(x + torch.rand(2))
+        return self.last
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, SystemExit])
+def test_what_is_done_inside_is_undone(error):
+    model = Stateful().train()
+    handle = model.layer.register_forward_hook(lambda *args: None)
+    before, state = snapshot(model), copy.deepcopy(model.state_dict())
+    generator = torch.get_rng_state()
+    with pytest.raises(error), as_it_was_on_error(model):
+        model.eval()
+        model(torch.ones(3, 2))
+        set_module(model, 'layer.1', nn.Identity())
+        set_module(model, 'layer.0', nn.Conv2d(1, 1, 1))
+        model.layer.register_forward_pre_hook(lambda *args: None)
+        model.layer.forward = lambda x: x
+        model.requires_grad_(False)
+        raise error
+    assert snapshot(model) == before
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), generator)
+    handle.remove()  # still knows where its hook is
+    assert not model.layer._forward_hooks
+
+
+def test_what_succeeds_stays():
+    model = nn.Sequential(nn.Linear(2, 2))
+    with as_it_was_on_error(model):
+        set_module(model, '0', nn.Identity())
+        model.eval()
+    assert isinstance(model[0], nn.Identity) and not model.training
