@@ -171,7 +171,8 @@ def watch_batches(model: nn.Module, batches: Mapping[int, Any],
     wanted = sum(layer_kind(module) is not None for module in model.modules())
     best, size = DataFlow(), 1
     for batch in batches.values():
-        flow = watch(model, functools.partial(run, model, batch), barriers=[barrier(replay_points)])
+        flow = watch(model, functools.partial(run, model, batch), inputs=batch,
+                     barriers=[barrier(replay_points)])
         if len(flow.order) > len(best.order):
             best, size = flow, batch_size(batch)
         if len(best.order) == wanted:

@@ -4,6 +4,7 @@ Nothing is traced or rewritten. A dispatch mode sees every operation and carries
 tensor storage, the set of nearest layers upstream; module hooks tell which layer is running.
 """
 
+import re
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
@@ -17,10 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from mmbitsplit.functional.precision import full_float32
+from mmbitsplit.models.carried import tensors_in
 from mmbitsplit.models.geometry import computes_like_torch, layer_kind, normalizes_like_torch
 from mmbitsplit.models.readers import OPERATION, RETURNED, ReaderWatch, Reading, storage_of
 
 IMAGE = '<image>'
+# Operations that do what a layer does where one of their inputs is a weight.
+_PRODUCTS = re.compile(r'conv|mm|linear|embedding|rnn|lstm|gru|attention|transformer|bilinear')
 
 
 @dataclass
@@ -31,7 +35,10 @@ class DataFlow:
         order: Names of the layers of a supported kind, in the order of their first call.
         calls: How often each was called.
         sources: For each layer, the nearest layers upstream of its inputs; ``IMAGE`` when
-            the model's input reaches it without a layer between.
+            the model's input reaches it without a layer between. Where an operation of a kind that
+            is no layer here multiplies the input by a weight or looks it up (an embedding, a
+            one-dimensional convolution), the name of the module that does it.
+        fed_by_image: Layers of which a call was fed by the model's input and by nothing else.
         feeds: For each layer, the layers it is a source of.
         unlike_torch: Layers whose output is not what their weight and geometry say.
         norm_after: For each batch norm, the layer whose output channels it normalizes, or
@@ -56,6 +63,7 @@ class DataFlow:
     order: list[str] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
     sources: dict[str, set[str]] = field(default_factory=dict)
+    fed_by_image: set[str] = field(default_factory=set)
     feeds: dict[str, set[str]] = field(default_factory=dict)
     unlike_torch: set[str] = field(default_factory=set)
     norm_after: dict[str, str | None] = field(default_factory=dict)
@@ -76,13 +84,17 @@ class DataFlow:
 
 
 @full_float32()  # TF32 would pass for a layer that computes something else
-def watch(model: nn.Module, run: Callable[[], Any], *, barriers: Iterable[Any] = (),
-          ) -> DataFlow:
+def watch(model: nn.Module, run: Callable[[], Any], *, inputs: Any = None,
+          barriers: Iterable[Any] = ()) -> DataFlow:
     """Runs the model once and reports its data flow.
+
+    What goes into the run and comes out of it are the model's input and output, and so is what
+    calls of the model itself take and return.
 
     Args:
         model: The float model in eval mode.
-        run: Runs the model on one batch.
+        run: Runs the model on one batch and returns what came of it.
+        inputs: The batch, in whatever carries its tensors.
         barriers: Functions that take a context manager and wrap it around some calls for as
             long as their own context lasts; nothing is seen inside such calls and their
             results have no sources (box decoding, whose result is data-dependent).
@@ -95,8 +107,9 @@ def watch(model: nn.Module, run: Callable[[], Any], *, barriers: Iterable[Any] =
         for barrier in barriers:
             stack.enter_context(barrier(watcher.blind))
         stack.enter_context(watcher.hooks())
+        watcher.take_in(inputs)
         stack.enter_context(watcher)
-        run()
+        watcher.hand_out(run())
     return watcher.flow
 
 
@@ -111,6 +124,7 @@ class _Watcher(TorchDispatchMode):
         self.sources: dict[StorageWeakRef, set[str]] = {}
         self.produced: dict[StorageWeakRef, tuple[str, weakref.ref[Tensor]]] = {}
         self.made: dict[StorageWeakRef, int] = {}  # bytes of what the run made
+        self.weights = {storage_of(p) for p in model.parameters() if p.dim() > 1}
         self.inside: list[str] = []  # layers and norms now running
         self.blinded = 0
         self.stack: list[tuple[str, int]] = []
@@ -123,22 +137,25 @@ class _Watcher(TorchDispatchMode):
         if not self.inside:  # behind a barrier too: what is read there must not change
             self.readers.operation(func, inputs, outputs)
         if not self.blinded:
-            self._see(inputs, outputs)
+            self._see(func, inputs, outputs)
         return out
 
-    def _see(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+    def _see(self, func: Callable, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         if not self.inside:
             for tensor in inputs:
                 made = self.produced.get(storage_of(tensor))
                 if made is not None:
                     self.flow.consumers[made[0]].add('operation')
         merged = set().union(*(self._of(t) for t in inputs)) if inputs else set()
+        if IMAGE in merged and self._is_layer(func, inputs):
+            merged = merged - {IMAGE} | {self.stack[-1][0] if self.stack else ''}
         if not outputs:  # a number was read
             self.flow.deciding |= merged
         for tensor in outputs:
             storage = storage_of(tensor)
             if not tensor.dtype.is_floating_point:
-                self.sources.pop(storage, None)  # an index or a mask is no activation
+                # An index or a mask is no activation, but token numbers and pixels are inputs.
+                self.sources[storage] = {IMAGE} if merged == {IMAGE} else set()
                 self.flow.deciding |= merged
             else:
                 self.sources[storage] = set(merged)
@@ -146,6 +163,11 @@ class _Watcher(TorchDispatchMode):
                     storage == storage_of(tensor) for tensor in inputs):
                 self.made[storage] = tensor.untyped_storage().nbytes()
                 self.flow.peak_bytes = max(self.flow.peak_bytes, sum(self._live_blocks()))
+
+    def _is_layer(self, func: Callable, inputs: list[Tensor]) -> bool:
+        """Whether an operation multiplies by a weight of the model or looks up in it."""
+        return _PRODUCTS.search(func.name()) is not None and any(
+            storage_of(tensor) in self.weights for tensor in inputs)
 
     def _of(self, tensor: Tensor) -> set[str]:
         return self.sources.get(storage_of(tensor), set()) if tensor.numel() else set()
@@ -187,12 +209,20 @@ class _Watcher(TorchDispatchMode):
                 handle.remove()
 
     def _enter_model(self, module, args, kwargs):
-        for tensor in tree_flatten((args, kwargs))[0]:
-            if isinstance(tensor, Tensor):
-                self.sources[storage_of(tensor)] = {IMAGE}
+        self.take_in((args, kwargs))
 
     def _leave_model(self, module, args, output):
-        tensors = [t for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
+        self.hand_out(output)
+
+    def take_in(self, value: Any) -> None:
+        """Tensors in a value that come from no layer are the model's input."""
+        for tensor in tensors_in(value):
+            if not self._of(tensor):
+                self.sources[storage_of(tensor)] = {IMAGE}
+
+    def hand_out(self, value: Any) -> None:
+        """Tensors in a value are the model's output."""
+        tensors = tensors_in(value)
         self.readers.read(RETURNED, tensors)
         for tensor in tensors:
             if storage_of(tensor) in self.produced:
@@ -209,8 +239,7 @@ class _Watcher(TorchDispatchMode):
             self.stack.pop()
             if any(True for _ in module.children()):
                 self.flow.returned.setdefault(name, set()).update(
-                    *(self._of(leaf) for leaf in tree_flatten(output)[0]
-                      if isinstance(leaf, Tensor)))
+                    *(self._of(tensor) for tensor in tensors_in(output)))
         return hook
 
     def _live_blocks(self) -> list[int]:
@@ -231,6 +260,8 @@ class _Watcher(TorchDispatchMode):
                                          key=sum)
             sources = self._of(x)
             flow.sources.setdefault(name, set()).update(sources)
+            if sources == {IMAGE}:
+                flow.fed_by_image.add(name)
             for source in sources - {IMAGE}:
                 flow.feeds.setdefault(source, set()).add(name)
             made = self.produced.get(storage_of(x))
@@ -284,8 +315,7 @@ class _Watcher(TorchDispatchMode):
         return hook
 
     def _leave_leaf(self, module, args, output):
-        inputs, outputs = ([t for t in tree_flatten(side)[0] if isinstance(t, Tensor)]
-                           for side in (args, output))
+        inputs, outputs = tensors_in(args), tensors_in(output)
         if not self.inside and any(t.numel() and not self._of(t) for t in outputs):
             self.readers.read(OPERATION, inputs)
         if self.blinded:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from mmbitsplit.models.dataflow import IMAGE, DataFlow
+from mmbitsplit.models.dataflow import DataFlow
 from mmbitsplit.models.geometry import layer_kind
 from mmbitsplit.models.model_checks import check_left, check_model, check_reached
 from mmbitsplit.models.placement import plan_outputs
@@ -24,11 +24,12 @@ from mmbitsplit.structures import (
 def layer_role(name: str, flow: DataFlow) -> str:
     """Returns ``'first'``, ``'last'``, ``'first+last'`` or ``'inner'``.
 
-    First: the model's input reaches it without a layer between. Last: its output reaches no
+    First: a call is fed by the model's input alone, no layer between; after an addition with a
+    layer's output, or after an embedding, which is a layer, it is not. Last: its output reaches no
     other layer, data-dependent steps (box decoding) not counted.
     """
     parts = []
-    if IMAGE in flow.sources[name]:
+    if name in flow.fed_by_image:
         parts.append('first')
     if not flow.feeds.get(name, set()) - {name}:
         parts.append('last')

@@ -97,7 +97,7 @@ def _calls_of(layer: nn.Module):
 
 def _naive_calibrate(model: nn.Module, batches, spec: QuantSpec, run=call) -> PreparedModel:
     """Layer by layer, re-runs the float and the so far quantized model on every batch."""
-    flow = watch(model.eval(), lambda: run(model, batches[0]))
+    flow = watch(model.eval(), lambda: run(model, batches[0]), inputs=batches[0])
     prepared = prepare(model, flow, spec)
     reference = copy.deepcopy(model)
     method = build_method(spec.method)

@@ -85,7 +85,7 @@ def test_the_image_reaches_past_operations_but_not_past_layers(make_net, see, im
         return net.c(torch.cat([net.a(normed), normed], 1)) + net.b(normed)
     flow = see(make_net(run, a=conv(3), b=conv(3), c=conv(7)), image)
     assert flow.sources == {'a': {IMAGE}, 'b': {IMAGE}, 'c': {IMAGE, 'a'}}
-    assert roles(flow) == {'a': 'first', 'b': 'first+last', 'c': 'first+last'}
+    assert roles(flow) == {'a': 'first', 'b': 'first+last', 'c': 'last'}
 
 
 def test_parameters_and_constants_have_no_sources(make_net, see, image):
