@@ -76,9 +76,9 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
         The prepared model, every planned layer quantized, and the report.
 
     Raises:
-        ValueError: A model that is quantized already or has no layer to quantize, no batches, an unknown method or option, activations that are not finite, a
-            layer that is never reached, overrides or a scope that match nothing, more than the
-            memory budget.
+        ValueError: A model that is quantized already or has no layer to quantize, no batches, an
+            unknown method or option, activations that are not finite, a layer that is never
+            reached, overrides or a scope that match nothing, more than the memory budget.
     """
     team = team or Team()
     total = team.total(len(batches))

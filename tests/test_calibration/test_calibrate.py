@@ -151,8 +151,8 @@ class Extra(nn.Module):
 def test_a_layer_that_is_never_reached(residual_net, images, make_spec, run_model):
     with pytest.raises(ValueError, match="never reached.*unused.*match='unused', skip=True"):
         calibrate(Extra(residual_net()), images(), make_spec(), run=run_model)
-    spec = make_spec(overrides=[dict(match='unused', skip=True)])
-    for spec, reason in ((spec, 'skipped by an override'), (make_spec(scope='net'), 'scope')):
+    skipped = make_spec(overrides=[dict(match='unused', skip=True)])
+    for spec, reason in ((skipped, 'skipped by an override'), (make_spec(scope='net'), 'scope')):
         _, report = calibrate(Extra(residual_net()), images(), spec, run=run_model)
         assert len(report.layers) == 7
         (kept,) = report.kept_float
