@@ -12,6 +12,7 @@ from torch import nn
 
 from mmbitsplit.calibration.capture import Sampler
 from mmbitsplit.calibration.float_pass import FloatRecord, float_pass
+from mmbitsplit.calibration.forward_state import ForwardState
 from mmbitsplit.calibration.journal import Journal
 from mmbitsplit.calibration.layer_solver import LayerSolver, Progress
 from mmbitsplit.calibration.lockstep import Lockstep
@@ -31,6 +32,7 @@ from mmbitsplit.calibration.replay import ReplayPoint, Tape, barrier, recording,
 from mmbitsplit.calibration.shared import Owner, find_owners
 from mmbitsplit.calibration.stopwatch import Stopwatch
 from mmbitsplit.calibration.team import Team
+from mmbitsplit.calibration.thread_state import in_a_state_of_its_own
 from mmbitsplit.functional.precision import full_float32
 from mmbitsplit.models import (
     DataFlow,
@@ -46,6 +48,7 @@ from mmbitsplit.structures import QuantizationReport, QuantSpec
 
 
 @full_float32()
+@in_a_state_of_its_own
 def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
               run: Callable[[nn.Module, Any], Any],
               replay_points: Sequence[ReplayPoint] = (),
@@ -118,6 +121,8 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
     sampler = Sampler(spec.calibration, total,
                       {name: flow.calls[name] for name in prepared.layers}, stopwatch)
     tape, current = Tape(), {'batch': 0}
+    with torch.no_grad():
+        state = ForwardState(spec.calibration.seed)
     record = FloatRecord()
     loss = ModelLoss(model, flow, by_number, lambda batch: run(model, batch), replay_points, tape,
                      team, method.loss, method.loss_batches) if method.refines else None
@@ -127,7 +132,7 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
                 loss.recording(lambda: current['batch']) if loss else nullcontext():
             record = float_pass(
                 prepared, by_number, lambda batch: run(model, batch), sampler, labels, done,
-                enter=lambda batch: current.update(batch=batch),
+                enter=lambda batch: current.update(batch=batch), state=state,
                 progress=lambda step, steps: progress(Progress('float', step, steps)))
         if journal is not None:
             journal.remember(float_forward=record.seconds_forward)
@@ -140,7 +145,7 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
         solver.solve_without_images()
     elif to_run:
         lockstep = Lockstep(prepared, by_number, lambda batch: run(model, batch), record.counts,
-                            owners, sampler, tape, solver, team)
+                            owners, sampler, tape, solver, team, state)
         with stopwatch('quantized_pass'), replaying(replay_points, tape, lockstep.current_batch):
             lockstep.run()
     solver.check_complete()

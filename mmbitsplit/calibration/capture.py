@@ -127,6 +127,15 @@ class Sampler:
             shape=tuple(x.shape), batch=batch)
 
 
+def ordinary(x: Tensor, layer: QuantizedLayer) -> Tensor:
+    """What calibration keeps of an input: no inference tensor, in the precision of the layer.
+
+    Autocast gives layers inputs of lower precision; ``QuantizedLayer`` takes them as they are.
+    """
+    x = x.to(layer.weight.dtype) if x.is_floating_point() else x
+    return x.clone() if x.is_inference() else x
+
+
 def take_columns(channels: Tensor, chosen: Tensor) -> Tensor:
     """Returns columns (C, K) of inputs (C, ...), counted over all dimensions but the first."""
     if channels.dim() == 2:

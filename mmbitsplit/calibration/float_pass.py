@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.calibration.capture import Sampler
+from mmbitsplit.calibration.forward_state import ForwardState
 from mmbitsplit.models import PreparedModel, QuantizedLayer, layer_input
 
 
@@ -34,7 +35,8 @@ class FloatRecord:
 
 def float_pass(prepared: PreparedModel, batches: Mapping[int, Any], run: Callable[[Any], Any],
                sampler: Sampler, labels: Mapping[int, str], done: Container[str],
-               enter: Callable[[int], None], progress: Callable[[int, int], None]) -> FloatRecord:
+               enter: Callable[[int], None], progress: Callable[[int, int], None],
+               state: ForwardState) -> FloatRecord:
     """Runs every batch through the float model.
 
     A target is copied from the layer's output at once: what comes after may change it in place.
@@ -48,14 +50,23 @@ def float_pass(prepared: PreparedModel, batches: Mapping[int, Any], run: Callabl
         done: Layers solved already, whose targets nobody asks for.
         enter: Told the number of the batch that starts.
         progress: Told (batches done, batches in all).
+        state: Told what forwards change.
 
     Raises:
         ValueError: A layer's input holds NaN or infinity; names layer and image.
     """
     record = FloatRecord()
-    current = {'batch': 0}
+    current: dict[str, Any] = {}
+    seen = set()
 
     def take(name: str, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
+        if name not in seen or current['first']:
+            seen.add(name)
+            current['look']()
+        with state.ours.apart():
+            record_call(name, layer, x, output)
+
+    def record_call(name: str, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
         batch = current['batch']
         with sampler.stopwatch('sampling'):
             check_finite(name, x, labels[batch], 'float')
@@ -66,15 +77,17 @@ def float_pass(prepared: PreparedModel, batches: Mapping[int, Any], run: Callabl
             return
         record.shapes.setdefault((name, batch), []).append(tuple(x.shape))
         record.targets.setdefault((name, batch), []).append(
-            sampler.target(name, layer, call, batch, x.shape, output))
+            sampler.target(name, layer, call, batch, x.shape,
+                           output.to(layer.weight.dtype)))  # of lower precision under autocast
 
     started, sampled_before = time.perf_counter(), sampler.stopwatch.seconds['sampling']
     with _taking(prepared, take), torch.no_grad():
         for step, (batch, data) in enumerate(batches.items()):
-            current['batch'] = batch
             record.counts[batch] = {}
             enter(batch)
-            run(data)
+            with state.watched(batch) as look:
+                current.update(batch=batch, look=look, first=step == 0)
+                run(data)
             progress(step + 1, len(batches))
     record.seconds_sampling = sampler.stopwatch.seconds['sampling'] - sampled_before
     record.seconds_forward = time.perf_counter() - started - record.seconds_sampling

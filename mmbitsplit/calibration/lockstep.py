@@ -7,6 +7,7 @@ image is run once, whatever the depth, and nothing of the model is known beforeh
 layers it calls.
 """
 
+import contextvars
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmbitsplit.calibration.capture import CallCapture, Sampler
+from mmbitsplit.calibration.capture import CallCapture, Sampler, ordinary
+from mmbitsplit.calibration.forward_state import ForwardState, Saved
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, patched
 from mmbitsplit.calibration.shared import RUN, Offer, Owner, OwnerRuns, SpareMemory
 from mmbitsplit.calibration.team import Team
@@ -39,16 +41,17 @@ class Lockstep:
         solve: Solves a layer and writes the solution into it; given the layer's name and, by
             batch, what was captured of each call.
         team: The processes that run batches side by side with this one.
+        state: Keeps apart what forwards change.
     """
 
     def __init__(self, prepared: PreparedModel, batches: Mapping[int, Any],
                  run: Callable[[Any], Any], counts: Mapping[int, dict[str, int]],
                  owners: dict[str, Owner], sampler: Sampler,
                  tape: Tape, solve: Callable[[str, dict[int, list[CallCapture]]], None],
-                 team: Team):
+                 team: Team, state: ForwardState):
         self.prepared, self.batches, self.run_model = prepared, batches, run
         self.counts, self.owners, self.sampler, self.solve = counts, owners, sampler, solve
-        self.tape, self.team, self.spare = tape, team, SpareMemory()
+        self.tape, self.team, self.spare, self.state = tape, team, SpareMemory(), state
         self.workers: list[_Worker] = []
 
     def current_batch(self) -> int:
@@ -57,8 +60,7 @@ class Lockstep:
 
     def run(self) -> None:
         """Runs all batches to the end; afterwards every reachable layer is solved."""
-        greenlet = _greenlet()
-        self.workers = [_Worker(batch, self._work) for batch in self.batches]
+        self.workers = [_Worker(batch, self._work, self.state) for batch in self.batches]
         with ExitStack() as stack, torch.no_grad():
             self._intercept(stack)
             try:
@@ -69,7 +71,7 @@ class Lockstep:
             finally:
                 for worker in self.workers:
                     if not worker.dead:
-                        worker.throw(greenlet.GreenletExit)
+                        worker.end()
 
     def _step(self) -> None:
         """Solves every layer that all its batches offer, and wakes those that offered it."""
@@ -133,7 +135,9 @@ class Lockstep:
                 if worker.owner_runs is not None:
                     return worker.owner_runs.call(name, input, forward)
                 if not layer.quantized:
-                    capture = self.sampler.capture(name, layer, 0, worker.batch, input)
+                    with self.state.ours.apart():
+                        capture = self.sampler.capture(name, layer, 0, worker.batch,
+                                                       ordinary(input, layer))
                     worker.arrive({name: [capture]})
                 return forward(input, *args, **kwargs)
             return intercepted
@@ -151,13 +155,22 @@ class Lockstep:
                 worker.owner_runs = OwnerRuns(
                     layers=layers, readers=owner.readers, counts=self.counts[worker.batch],
                     sampler=self.sampler, batch=worker.batch,
-                    rewind=self.tape.bookmark(worker.batch), spare=self.spare)
+                    rewind=self._bookmark(worker.batch), ours=self.state.ours,
+                    spare=self.spare)
                 try:
                     return worker.owner_runs.run(forward, args, kwargs, worker.arrive)
                 finally:
                     worker.owner_runs = None
             return intercepted
         return wrap
+
+    def _bookmark(self, batch: int) -> Callable[[], None]:
+        rewinds = self.tape.bookmark(batch), self.state.bookmark()
+
+        def rewind() -> None:
+            for each in rewinds:
+                each()
+        return rewind
 
 
 def _greenlet():
@@ -170,7 +183,7 @@ def _greenlet():
     return greenlet
 
 
-def _Worker(batch: int, work: Callable[[int], None]):
+def _Worker(batch: int, work: Callable[[int], None], state: ForwardState):
     """Makes the greenlet of one batch; a function because its base class is imported late."""
     greenlet = _greenlet()
 
@@ -183,6 +196,8 @@ def _Worker(batch: int, work: Callable[[int], None]):
             self.offer: Offer = {}
             self.due = False
             self.owner_runs: OwnerRuns | None = None
+            self.gr_context = contextvars.copy_context()
+            self.saved: Saved | None = None  # before it has begun
 
         def arrive(self, offer: Offer) -> None:
             """Offers inputs of layers and sleeps until the scheduler wakes this batch."""
@@ -191,6 +206,21 @@ def _Worker(batch: int, work: Callable[[int], None]):
 
         def wake(self) -> None:
             self.due = False
-            self.switch(batch)
+            self._enter(lambda: self.switch(batch))
+
+        def end(self) -> None:
+            """Leaves the forward where it sleeps; its context managers are left, too."""
+            self._enter(lambda: self.throw(greenlet.GreenletExit))
+
+        def _enter(self, switch: Callable[[], Any]) -> None:
+            if self.saved is None:
+                state.begin(batch)
+            else:
+                state.load(self.saved)
+            try:
+                switch()
+            finally:
+                self.saved = state.save()
+                state.ours.restore()
 
     return Worker()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mmbitsplit.calibration.calibrate import watch_batches
-from mmbitsplit.calibration.capture import CallCapture, Sampler, merge_samples
+from mmbitsplit.calibration.capture import CallCapture, Sampler, merge_samples, ordinary
+from mmbitsplit.calibration.forward_state import ForwardState
 from mmbitsplit.calibration.input_scales import input_candidates
 from mmbitsplit.calibration.methods import build_method
 from mmbitsplit.calibration.output_error import output_scale
@@ -67,6 +68,8 @@ class Sensitivity:
         self.model, self.batches, self.run = model, batches, run
         self.points, self.tape, self.current = replay_points, Tape(), 0
         self.method, self.team = build_method(spec.method), Team()
+        with torch.no_grad():
+            self.state = ForwardState(spec.calibration.seed)
         with as_it_was_on_error(model):
             self._look(model.eval(), spec)
 
@@ -131,7 +134,8 @@ class Sensitivity:
 
         def take(call: int, x: Tensor, output: Tensor) -> None:
             targets.append(self.sampler.target(name, layer, call, self.current, x.shape, output))
-            captures.append(self.sampler.capture(name, layer, call, self.current, x))
+            captures.append(self.sampler.capture(name, layer, call, self.current,
+                                                 ordinary(x, layer)))
 
         with replaying(self.points, self.tape, lambda: self.current):
             self._run_all({name: take})
@@ -160,7 +164,7 @@ class Sensitivity:
         self.tape.positions.clear()
         for number, batch in enumerate(self.batches):
             self.current = number
-            with self._watching(takers), torch.no_grad():
+            with torch.no_grad(), self._watching(takers), self.state.watched(number):
                 self.run(self.model, batch)
 
     @contextmanager
@@ -169,7 +173,8 @@ class Sensitivity:
             calls = iter(range(1 << 30))
 
             def hook(module, args, kwargs, output):
-                take(next(calls), layer_input(args, kwargs), output)
+                with self.state.ours.apart():
+                    take(next(calls), layer_input(args, kwargs), output)
             return hook
 
         with ExitStack() as stack:

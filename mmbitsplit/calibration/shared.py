@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from mmbitsplit.calibration.capture import CallCapture, Sampler
+from mmbitsplit.calibration.capture import CallCapture, Sampler, ordinary
+from mmbitsplit.calibration.thread_state import ThreadState
 from mmbitsplit.functional import output_size
 from mmbitsplit.models import DataFlow, QuantizedLayer
 
@@ -87,7 +88,8 @@ class OwnerRuns:
         counts: Calls of each layer in this batch's float forward.
         sampler: Positions.
         batch: Index of the batch.
-        rewind: Takes recorded results back to where the owner was called.
+        rewind: Takes recorded results and the forward's state back to where the owner was called.
+        ours: The state of the thread in which calibration itself computes.
         spare: Memory for answers that only last for a run.
     """
 
@@ -97,6 +99,7 @@ class OwnerRuns:
     sampler: Sampler
     batch: int
     rewind: Callable[[], None]
+    ours: ThreadState
     spare: 'SpareMemory'
     memory: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     answered: dict[str, int] = field(default_factory=dict)  # calls whose output was computed
@@ -121,7 +124,7 @@ class OwnerRuns:
             args, kwargs: Its inputs.
             arrive: Hands inputs of layers to the scheduler and sleeps until one is solved.
         """
-        keep = _InputKeeper(args, kwargs)
+        keep = _InputKeeper(args, kwargs, self.ours)
         while self.pending():
             self._probe(forward, keep)
             complete = {name: calls for name, calls in self.offer.items()
@@ -203,29 +206,40 @@ class OwnerRuns:
 
     def call(self, name: str, x: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
         """Answers one call of a planned layer during a run of the owner."""
-        layer = self.layers[name]
         index = self.calls.get(name, 0)
         self.calls[name] = index + 1
+        with self.ours.apart():
+            answer = self._answer(name, index, x)
+        if answer is not None:
+            return answer
+        output = forward(x)
+        if self.final or self.provisional is not None:
+            return output
+        self.memory[name, index] = output
+        if self.forgets:
+            self.answered[name] = self.answered.get(name, 0) + 1
+        with self.ours.apart():
+            return self._lend(output)
+
+    def _answer(self, name: str, index: int, x: Tensor) -> Tensor | None:
+        """What a call is answered without computing it, or ``None``."""
+        layer = self.layers[name]
         if name in self.forgotten:
             return self._unknown_output(layer, x)
         if self.final:
-            known = self.memory.pop((name, index), None)
-            return forward(x) if known is None else known
+            return self.memory.pop((name, index), None)
         known = self.memory.get((name, index))
         if known is not None:
             return self._lend(known)
         unknown = bool(torch.isnan(x.sum()))
-        if layer.quantized and not unknown and self.provisional is None:
-            self.memory[name, index] = forward(x)
-            if self.forgets:
-                self.answered[name] = self.answered.get(name, 0) + 1
-            return self._lend(self.memory[name, index])
-        if not layer.quantized and not unknown and self.provisional in (None, name):
+        if unknown:
+            return self._unknown_output(layer, x)
+        if layer.quantized and self.provisional is None:
+            return None
+        if not layer.quantized and self.provisional in (None, name):
             self.offer.setdefault(name, []).append(
-                self.sampler.capture(name, layer, index, self.batch, x))
-        if self.provisional is not None and not unknown:
-            return forward(x)
-        return self._unknown_output(layer, x)
+                self.sampler.capture(name, layer, index, self.batch, ordinary(x, layer)))
+        return None if self.provisional is not None else self._unknown_output(layer, x)
 
     def _lend(self, known: Tensor) -> Tensor:
         """A copy: the caller may change it in place."""
@@ -277,15 +291,16 @@ class _InputKeeper:
     Tensors are copied only where the owner changes them in place.
     """
 
-    def __init__(self, args: tuple, kwargs: dict):
-        self.args, self.kwargs = args, kwargs
+    def __init__(self, args: tuple, kwargs: dict, ours: ThreadState):
+        self.args, self.kwargs, self.ours = args, kwargs, ours
         self.copies = True
         self.given: list[Tensor] = []  # by the last run's containers, which it may have emptied
 
     def inputs(self) -> tuple[tuple, dict]:
-        inputs = tree_map(
-            lambda leaf: leaf.clone() if self.copies and isinstance(leaf, Tensor) else leaf,
-            (self.args, self.kwargs))
+        with self.ours.apart():  # copies made in inference mode would not count changes
+            inputs = tree_map(
+                lambda leaf: leaf.clone() if self.copies and isinstance(leaf, Tensor) else leaf,
+                (self.args, self.kwargs))
         self.given = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)]
         return inputs
 

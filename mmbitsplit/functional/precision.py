@@ -45,6 +45,22 @@ def full_float32() -> Iterator[None]:
             switch.write(value)
 
 
+def autocast_dtype(kind: str, device: torch.device) -> torch.dtype | None:
+    """Returns the dtype that autocast gives the outputs of a layer, ``None`` where it is off.
+
+    Asked of torch with a layer of one input and one output, for its lists differ by device.
+
+    Args:
+        kind: ``'linear'``, ``'conv2d'`` or ``'conv_transpose2d'``.
+        device: Of the layer.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        return None
+    one = torch.zeros((1, 1) if kind == 'linear' else (1, 1, 1, 1), device=device,
+                      dtype=torch.float32)
+    return getattr(torch.nn.functional, kind)(one, one).dtype
+
+
 def _switches() -> Iterator[_Switch]:
     """The older switches first, where they can still be read: they move the newer ones along.
 

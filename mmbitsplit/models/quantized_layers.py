@@ -16,7 +16,7 @@ from mmbitsplit.functional import (
     unpack_codes,
     weight_rows,
 )
-from mmbitsplit.functional.precision import full_float32
+from mmbitsplit.functional.precision import autocast_dtype, full_float32
 from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
 
 
@@ -67,6 +67,14 @@ class QuantizedLayer(nn.Module):
             raise ValueError('output_size is not supported by quantized transposed '
                              'convolutions; leave this layer in float with an override '
                              "dict(match='...', skip=True).")
+        # Codes are computed in full under autocast, too; what comes after gets what it expects.
+        expected = autocast_dtype(self.geometry.kind, input.device) if self.quantized else None
+        if expected is None:
+            return self._compute(input)
+        with torch.autocast(input.device.type, enabled=False):
+            return self._compute(input.to(self.weight.dtype)).to(expected)
+
+    def _compute(self, input: Tensor) -> Tensor:
         if self.qparams is not None:
             input = product_input(input, self.qparams, channel_dim(self.geometry))
         # In TF32, torch's default for convolutions on GPUs, scale times code would be rounded.
