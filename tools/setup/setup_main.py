@@ -105,8 +105,8 @@ def announce(run: SetupRun) -> None:
     print(f'Setting up {shown_path(run)} with {run.options.torch}; '
           f'to do: {", ".join(todo) or "nothing"}.')
     if 'onedl-mmcv' in todo:
-        print('onedl-mmcv is compiled here: 7 to 10 minutes on 2 cores, unless pip kept it from '
-              'an earlier time.')
+        print('onedl-mmcv is compiled here: about 2 minutes on 2 cores (10 or more with CUDA), '
+              'unless a wheel was kept from an earlier time.')
     if 'torch' in todo:
         for note in checks.notes(run.options.venv):
             print(note)

@@ -5,6 +5,7 @@ import shutil
 import time
 
 NINJA_LINE = re.compile(r'^\s*\[(\d+)/(\d+)\]\s')
+UNIT_FILE = re.compile(r'mmbitsplit_unit_\d+\.cpp')  # see setup_mmcv
 FINISHED_BUILD = re.compile(r'^\s*Building wheel for .*finished|^\s*Created wheel for ')
 ACTIVITIES = (
     (re.compile(r'^\s*Downloading (\S+)(?: \((.*)\))?'), 'downloading'),
@@ -26,6 +27,7 @@ class BuildProgress:
     def __init__(self):
         self.files_done = 0
         self.files_total = 0
+        self.counted = 'files'
         self.activity = 'working'
 
     def feed(self, line: str) -> None:
@@ -33,6 +35,8 @@ class BuildProgress:
         counted = NINJA_LINE.match(line)
         if counted:
             self.files_done, self.files_total = int(counted[1]), int(counted[2])
+            if UNIT_FILE.search(line):  # one of them is enough: the last line is the linker's
+                self.counted = 'units'
             return
         if FINISHED_BUILD.match(line):
             self.files_done = self.files_total = 0
@@ -46,8 +50,8 @@ class BuildProgress:
 
     def describe(self, seconds: float) -> str:
         """For example "37 of 78 files, 3.1 min" or "downloading numpy.whl (16 MB), 0.2 min"."""
-        counted = f'{self.files_done} of {self.files_total} files' if self.files_total else ''
-        return f'{counted or self.activity}, {minutes(seconds)}'
+        counted = f'{self.files_done} of {self.files_total} {self.counted}'
+        return f'{counted if self.files_total else self.activity}, {minutes(seconds)}'
 
 
 class StatusLine:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import setup_versions as versions
+from setup_mmcv import MmcvStep
 from setup_progress import StatusLine, minutes
 from setup_runner import SetupError, run_logged
 from setup_stamp import SetupState, chain_keys, file_key, installed_version, site_packages
@@ -17,12 +18,6 @@ HOOK_SOURCE = Path('mmbitsplit/compat/torchvision_ops.py')
 
 STEPS_BEFORE_TORCH = ('venv', 'build tools')
 
-# Compiled operators can import and still be wrong for this torch, so one is really called.
-MMCV_TRIAL = (
-    'import torch; from mmcv.ops import nms; '
-    'boxes = torch.tensor([[0., 0., 9., 9.], [0., 0., 9., 8.], [20., 20., 29., 29.]]); '
-    'kept = nms(boxes, torch.tensor([.9, .8, .7]), .5)[1]; '
-    'assert kept.tolist() == [0, 2], kept')
 IMPORT_TRIAL = (
     'import cv2, torch, torchvision, mmengine, mmcv, mmdet.apis, mmpretrain.datasets, '
     'mmpretrain.models, mmbitsplit')
@@ -123,48 +118,27 @@ class SetupRun:
     def install_build_tools(self) -> float:
         """What onedl-mmcv is built with, and the constraints that hold from here on."""
         self._write_constraints()
-        return self._pip(['--upgrade', *versions.BUILD_TOOLS], 'build-tools')
+        return self.pip(['--upgrade', *versions.BUILD_TOOLS], 'build-tools')
 
     def install_torch(self) -> float:
         """torch, then hold it at the very version that came."""
         self.state.put('torch', '')
         self._write_constraints()
-        seconds = self._pip([self.options.torch], 'torch')
+        seconds = self.pip([self.options.torch], 'torch')
         self.state.put('torch', installed_version(self.options.venv, 'torch') or '')
         self._write_constraints()
         return seconds
 
     def install_mmcv(self) -> float:
-        """Compile onedl-mmcv against the installed torch, or take pip's own wheel of that.
-
-        pip keeps the wheel it built, but does not know which torch it was built with. So one that
-        fails the trial is built again, and with another torch than the usual one none is taken.
-        """
-        env, torch = self._mmcv_env(), self.state.get('torch')
-        other_torch = self.state.get('onedl-mmcv torch') not in (None, torch)
-        if other_torch or self.options.torch != versions.TORCH:
-            seconds = self._compile_mmcv(env)
-        else:
-            seconds = self._pip(['-v', '--no-build-isolation', versions.MMCV], 'onedl-mmcv', env)
-            try:
-                seconds += self._trial(MMCV_TRIAL, 'onedl-mmcv')
-            except SetupError:
-                self.status.finish(f'{self._title}: the one that was there does not fit this '
-                                   'torch; compiling it again')
-                seconds += self._compile_mmcv(env)
-        self.state.put('onedl-mmcv torch', torch)
+        """Compile onedl-mmcv against the installed torch, or take a wheel kept from before."""
+        with_cuda = self.options.mmcv_device != 'cpu' and self._sees_gpu()
+        seconds = MmcvStep(self).install(self._mmcv_env(with_cuda), with_cuda=with_cuda)
+        self.state.put('onedl-mmcv torch', self.state.get('torch'))
         return seconds
-
-    def _compile_mmcv(self, env: dict[str, str]) -> float:
-        """Compile onedl-mmcv whatever pip has kept, fetch what it depends on, and try it."""
-        fresh = ['-v', '--no-build-isolation', '--no-cache-dir', '--force-reinstall', '--no-deps']
-        return (self._pip([*fresh, versions.MMCV], 'onedl-mmcv', env)
-                + self._pip([versions.MMCV], 'onedl-mmcv', env)
-                + self._trial(MMCV_TRIAL, 'onedl-mmcv'))
 
     def install_torchvision(self) -> float:
         """torchvision, built for the installed torch."""
-        return self._pip([self.options.torchvision_requirement], 'torchvision')
+        return self.pip([self.options.torchvision_requirement], 'torchvision')
 
     def install_hook(self) -> float:
         """Let `import torchvision` work in this environment, whoever imports it."""
@@ -173,16 +147,16 @@ class SetupRun:
 
     def install_mm_packages(self) -> float:
         """mmengine, mmdet, mmpretrain, each built as it asks for itself."""
-        return self._pip(list(versions.MM_PACKAGES), 'mm-packages')
+        return self.pip(list(versions.MM_PACKAGES), 'mm-packages')
 
     def install_project(self) -> float:
         """This project, editable."""
         target = f'{self.options.project}[{versions.PROJECT_EXTRAS}]'
-        return self._pip(['--no-build-isolation', '-e', target], 'mmbitsplit')
+        return self.pip(['--no-build-isolation', '-e', target], 'mmbitsplit')
 
     def check_imports(self) -> float:
         """Import everything once: whatever is wrong shall show here, not in the first run."""
-        return self._trial(IMPORT_TRIAL, 'import-check')
+        return self.trial(IMPORT_TRIAL, 'import-check')
 
     # -- what they share ----------------------------------------------------------------------
 
@@ -201,12 +175,12 @@ class SetupRun:
             lines.insert(0, f'torch=={torch}')
         self.constraints.write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
-    def _mmcv_env(self) -> dict[str, str]:
+    def _mmcv_env(self, with_cuda: bool) -> dict[str, str]:
         env = dict(os.environ)
         env.setdefault('MAX_JOBS', str(compile_jobs()))
         if self.options.mmcv_device == 'cpu':
             env['CUDA_VISIBLE_DEVICES'] = ''
-        elif self._sees_gpu() and not has_cuda_compiler():
+        elif with_cuda and not has_cuda_compiler():
             raise SetupError(
                 'this torch sees a GPU, so onedl-mmcv would be compiled with CUDA, but there is no '
                 'CUDA compiler (nvcc) on the PATH or under CUDA_HOME.\nInstall the CUDA toolkit '
@@ -220,20 +194,38 @@ class SetupRun:
         return subprocess.run([str(self.python), '-c', code], capture_output=True,
                               check=False).returncode == 0
 
-    def _pip(self, arguments: list[str], log: str, env: dict[str, str] | None = None) -> float:
-        command = [str(self.python), '-m', 'pip', 'install', '--no-input',
-                   '--disable-pip-version-check', '--constraint', str(self.constraints), *arguments]
+    def pip(self, arguments: list[str], log: str, env: dict[str, str] | None = None,
+            command: str = 'install') -> float:
+        """Run pip in the environment under the constraints; the seconds it took."""
+        full = [str(self.python), '-m', 'pip', command, '--no-input',
+                '--disable-pip-version-check', '--constraint', str(self.constraints), *arguments]
         env = dict(os.environ if env is None else env)
         for name in ('PIP_USER', 'PIP_TARGET', 'PIP_PREFIX', 'PYTHONHOME'):
             env.pop(name, None)  # they would send packages past the environment
-        return self._logged(command, log, env)
+        return self._logged(full, log, env)
 
-    def _trial(self, code: str, log: str) -> float:
+    def trial(self, code: str, log: str) -> float:
+        """Run a piece of Python in the environment; the seconds it took."""
         return self._logged([str(self.python), '-c', code], log)
 
+    def note(self, text: str) -> None:
+        """Say something in the middle of a step."""
+        self.status.finish(f'{self._title}: {text}')
+
+    def log_length(self, log: str) -> int:
+        """Bytes in a step's log; 0 before it is there."""
+        path = self._log_path(log)
+        return path.stat().st_size if path.exists() else 0
+
+    def log_text(self, log: str, start: int) -> str:
+        """A step's log from byte `start` on."""
+        return self._log_path(log).read_bytes()[start:].decode('utf-8', errors='replace')
+
+    def _log_path(self, log: str) -> Path:
+        return self.options.venv / 'setup-logs' / f'{log}.log'
+
     def _logged(self, command: list[str], log: str, env: dict[str, str] | None = None) -> float:
-        log_path = self.options.venv / 'setup-logs' / f'{log}.log'
-        return run_logged(command, self._title, log_path, self.status, env=env)
+        return run_logged(command, self._title, self._log_path(log), self.status, env=env)
 
 
 def torch_guard(expected: str | None, found: str | None, culprit: str) -> str | None:
