@@ -30,6 +30,11 @@ def test_files_of_the_build_are_counted():
     assert feed(BUILD_OUTPUT).describe(186.0) == '37 of 78 files, 3.1 min'
 
 
+def test_units_of_several_files_are_counted_as_such():
+    line = '  [1/3] c++ -MMD -MF /tmp/mmbitsplit_unit_1.o.d -c /tmp/mmbitsplit_unit_1.cpp -o x.o\n'
+    assert feed(line).describe(40.0) == '1 of 3 units, 0.7 min'
+
+
 def test_after_the_build_the_count_is_gone():
     done = feed(BUILD_OUTPUT + '  Building wheel for onedl-mmcv (pyproject.toml): finished with '
                 "status 'done'\n")

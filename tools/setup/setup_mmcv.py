@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import setup_versions as versions
@@ -241,9 +242,10 @@ def compiler_version(env: dict[str, str], run=subprocess.run) -> str:
 def keep_wheel(wheel: Path, folder: Path) -> None:
     """Copy the wheel so that it appears whole or not at all; a full disk only costs the copy."""
     partial = folder / f'{wheel.name}.{os.getpid()}.part'
-    try:
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(wheel, partial)
-        os.replace(partial, folder / wheel.name)
-    except OSError:
-        partial.unlink(missing_ok=True)
+        try:
+            shutil.copyfile(wheel, partial)
+            os.replace(partial, folder / wheel.name)
+        finally:
+            partial.unlink(missing_ok=True)
