@@ -13,6 +13,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import mmbitsplit.cli  # noqa: F401  before torch: its threads wait without spinning
+
+# isort: split
 import cv2
 import numpy as np
 import torch

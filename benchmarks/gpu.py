@@ -20,8 +20,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+if importlib.util.find_spec('mmbitsplit'):
+    import mmbitsplit.cli  # noqa: F401  before torch: its threads wait without spinning
+
+# isort: split
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 DEVICE = torch.device('cuda')
 NEEDED = {'triton': 'comes with torch for Linux', 'greenlet': 'pip install greenlet',

@@ -15,6 +15,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import mmbitsplit.cli  # noqa: F401  before torch: its threads wait without spinning
+
+# isort: split
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope

@@ -18,6 +18,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import mmbitsplit.cli  # noqa: F401  before torch: its threads wait without spinning
+
+# isort: split
 import torch
 from published_bitsplit import solve_published
 from torch import Tensor

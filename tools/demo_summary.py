@@ -6,6 +6,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import mmbitsplit.cli  # noqa: F401  before torch: its threads wait without spinning
+
+# isort: split
 import cv2
 import numpy as np
 import torch

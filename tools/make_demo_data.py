@@ -10,6 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import mmbitsplit.cli  # noqa: E402, F401  before torch: its threads wait without spinning
+
+# isort: split
 from mmbitsplit.datasets import DigitsOptions, write_digits  # noqa: E402
 
 

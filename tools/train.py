@@ -12,6 +12,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import mmbitsplit.cli  # noqa: E402, F401  before torch: its threads wait without spinning
+
+# isort: split
 import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
