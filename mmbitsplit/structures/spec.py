@@ -165,6 +165,9 @@ class CalibrationSpec:
                 _is_number(self.memory_budget) and self.memory_budget > 0):
             raise ValueError(f'memory_budget={self.memory_budget!r} is not supported; allowed are '
                              'None or a positive number of GB.')
+        if self.dataloader is not None and not isinstance(self.dataloader, Mapping):
+            raise ValueError(f'dataloader={self.dataloader!r} is not supported; allowed are None '
+                             'or an mmengine dataloader config, a dict.')
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -251,11 +252,34 @@ def test_published_bit_split_is_the_default_with_its_additions_off(residual_net,
     (dict(type='ErrorFeedback', ridge=0), 'ridge=0'),
     (dict(type='ErrorFeedback', target='weights'), "did you mean 'weight'"),
     (dict(type='MSE', guard=True), 'guard=True'),
+    (dict(type='BitSplit', polish='no'), "polish='no'.*True or False"),
+    (dict(type='BitSplit', guard='False'), "guard='False'.*True or False"),
+    (dict(type='BitSplit', guard=1), 'guard=1 .*True or False'),
+    (dict(type='BitSplit', max_sweeps=-5), 'max_sweeps=-5.*an integer from 0'),
+    (dict(type='BitSplit', max_sweeps='3'), "max_sweeps='3'.*an integer"),
+    (dict(type='BitSplit', max_sweeps=2.5), 'max_sweeps=2.5.*an integer'),
+    (dict(type='BitSplit', ridge=-3), 'ridge=-3.*a number from 0'),
+    (dict(type='BitSplit', ridge=True), 'ridge=True.*a number or None'),
+    (dict(type='BitSplit', tolerance='x'), "tolerance='x'.*a number"),
+    (dict(type='PublishedBitSplit', tolerance=float('nan')), 'tolerance=nan'),
+    (dict(type='BitSplit', bias_correction=0.3), 'bias_correction=0.3.*True or False'),
+    (dict(type='ErrorFeedback', ridge='small'), "ridge='small'.*a number"),
+    (dict(type='ACIQ', weight_correction=None), 'weight_correction=None.*True or False'),
+    (dict(type='LAPQ', norms='234'), "norms='234'.*a list, each item a number"),
     (dict(type='KLDivergance'), "did you mean 'KLDivergence'"),
 ])
 def test_options_that_make_no_sense_are_named(config, message):
     with pytest.raises(ValueError, match=message):
         read_request({'method': config})
+
+
+@pytest.mark.parametrize('config', [
+    dict(type='BitSplit', max_sweeps=0, tolerance=0, ridge=None),
+    dict(type='BitSplit', max_sweeps=np.int64(3), ridge=1, tolerance=np.float32(.5)),
+    dict(type='LAPQ', norms=[2, 3.5])])
+def test_options_of_a_fitting_type_are_taken(config):
+    method = build_method(config)
+    assert all(getattr(method, name) == value for name, value in config.items() if name != 'type')
 
 
 @pytest.mark.parametrize(('activation', 'message'), [

@@ -112,6 +112,7 @@ def test_unknown_choice_names_value_and_allowed_ones(mapping, value, hint):
     {'calibration': {'batch_size': True}}, {'calibration': {'rows_per_layer': 63}},
     {'calibration': {'seed': -1}}, {'calibration': {'seed': True}},
     {'calibration': {'holdout': 0.6}}, {'calibration': {'holdout': 'some'}},
+    {'calibration': {'dataloader': 5}},
     {'weight': 4}, {'weight': None}, {'method': 'BitSplit'}, {'method': {'init': 'mse'}},
     {'scope': 3}, {'overrides': {'match': 'a'}}, {'overrides': ['a']}, {'overrides': [{}]},
     {'overrides': [{'match': 3}]}, {'overrides': [{'match': 'a', 'weight': 4}]},

@@ -105,13 +105,14 @@ def build_method(config: Mapping[str, Any]) -> Method:
     """Builds the method that ``config['type']`` names, with the other keys as its options.
 
     Raises:
-        ValueError: The method or one of its options is unknown; names the nearest.
+        ValueError: The method or one of its options is unknown, with the nearest; or an option
+            has a value that its type or the method does not allow.
     """
     options = dict(config)
     name = options.pop('type')
     if name not in METHODS:
         raise ValueError(f"method.type='{name}' is not known; {nearest(name, METHODS)}.")
-    return from_mapping(METHODS[name], options, f'quantization.method ({name})')
+    return from_mapping(METHODS[name], options, f'quantization.method ({name})', typed=True)
 
 
 def read_request(mapping: Mapping[str, Any]) -> QuantSpec:

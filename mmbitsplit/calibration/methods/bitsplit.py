@@ -13,7 +13,7 @@ from mmbitsplit.functional import (
 )
 from mmbitsplit.functional.bitsplit import INITS
 from mmbitsplit.structures import LayerStatistics, RowStatistics, WeightSolution
-from mmbitsplit.structures.options import check_choice
+from mmbitsplit.structures.options import check_choice, check_number
 
 
 @register_method
@@ -48,6 +48,10 @@ class BitSplit(Method):
 
     def __post_init__(self):
         check_choice('init', self.init, INITS)
+        check_number('max_sweeps', self.max_sweeps, 0, whole=True)
+        check_number('tolerance', self.tolerance, 0, 1)
+        if self.ridge is not None:
+            check_number('ridge', self.ridge, 0)
 
     def solve(self, statistics: LayerStatistics, weight: Tensor, num_bits: int,
               ) -> WeightSolution:
