@@ -108,13 +108,13 @@ def check_finite(name: str, x: Tensor, label: str, which: str) -> None:
 @contextmanager
 def _taking(prepared: PreparedModel,
             take: Callable[[str, QuantizedLayer, Tensor, Tensor], None]):
-    """Calls ``take`` right after every call of every planned layer."""
+    """Calls ``take`` right after every call of every planned layer, before the user's hooks."""
     def hook_for(name: str):
         def hook(module, args, kwargs, output):
             take(name, module, layer_input(args, kwargs), output)
         return hook
 
-    handles = [layer.register_forward_hook(hook_for(name), with_kwargs=True)
+    handles = [layer.register_forward_hook(hook_for(name), with_kwargs=True, prepend=True)
                for name, layer in prepared.layers.items()]
     try:
         yield

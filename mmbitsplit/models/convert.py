@@ -11,7 +11,7 @@ from mmbitsplit.models.fold_bn import fold_batch_norm, foldable_batch_norms
 from mmbitsplit.models.geometry import layer_geometry
 from mmbitsplit.models.quantized_layers import QuantizedLayer
 from mmbitsplit.models.roles import make_plan
-from mmbitsplit.models.surgery import get_module, set_module
+from mmbitsplit.models.surgery import get_module, hand_over, set_module
 from mmbitsplit.structures import BitPlan, LayerSolution, QuantSpec
 
 
@@ -109,6 +109,7 @@ def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
 
 
 def _swap(model: nn.Module, name: str, layer: QuantizedLayer) -> QuantizedLayer:
+    hand_over(get_module(model, name), layer)
     set_module(model, name, layer)
     return layer.train(False)
 

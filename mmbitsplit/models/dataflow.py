@@ -21,6 +21,7 @@ from mmbitsplit.functional.precision import full_float32
 from mmbitsplit.models.carried import tensors_in
 from mmbitsplit.models.geometry import computes_like_torch, layer_kind, normalizes_like_torch
 from mmbitsplit.models.readers import OPERATION, RETURNED, ReaderWatch, Reading, storage_of
+from mmbitsplit.models.weight_reads import ForeignWeight, WeightReads
 
 IMAGE = '<image>'
 # Operations that do what a layer does where one of their inputs is a weight.
@@ -40,6 +41,9 @@ class DataFlow:
             one-dimensional convolution), the name of the module that does it.
         fed_by_image: Layers of which a call was fed by the model's input and by nothing else.
         feeds: For each layer, the layers it is a source of.
+        read_elsewhere: For layers and batch norms whose weight is read outside of their calls, the
+            operation that does so.
+        foreign_weights: Weights that the model multiplies by and none of its modules holds.
         unlike_torch: Layers whose output is not what their weight and geometry say.
         norm_after: For each batch norm, the layer whose output channels it normalizes, or
             ``None`` when calls disagree, the tensor comes from elsewhere, or the norm does
@@ -65,6 +69,8 @@ class DataFlow:
     sources: dict[str, set[str]] = field(default_factory=dict)
     fed_by_image: set[str] = field(default_factory=set)
     feeds: dict[str, set[str]] = field(default_factory=dict)
+    read_elsewhere: dict[str, str] = field(default_factory=dict)
+    foreign_weights: list[ForeignWeight] = field(default_factory=list)
     unlike_torch: set[str] = field(default_factory=set)
     norm_after: dict[str, str | None] = field(default_factory=dict)
     norm_calls: dict[str, int] = field(default_factory=dict)
@@ -110,6 +116,7 @@ def watch(model: nn.Module, run: Callable[[], Any], *, inputs: Any = None,
         watcher.take_in(inputs)
         stack.enter_context(watcher)
         watcher.hand_out(run())
+    watcher.flow.foreign_weights = watcher.weight_reads.foreign
     return watcher.flow
 
 
@@ -120,6 +127,8 @@ class _Watcher(TorchDispatchMode):
         self.model = model
         self.flow, self.readers = DataFlow(), ReaderWatch()
         self.flow.readings = self.readers.readings
+        self.weight_reads = WeightReads(model)
+        self.flow.read_elsewhere = self.weight_reads.elsewhere
         # By storage: the nearest layers upstream, and the layer that made it with its output.
         self.sources: dict[StorageWeakRef, set[str]] = {}
         self.produced: dict[StorageWeakRef, tuple[str, weakref.ref[Tensor]]] = {}
@@ -136,6 +145,8 @@ class _Watcher(TorchDispatchMode):
         outputs = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
         if not self.inside:  # behind a barrier too: what is read there must not change
             self.readers.operation(func, inputs, outputs)
+        self.weight_reads.operation(func, args, inputs, self._known,
+                                    self.stack[-1][0] if self.stack else '')
         if not self.blinded:
             self._see(func, inputs, outputs)
         return out
@@ -168,6 +179,10 @@ class _Watcher(TorchDispatchMode):
         """Whether an operation multiplies by a weight of the model or looks up in it."""
         return _PRODUCTS.search(func.name()) is not None and any(
             storage_of(tensor) in self.weights for tensor in inputs)
+
+    def _known(self, tensor: Tensor) -> bool:
+        """Whether a tensor is the model's input, or was made in the run."""
+        return storage_of(tensor) in self.made or bool(self.sources.get(storage_of(tensor)))
 
     def _of(self, tensor: Tensor) -> set[str]:
         return self.sources.get(storage_of(tensor), set()) if tensor.numel() else set()
@@ -202,6 +217,7 @@ class _Watcher(TorchDispatchMode):
             elif not any(True for _ in module.children()):
                 # A leaf may be a custom kernel that no dispatch mode sees.
                 handles.append(module.register_forward_hook(self._leave_leaf))
+        handles += self.weight_reads.hooks()
         try:
             yield
         finally:

@@ -5,13 +5,15 @@ from torch import Tensor, nn
 
 from mmbitsplit.models.dataflow import DataFlow
 from mmbitsplit.models.geometry import layer_kind
+from mmbitsplit.models.surgery import has_hooks
 
 
 def foldable_batch_norms(model: nn.Module, flow: DataFlow) -> dict[str, str]:
     """Finds the batch norms that can be folded exactly.
 
     The norm must take the untouched output tensor of one layer in every call, nothing else may
-    read that tensor, and the norm must use running statistics.
+    read that tensor or the norm's weights, and the norm must use running statistics. Hooks of the
+    user's on layer or norm would see other tensors.
 
     Returns:
         Layer name by batch norm name.
@@ -22,6 +24,8 @@ def foldable_batch_norms(model: nn.Module, flow: DataFlow) -> dict[str, str]:
         if layer_name is None or layer_name in flow.unlike_torch:
             continue
         norm = modules[norm_name]
+        if norm_name in flow.read_elsewhere or has_hooks(norm) or has_hooks(modules[layer_name]):
+            continue
         if flow.consumers[layer_name] == {norm_name} \
                 and flow.calls[layer_name] == flow.norm_calls[norm_name] \
                 and not norm.training and norm.running_var is not None:

@@ -55,7 +55,7 @@ class QuantizedLayer(nn.Module):
         self.kernel_size, self.stride = geometry.kernel_size, geometry.stride
         self.padding, self.dilation, self.groups = (geometry.padding, geometry.dilation,
                                                     geometry.groups)
-        self.register_forward_pre_hook(_must_be_called)
+        self.register_forward_pre_hook(must_be_called)
 
     @property
     def quantized(self) -> bool:
@@ -221,6 +221,6 @@ def _unusual(geometry: LayerGeometry) -> dict[str, Any]:
             and (value := getattr(geometry, item.name)) != item.default}
 
 
-def _must_be_called(module: nn.Module, args: tuple) -> None:
+def must_be_called(module: nn.Module, args: tuple) -> None:
     """A hook that does nothing: parents with a fused path that reads the weights of their layers
     instead of calling them (``nn.TransformerEncoderLayer``) leave it where there are hooks."""

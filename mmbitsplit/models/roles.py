@@ -65,6 +65,8 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
         plan = _layer_plan(name, flow, spec)
         if name in flow.unlike_torch:
             keep(name, 'computes something else than its torch parent class')
+        elif name in flow.read_elsewhere:
+            keep(name, _read_elsewhere(name, flow))
         elif not _in_scope(name, spec.scope):
             keep(name, f"outside scope '{spec.scope}'")
         elif plan is None:
@@ -82,6 +84,10 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
         elif layer_kind(module) is None and any(
                 p.dim() > 1 for p in module.parameters(recurse=False)):
             keep(name, 'kind of layer that is not supported')
+    kept += [FloatRemainder(
+        f'{weight.inside}.<{weight.operation}>'.lstrip('.'), 'Tensor', 'a weight that no module of '
+        'the model holds, such as that of layers in a Python list (use nn.ModuleList)',
+        weight.num_weights, weight.num_weights / total) for weight in flow.foreign_weights]
     check_left(layers, kept, f"scope='{spec.scope}' and overrides say which layers are quantized.")
     return BitPlan(plan_outputs(layers, model, flow, folded), tuple(kept))
 
@@ -169,6 +175,12 @@ def _never_called(modules: dict[str, nn.Module], flow: DataFlow, spec: QuantSpec
         if name not in flow.calls:
             reasons[name] = (
                 f"outside scope '{spec.scope}', never called" if not _in_scope(name, spec.scope)
-                else 'skipped by an override, never called' if _skipped(name, spec) else '')
+                else 'skipped by an override, never called' if _skipped(name, spec)
+                else _read_elsewhere(name, flow) if name in flow.read_elsewhere else '')
     check_reached([name for name, reason in reasons.items() if not reason], layers)
     return reasons
+
+
+def _read_elsewhere(name: str, flow: DataFlow) -> str:
+    return (f"its weight is read outside of its own calls (by '{flow.read_elsewhere[name]}')"
+            f'{"" if name in flow.calls else ", which never come"}')

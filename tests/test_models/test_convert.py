@@ -188,3 +188,48 @@ def test_a_linear_layer_is_solved_like_a_convolution_of_one_pixel(bits):
     assert torch.equal(found[0].codes, found[1].codes)
     torch.testing.assert_close(found[0].scale, found[1].scale)
     assert found[0].codes.unique().numel() > 2
+
+
+@pytest.mark.parametrize('on', ['a', 'norm'])
+def test_hooks_of_the_user_are_handed_over_and_see_what_they_saw(on, make_net, make_ready, image):
+    net = make_net(lambda net, x: net.b(net.norm(net.a(x)).relu()), a=nn.Conv2d(3, 4, 1),
+                   norm=nn.BatchNorm2d(4), b=nn.Conv2d(4, 2, 1))
+    seen = []
+    net.get_submodule(on).register_forward_hook(
+        lambda module, args, kwargs, out: seen.append((args[0].clone(), out.clone())),
+        with_kwargs=True)
+    handle = net.b.register_forward_pre_hook(lambda module, args: (args[0] * 0.5 + 1,))
+    before = net(image)
+    ready = make_ready(net, image)
+    assert set(ready.layers) == {'a', 'b'} and not ready.folded
+    assert torch.equal(net(image), before)
+    for ours, first in zip(seen[-1], seen[0], strict=True):
+        assert torch.equal(ours, first)
+    handle.remove()
+    assert not torch.equal(net(image), before)
+
+
+def test_a_hook_that_changes_the_output_leaves_its_layer_in_float(make_net, make_ready, image):
+    net = make_net(lambda net, x: net.b(net.a(x)), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 2, 1))
+    net.b.register_forward_hook(lambda module, args, out: out * 2)
+    before = net(image)
+    assert set(make_ready(net, image).layers) == {'a'}
+    assert torch.equal(net(image), before)
+
+
+def test_attributes_that_parents_read_are_handed_over(make_net, make_ready, image):
+    def run(net, x):
+        if net.a.padding_mode == 'zeros' and not net.b.transposed:
+            x = net.a(x) * net.a.gain
+        return net.b(x)
+
+    net = make_net(run, a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 2, 1))
+    net.a.gain = 2.0
+    before = net(image)
+    ready = make_ready(net, image)
+    assert set(ready.layers) == {'a', 'b'} and torch.equal(net(image), before)
+    rebuilt = make_net(run, a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 2, 1))
+    rebuilt.a.gain = 3.0
+    quantize_all(ready)
+    rebuild(rebuilt, describe(ready))
+    assert rebuilt.a.gain == 3.0 and isinstance(rebuilt.a, QuantizedLayer)
