@@ -1,16 +1,16 @@
 """Quantizes any torch module."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
+from mmbitsplit.apis.batches import ModelCall, read_batches
 from mmbitsplit.calibration import Progress, ReplayPoint, calibrate, read_request
 from mmbitsplit.structures import QuantizationReport, QuantSpec
 
 
-def quantize_model(model: nn.Module, batches: Sequence[Any],
+def quantize_model(model: nn.Module, batches: Iterable[Any],
                    spec: QuantSpec | Mapping[str, Any] | None = None, *,
                    run: Callable[[nn.Module, Any], Any] | None = None,
                    replay_points: Sequence[ReplayPoint] = (),
@@ -22,7 +22,9 @@ def quantize_model(model: nn.Module, batches: Sequence[Any],
     Args:
         model: Any float model; no tracing, so any control flow will do. After an error or
             Ctrl-C it is as it was.
-        batches: Inputs: a tensor, or a tuple or dict of arguments of the model.
+        batches: Inputs, each a tensor, an array, or a tuple or dict of arguments of the model; a
+            list of them, a DataLoader or a generator. All are kept in memory. A model that takes
+            one argument gets the first of a pair such as (images, labels).
         spec: The ``quantization`` dict of a config, whose method fills what it leaves open
             (``calibration.read_request``); or a request that says everything. Defaults to W4A8.
         run: How to run the model on a batch, when calling it is not enough.
@@ -35,17 +37,19 @@ def quantize_model(model: nn.Module, batches: Sequence[Any],
         What was done to each layer, times and memory.
 
     Raises:
-        ValueError: See ``calibration.calibrate``.
+        ValueError: Batches that the model cannot be called with, and whatever
+            ``calibration.calibrate`` refuses.
     """
     if not isinstance(spec, QuantSpec):
         spec = read_request(spec or {})
-    _, report = calibrate(model, batches, spec, run=run or call_model,
-                          replay_points=replay_points, labels=labels, progress=progress)
+    batches, call = read_batches(batches), ModelCall()
+    try:
+        _, report = calibrate(model, batches, spec, run=run or call,
+                              replay_points=replay_points, labels=labels, progress=progress)
+    except Exception as error:
+        refusal = call.refusal(model)
+        if refusal is None:
+            raise
+        raise ValueError(refusal) from error
     return report
 
-
-def call_model(model: nn.Module, batch: Any) -> Any:
-    """Calls a model with a tensor, a tuple of arguments or a dict of them."""
-    if isinstance(batch, torch.Tensor):
-        return model(batch)
-    return model(**batch) if isinstance(batch, Mapping) else model(*batch)
