@@ -9,11 +9,12 @@ from mmbitsplit.calibration.rows import Rows
 from mmbitsplit.calibration.team import Team
 from mmbitsplit.functional import center, layer_statistics
 from mmbitsplit.functional.exact_sums import SumGrid
-from mmbitsplit.functional.statistics import working_dtype
+from mmbitsplit.functional.statistics import cancels, working_dtype
 from mmbitsplit.structures import LayerStatistics, RowStatistics
 
 # Inputs above which a layer is solved from its rows: the gram of more would be larger than they.
 MOST_INPUTS_FOR_GRAM = 8192
+EXACT_DEVICES = ('cpu', 'cuda')  # that have float64
 
 
 def collect_evidence(rows: Rows, lowest: int | Tensor | None, centred: bool, team: Team,
@@ -51,19 +52,29 @@ def sum_products(rows: Rows, lowest: int | Tensor | None, centred: bool, team: T
                  ) -> LayerStatistics:
     """Sums over all processes; arguments as for ``collect_evidence``.
 
-    On the CPU without a rounding error, so that the sums are the same to the last bit however
-    many processes share the work (``functional.exact_sums``).
+    On CPUs and CUDA devices without a rounding error, so that the sums are the same to the last
+    bit however many processes share the work (``functional.exact_sums``).
     """
-    x, y = rows.x, rows.y
-    dtype = working_dtype(x)
-    grid = _grid(x, y, lowest, team) if x.device.type == 'cpu' else None
-    statistics = layer_statistics(x, y, lowest=lowest, grid=grid,
+    dtype = working_dtype(rows.x)
+    grid = _grid(rows.x, rows.y, lowest, team) if rows.x.device.type in EXACT_DEVICES else None
+    statistics = _sums_in(dtype, rows, lowest, grid, team)
+    if not centred:
+        return statistics
+    if cancels(statistics):  # rare, and twice the memory
+        return center(_sums_in(torch.float64, rows, lowest, grid, team)).to(dtype)
+    return center(statistics)
+
+
+def _sums_in(dtype: torch.dtype, rows: Rows, lowest: int | Tensor | None, grid: SumGrid | None,
+             team: Team) -> LayerStatistics:
+    """Sums over all processes in a dtype."""
+    statistics = layer_statistics(rows.x, rows.y, lowest=lowest, grid=grid,
                                   dtype=dtype if team.size == 1 else torch.float64)
     if team.size > 1:
         team.add_(statistics.gram, statistics.cross, statistics.y_sq, statistics.x_sum,
                   statistics.y_sum)
         statistics = replace(statistics, count=team.total(statistics.count)).to(dtype)
-    return center(statistics) if centred else statistics
+    return statistics
 
 
 def _grid(x: Tensor, y: Tensor, lowest: int | Tensor | None, team: Team) -> SumGrid:

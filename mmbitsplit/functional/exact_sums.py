@@ -5,8 +5,9 @@ thousand, that moves the inputs of the next layer, and some layers later another
 comes out ahead: two processes would give another model than one. Codes of inputs are integers
 already; float outputs are rounded to 15 bits and a sign of each channel's largest, whose error is
 a thousandth of what quantized inputs add, and then every sum fits its type exactly. So it is on
-any processor, for up to 2^19 positions over all processes where inputs are float and for as many
-as fit into memory where they are codes.
+any processor and on CUDA devices (in float64, which consumer cards compute slowly), for up to 2^19
+positions over all processes where inputs are float and for as many as fit into memory where they
+are codes.
 """
 
 from collections.abc import Iterator
@@ -178,8 +179,8 @@ def grid_products(x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Ten
         dtype: Of the results.
     """
     groups, inputs, _ = x.shape
-    gram = torch.empty(groups, inputs, inputs, dtype=dtype)
-    cross = torch.empty(groups, y.shape[1], inputs, dtype=dtype)
+    gram = y.new_empty(groups, inputs, inputs, dtype=dtype)
+    cross = y.new_empty(groups, y.shape[1], inputs, dtype=dtype)
     for strip in _strips(inputs):
         rows = x[:, strip].double()
         cross[..., strip] = y @ rows.mT

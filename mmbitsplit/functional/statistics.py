@@ -23,6 +23,7 @@ from mmbitsplit.structures import LayerMeans, LayerStatistics
 # float64 gram of RetinaNet's P6 layer, N = 18432, takes 2.7 GB). Their ridge keeps them
 # well-conditioned.
 MOST_INPUTS_IN_DOUBLE = 1024
+LEAST_RIDGE = 0.03
 LEAST_INPUTS_FOR_SYRK = 512  # below it torch and NumPy are alike
 
 
@@ -39,7 +40,7 @@ def layer_statistics(x: Tensor, y: Tensor, *, lowest: int | Tensor | None = None
         y: (G, M, K), float outputs without bias at the same positions.
         lowest: Given when x holds integers from here to 255 more, one for all or (G, N, 1):
             products are then taken in integers, exactly and with VNNI several times faster.
-        grid: Given on the CPU to have sums without a rounding error.
+        grid: Given to have sums without a rounding error, on a device that has float64.
         dtype: Of the results, instead of the usual one.
     """
     if dtype is None:
@@ -108,13 +109,28 @@ def center(statistics: LayerStatistics) -> LayerStatistics:
         y_sq=y_sq - y_sum.square() / count)
 
 
+def cancels(statistics: LayerStatistics) -> bool:
+    """Whether taking the means out of sums in float32 leaves less than their rounding errors.
+
+    Inputs that hardly vary about a large mean have a gram of which nearly everything goes with
+    the means. The errors, as a symmetric random matrix, have a spectral norm of about
+    ``2 sqrt(N)`` of one of them; the least ridge of ``default_ridge`` has to be larger.
+    """
+    if statistics.gram.dtype != torch.float32 or not statistics.count:
+        return False
+    raw = statistics.gram.diagonal(dim1=1, dim2=2).double()
+    left = raw - statistics.x_sum.double().square() / statistics.count
+    noise = 2 * raw.shape[1] ** 0.5 * torch.finfo(torch.float32).eps / 2 * raw.amax(1)
+    return bool((noise > LEAST_RIDGE * left.mean(1)).any())
+
+
 def default_ridge(num_inputs: int, count: int) -> float:
     """Returns the ridge for N inputs and K positions, a multiple of the mean gram diagonal.
 
     The fewer positions an input has, the more of the fit is noise; 1.5 N / K, from 0.03 to 0.5,
     was near the best held-out error on the demo detectors for N / K from 0.03 to 1.
     """
-    return min(0.5, max(0.03, 1.5 * num_inputs / count))
+    return min(0.5, max(LEAST_RIDGE, 1.5 * num_inputs / count))
 
 
 def add_ridge(statistics: LayerStatistics, weight: Tensor, ridge: float | None = None,

@@ -113,6 +113,22 @@ def test_one_process_gives_its_sums(whole, centred):
     assert found.count == 60
 
 
+@pytest.mark.parametrize('size', [1, 2])
+def test_inputs_that_hardly_vary_about_a_large_mean_leave_true_sums(size):
+    """Of 1030 inputs sums are float32; there the means would take all digits along."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(4, 16000, generator=generator)
+    x = (200 + (torch.randn(1, 1030, 4, generator=generator) @ common).clamp(-2, 2)).round()
+    y = torch.randn(1, 2, 16000, generator=generator)
+    expected = center(layer_statistics(x.double(), y.double(), dtype=torch.float64))
+    for found in together(size, lambda team: collect_evidence(
+            Rows(x[..., team.rank::size], y[..., team.rank::size]), 0, True, team)):
+        assert found.gram.dtype == torch.float32
+        assert (found.gram - expected.gram).abs().max() < 1e-6 * expected.gram.abs().max()
+        ridge = 0.03 * found.gram.diagonal(dim1=1, dim2=2).mean()
+        torch.linalg.cholesky(found.gram + ridge * torch.eye(1030))
+
+
 @pytest.mark.parametrize('size', [2, 3])
 @pytest.mark.parametrize('inputs', [12, 70, 1030], ids=['few', 'some', 'many'])
 def test_sums_of_several_processes_are_those_of_one_to_the_last_bit(whole, centred, size, inputs):

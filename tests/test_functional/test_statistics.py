@@ -25,6 +25,7 @@ from mmbitsplit.functional.exact_sums import (
 from mmbitsplit.functional.statistics import (
     LEAST_INPUTS_FOR_SYRK,
     MOST_INPUTS_IN_DOUBLE,
+    cancels,
     inputs_gram,
 )
 
@@ -302,3 +303,11 @@ def test_a_gram_of_inputs_that_are_not_contiguous():
     whole = integers(600, 30, -3)
     for part in (whole.mT.contiguous().mT, whole[:, 20:], whole[..., ::2]):
         assert torch.equal(integer_gram(Bytes.of(part, -3), torch.float64), exact_gram(part))
+
+
+@pytest.mark.parametrize('spread, lost', [(30.0, False), (0.05, True)])
+def test_sums_say_where_means_would_take_all_digits_along(spread, lost):
+    x = (200 + spread * normal(1, MOST_INPUTS_IN_DOUBLE + 1, 900)).float()
+    sums = layer_statistics(x, normal(1, 1, 900).float())
+    assert cancels(sums) == lost
+    assert not cancels(layer_statistics(x.double(), normal(1, 1, 900)))
