@@ -8,7 +8,6 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import mmbitsplit.engine  # noqa: F401  registers the hook and the wrapper
@@ -16,19 +15,21 @@ from mmbitsplit.calibration import Journal, Team, current_team
 from mmbitsplit.engine.artifacts import (
     CHECKPOINT,
     RESULTS,
+    RUNNER_TYPE,
     numbers,
     results_table,
     save_quantized,
     save_results,
     without_hook,
 )
-from mmbitsplit.engine.config_slips import naming_slips
+from mmbitsplit.engine.config_shape import check_shape
 from mmbitsplit.engine.distributed import is_first, prepare_config, unite
 from mmbitsplit.engine.evaluation_record import EvaluationRecord, recording_evaluation
 from mmbitsplit.engine.files import check_work_dir
 from mmbitsplit.engine.float_weights import load_weights
 from mmbitsplit.engine.interruption import finished_results, open_journal
 from mmbitsplit.engine.preflight import check_data, check_weights
+from mmbitsplit.engine.quantization_runner import runner_of
 from mmbitsplit.engine.quantize_runner import (
     bare_model,
     build_evaluation,
@@ -46,6 +47,7 @@ from mmbitsplit.engine.report_files import (
     save_record,
 )
 from mmbitsplit.engine.run_lock import only_run_in
+from mmbitsplit.engine.weight_averages import leave_out_averages
 from mmbitsplit.structures import QuantSpec
 
 FLOAT_RECORD = 'float_record.json'  # beside the journal, for the report of a resumed run
@@ -74,6 +76,7 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
             are at fault, when the run to resume was of something else, or when another run
             works in the directory.
     """
+    check_shape(cfg)
     spec = read_spec(cfg)
     check_data(cfg, spec.calibration)
     if untrained:
@@ -151,9 +154,12 @@ def build_runner(cfg: Config, seed: int) -> Runner:
     cfg = cfg.copy()
     cfg.custom_hooks = without_hook(cfg.get('custom_hooks') or [])
     cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
+    if cfg.get('runner_type') == RUNNER_TYPE:
+        cfg.pop('runner_type')
     prepare_config(cfg)
-    with naming_slips():
-        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = runner_of(cfg)
+    leave_out_averages(runner)
+    return runner
 
 
 def _evaluate_float(runner: Runner, journal: Journal | None, team: Team, report: bool,

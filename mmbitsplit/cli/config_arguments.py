@@ -5,14 +5,17 @@ import ast
 import inspect
 import os
 import os.path as osp
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+from mmbitsplit.engine.config_shape import check_shape, explain_duplicates
+from mmbitsplit.engine.data_root import move_data
+from mmbitsplit.engine.upstream_configs import find_upstream, is_upstream_name
 from mmbitsplit.structures import nearest
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -52,7 +55,7 @@ class ConfigOptions(DictAction):
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, suffix: str = '') -> None:
-    """Adds ``--work-dir``, ``--cfg-options`` and ``--launcher``.
+    """Adds ``--work-dir``, ``--cfg-options``, ``--data-root`` and ``--launcher``.
 
     Args:
         parser: Of the command.
@@ -63,42 +66,65 @@ def add_config_arguments(parser: argparse.ArgumentParser, suffix: str = '') -> N
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
                         help='settings of the config to replace, such as '
                         'quantization.calibration.num_images=64')
+    parser.add_argument('--data-root', metavar='FOLDER', help="where the config's data are, laid "
+                        'out as in its own data_root')
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none',
                         help='what started this process, where there are several')
 
 
-def read_config(args: argparse.Namespace, changes: Mapping[str, Any] | None = None) -> Config:
+def read_config(args: argparse.Namespace, changes: Mapping[str, Any] | None = None,
+                prepare: Callable[[Config], Any] | None = None) -> Config:
     """Reads ``args.config`` and applies the options to it; sets ``work_dir`` and ``launcher``.
 
     Args:
         args: Parsed; with the arguments of ``add_config_arguments`` and ``config``.
         changes: Settings by dotted path that are replaced before the options are.
+        prepare: Completes the config in place before anything is replaced.
 
     Raises:
         ValueError: The file is not there or cannot be read, or an option does not fit it.
     """
-    check_config_file(args.config)
-    try:
-        cfg = Config.fromfile(args.config)
-    except FileNotFoundError as error:
-        raise ValueError(f'The config {args.config} builds on a file that is not there: '
-                         f'{_sentence(error)}') from error
-    except Exception as error:  # a config is a program: it can raise anything
-        raise ValueError(f'The config {args.config} cannot be read: {type(error).__name__}: '
-                         f'{_sentence(error)}') from error
+    cfg = read_file(args.config)
+    if getattr(args, 'data_root', None) is not None:
+        check_shape(cfg)
+        move_data(cfg, args.data_root)
+    if prepare is not None:
+        check_shape(cfg)
+        _check_scope(cfg.get('default_scope'))
+        prepare(cfg)
     if changes:
         cfg.merge_from_dict(dict(changes))
     if args.cfg_options is not None:
         check_options(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)
-    if not isinstance(cfg.get('model'), ConfigDict):
-        raise ValueError(f"The config {args.config} has no 'model' dict; inherit the config of "
-                         'an upstream model by _base_.')
+    check_shape(cfg)
     _check_scope(cfg.get('default_scope'))
     name = osp.splitext(osp.basename(args.config))[0]
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', name)
     cfg.launcher = getattr(args, 'launcher', 'none')
     return cfg
+
+
+def read_file(config: str) -> Config:
+    """Reads a config: a file, or one of an installed package by name.
+
+    Raises:
+        ValueError: It is not there, or cannot be read.
+    """
+    if is_upstream_name(config):
+        path = str(find_upstream(config))
+    else:
+        check_config_file(config)
+        path = config
+    try:
+        return Config.fromfile(path)
+    except FileNotFoundError as error:
+        raise ValueError(f'The config {config} builds on a file that is not there: '
+                         f'{_sentence(error)}') from error
+    except Exception as error:  # a config is a program: it can raise anything
+        raise ValueError(explain_duplicates(path, error) or (
+            f'The config {config} cannot be read: {type(error).__name__}: '
+            f'{_sentence(error)}')) from error
 
 
 def check_config_file(config: str) -> None:

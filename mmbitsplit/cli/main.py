@@ -43,7 +43,8 @@ COMMANDS = {
     'update-tables': Command('update_tables', 'write the tables of pages from results/'),
     'sensitivity': Command('sensitivity', 'quantize each layer alone and see what it costs'),
 }
-EXAMPLE = 'example: mmbitsplit quantize configs/retinanet_r50_w4a8.py --work-dir work_dirs/run'
+EXAMPLE = ('example: mmbitsplit quantize mmdet::yolox/yolox_tiny_8xb8-300e_coco.py '
+           '--weight-bits 4 --work-dir work_dirs/yolox_tiny')
 
 
 def available() -> dict[str, Command]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mmbitsplit.cli.command import add_debug, run_module, say_error
 
-EXAMPLE = 'configs/retinanet_r50_w4a8.py --work-dir work_dirs/retinanet'
+EXAMPLE = ('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py --weight-bits 4 '
+           '--work-dir work_dirs/yolox_tiny')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,9 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from mmbitsplit.calibration.methods import METHODS
     from mmbitsplit.cli.config_arguments import add_config_arguments
 
-    parser.add_argument('config', help='config with a quantization dict')
+    parser.add_argument('config', help='a config, or the name of one of mmdet or mmpretrain, '
+                        'such as mmdet::yolox/yolox_tiny_8xb8-300e_coco.py')
     parser.add_argument('checkpoint', nargs='?',
-                        help="float weights; the config's load_from when not given")
+                        help="float weights; when not given, the config's load_from, or for a "
+                        'name what its package publishes')
     add_config_arguments(parser)
     parser.add_argument('--method', help='another quantizer, with its own defaults: '
                         + ', '.join(METHODS))
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Quantizes, in each of the processes that a launcher started, and prints the figures."""
     from mmbitsplit.apis import quantize_config
-    from mmbitsplit.cli.config_arguments import read_config
+    from mmbitsplit.cli.requests import read_request_config
     from mmbitsplit.engine.distributed import Processes, work_together
     from mmbitsplit.engine.report_files import REPORT
     from mmbitsplit.report import results_text
@@ -44,10 +47,11 @@ def run(args: argparse.Namespace) -> int:
     def work(processes: Processes) -> None:
         # Options of another method would mean nothing to it.
         method = None if args.method is None else dict(type=args.method, _delete_=True)
-        cfg = read_config(args, {} if method is None else {'quantization.method': method})
+        cfg = read_request_config(args, {} if method is None
+                                  else {'quantization.method': method})
         changes = {'quantization.weight.num_bits': args.weight_bits,
                    'quantization.activation.num_bits': args.activation_bits,
-                   'quantization.calibration.seed': args.seed, 'load_from': args.checkpoint}
+                   'quantization.calibration.seed': args.seed}
         cfg.merge_from_dict({key: value for key, value in changes.items() if value is not None})
         results = quantize_config(cfg, config_name=args.config, untrained=args.untrained,
                                   resume=args.resume)

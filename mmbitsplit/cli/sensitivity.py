@@ -15,9 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
     from mmbitsplit.cli.config_arguments import add_config_arguments
 
-    parser.add_argument('config', help='config with a quantization dict')
+    parser.add_argument('config', help='a config, or the name of one of mmdet or mmpretrain')
     parser.add_argument('checkpoint', nargs='?',
-                        help="float weights; the config's load_from when not given")
+                        help="float weights; when not given, the config's load_from, or for a "
+                        'name what its package publishes')
     add_config_arguments(parser, SUFFIX)
     parser.add_argument('--weight-bits', type=int, nargs='*', default=[2, 3, 4, 8],
                         help='widths of weight codes, inputs in float; default 2 3 4 8')
@@ -38,19 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, telling a line a layer, and writes table and heat map."""
     from mmbitsplit.apis.sensitivity import SensitivityOptions, measure_sensitivity
-    from mmbitsplit.cli.config_arguments import read_config
+    from mmbitsplit.cli.requests import read_request_config
     from mmbitsplit.engine.quantize_runner import read_spec
 
     if args.launcher != 'none':
         raise ValueError(f'--launcher {args.launcher}: this tool works in one process; leave the '
                          'option out, and share layers between runs with --layers.')
     named = args.work_dir is not None
-    cfg = read_config(args)
+    cfg = read_request_config(args)
     read_spec(cfg)  # --images below would make a request where there is none
     if not named:
         cfg.work_dir += SUFFIX
-    changes = {'quantization.calibration.num_images': args.images, 'load_from': args.checkpoint}
-    cfg.merge_from_dict({key: value for key, value in changes.items() if value is not None})
+    cfg.merge_from_dict({'quantization.calibration.num_images': args.images})
     options = SensitivityOptions(tuple(args.weight_bits), tuple(args.activation_bits),
                                  args.metric_images, args.layers)
     measure_sensitivity(cfg, options, resume=args.resume,

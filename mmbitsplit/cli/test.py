@@ -24,15 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates, in each of the processes that a launcher started, and prints the metrics."""
-    from mmengine.runner import Runner
-
     from mmbitsplit.cli.config_arguments import read_config
-    from mmbitsplit.engine.config_slips import naming_slips
     from mmbitsplit.engine.distributed import Processes, prepare_config, unite, work_together
     from mmbitsplit.engine.files import check_file, check_output_file, check_work_dir, write_json
     from mmbitsplit.engine.float_weights import load_weights
     from mmbitsplit.engine.preflight import check_data
+    from mmbitsplit.engine.quantization_runner import runner_of
     from mmbitsplit.engine.quantize_runner import build_evaluation
+    from mmbitsplit.engine.weight_averages import leave_out_averages
     from mmbitsplit.export import read_checkpoint
     from mmbitsplit.structures import CalibrationSpec
 
@@ -48,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
         if args.out:
             check_output_file(args.out)
         prepare_config(cfg)
-        with naming_slips():
-            runner = Runner.from_cfg(cfg)
+        runner = runner_of(cfg)
+        leave_out_averages(runner)
         if not quantized:
             load_weights(runner)  # mmengine alone would evaluate what does not fit
         build_evaluation(runner)

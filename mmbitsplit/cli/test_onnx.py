@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='where logs go; default work_dirs/<config name>')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
                         help='settings of the config to replace')
+    parser.add_argument('--data-root', metavar='FOLDER', help="where the config's data are, laid "
+                        'out as in its own data_root')
     parser.add_argument('--out', help='write the metrics to this JSON file')
     parser.add_argument('--out-comparison', help='write the comparison to this JSON file')
     add_debug(parser)

@@ -14,6 +14,7 @@ from mmbitsplit.engine.files import write_checkpoint, write_json, write_text
 from mmbitsplit.engine.layer_log import layer_row
 from mmbitsplit.engine.model_wrapper import QuantizedModel
 from mmbitsplit.engine.quantize_runner import QuantizedRun
+from mmbitsplit.engine.weight_averages import is_average
 from mmbitsplit.export import PAYLOAD_KEY, PLAN_KEY, pack_checkpoint
 from mmbitsplit.models import describe
 from mmbitsplit.structures import QuantSpec
@@ -22,6 +23,7 @@ from mmbitsplit.version import __version__
 CHECKPOINT, CONFIG = 'quantized.pth', 'quantized_config.py'
 LAYERS, RESULTS = 'layers.json', 'results.json'
 HOOK_TYPE = 'mmbitsplit.QuantizationHook'
+RUNNER_TYPE = 'mmbitsplit.QuantizationRunner'
 PACKAGES = {'torch': ('torch',), 'mmengine': ('mmengine', 'onedl-mmengine'),
             'mmcv': ('mmcv', 'onedl-mmcv'), 'mmdet': ('mmdet', 'onedl-mmdetection'),
             'mmpretrain': ('mmpretrain', 'onedl-mmpretrain'), 'numba': ('numba',)}
@@ -89,6 +91,9 @@ def quantized_config(cfg: Config) -> Config:
     result = copy.deepcopy(cfg.to_dict())
     result['model'] = _wrapped(result['model'])
     result['custom_hooks'] = without_hook(result.get('custom_hooks') or [])
+    result['custom_hooks'] = [hook for hook in result['custom_hooks'] if not is_average(hook)]
+    if result.get('runner_type') == RUNNER_TYPE:
+        del result['runner_type']
     for key in ('quantization', 'load_from', 'resume', 'work_dir', 'launcher'):
         result.pop(key, None)
     imports = list((result.get('custom_imports') or {}).get('imports', []))
@@ -107,7 +112,8 @@ def _wrapped(model: dict[str, Any]) -> dict[str, Any]:
 
 def without_hook(hooks: list[Any]) -> list[Any]:
     """Takes the quantization hook out of a list of hook configs."""
-    return [hook for hook in hooks if hook.get('type') != HOOK_TYPE]
+    return [hook for hook in hooks
+            if not (isinstance(hook, dict) and hook.get('type') == HOOK_TYPE)]
 
 
 def layers_table(run: QuantizedRun) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def _unknown_type(name: str, scope: str, registry: str) -> str:
     known = _registered(registry)
     scopes = sorted({where for where, mapping in known.items() if name in mapping})
     own = known.get(scope, {})
-    hint = _hint(name, own) or _hint(name, [key for part in known.values() for key in part])
+    bare = name.rsplit('.', 1)[-1]
+    hint = _hint(bare, own) or _hint(bare, [key for part in known.values() for key in part])
     if scopes:
         return (f"type='{name}' is known in {' and '.join(scopes)}, not in {scope}: write "
                 f"'{scopes[0]}.{name}', or set default_scope='{scopes[0]}' in the config.")

@@ -1,12 +1,10 @@
 """Points a config at data that lie elsewhere."""
 
 import os.path as osp
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
-
-from mmbitsplit.engine.calibration_data import innermost
 
 
 def move_data(cfg: Config, folder: str) -> None:
@@ -20,16 +18,26 @@ def move_data(cfg: Config, folder: str) -> None:
         folder: Laid out as the config's own data root.
 
     Raises:
-        ValueError: The training set has no ``data_root``.
+        ValueError: The data sets have no ``data_root``, or several.
     """
-    loader = cfg.get('train_dataloader') or {}
-    root = innermost(loader.get('dataset') or {}).get('data_root')
-    if not root:
-        raise ValueError('The training set of the config has no data_root to replace; give the '
-                         'paths of its data with --cfg-options.')
+    roots = sorted({osp.join(root, '') for name in ('train_dataloader', 'test_dataloader')
+                    for root in _roots((cfg.get(name) or {}).get('dataset') or {})})
+    if len(roots) != 1:
+        what = 'has no data_root' if not roots else f'has several, {" and ".join(roots)}'
+        raise ValueError(f'The config {what} to replace by {folder}; give the paths of its data '
+                         'with --cfg-options, such as train_dataloader.dataset.data_root=...')
     new = osp.join(osp.abspath(folder), '')
     for key, value in list(cfg.items()):
-        cfg[key] = _moved(value, osp.join(root, ''), new)
+        cfg[key] = _moved(value, roots[0], new)
+
+
+def _roots(dataset: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the data roots of a data set, of those that it wraps or joins too."""
+    if dataset.get('data_root'):
+        yield dataset['data_root']
+    for inner in [dataset.get('dataset'), *(dataset.get('datasets') or ())]:
+        if isinstance(inner, Mapping):
+            yield from _roots(inner)
 
 
 def _moved(value: Any, root: str, new: str) -> Any:

@@ -42,8 +42,9 @@ def check_data(cfg: Config, spec: CalibrationSpec) -> None:
         for path in _paths(dataset):
             if not os.path.exists(path):
                 raise ValueError(f'{path} does not exist; the {what} of the config belongs '
-                                 f'there: {_how_to_get(path)}. Another place: --cfg-options '
-                                 'with the data_root of train_dataloader and test_dataloader.')
+                                 f'there: {_how_to_get(path)}. Another place: --data-root '
+                                 'FOLDER (--data of paper-tables), or --cfg-options with the '
+                                 'data_root of train_dataloader and test_dataloader.')
 
 
 def check_weights(load_from: str | None) -> str:

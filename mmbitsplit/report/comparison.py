@@ -11,6 +11,7 @@ from mmbitsplit.report.result_figures import runs_figure
 from mmbitsplit.report.tables import (
     RELATIVE_ERROR,
     bits_of,
+    config_of,
     headline_metrics,
     in_points,
     text_table,
@@ -42,7 +43,7 @@ def comparison_rows(name: str, results: Mapping[str, Any],
     for metric in headline_metrics(results):
         values = {key: results[key].get(metric) for key in ('float', 'quantized', 'drop')}
         rows.append({
-            'run': name, 'config': str(results['config']),
+            'run': name, 'config': config_of(results),
             'method': str(results['method']['type']), 'bits': bits_of(results), 'metric': metric,
             **{key: None if value is None else in_points(metric, value)
                for key, value in values.items()},

@@ -43,6 +43,11 @@ def bits_of(results: Mapping[str, Any]) -> str:
     return f"W{results['weight_bits']}A{results['activation_bits'] or 32}"
 
 
+def config_of(results: Mapping[str, Any]) -> str:
+    """Returns the config's name of one ``results.json``; says where its weights are random."""
+    return f"{results['config']}{' (random weights)' if results.get('untrained') else ''}"
+
+
 def shortened(message: str, most: int = 240) -> str:
     """The beginning of a message that may be very long."""
     return message if len(message) <= most else message[:most - 1] + '…'
@@ -57,7 +62,7 @@ def results_rows(results: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for name in headline_metrics(results):
         values = [results[key].get(name) for key in ('float', 'quantized', 'drop')]
-        rows.append([str(results['config']), bits_of(results), name,
+        rows.append([config_of(results), bits_of(results), name,
                      *('-' if value is None else f'{in_points(name, value):.2f}'
                        for value in values),
                      f"{sizes['float'] / 1e6:.2f}", f"{sizes['quantized_checkpoint'] / 1e6:.2f}",

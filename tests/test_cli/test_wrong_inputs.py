@@ -162,8 +162,6 @@ def test_slips_in_the_options_of_a_grid(refused, no_runner, tmp_path):
 
 
 def test_sensitivity_of_nothing(refused, no_runner, tmp_path):
-    assert "no 'quantization' dict" in refused('sensitivity', FLOAT, WEIGHTS, '--work-dir',
-                                               tmp_path)
     assert 'both empty' in refused('sensitivity', CONFIG, '--weight-bits', '--work-dir', tmp_path)
 
 

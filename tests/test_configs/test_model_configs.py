@@ -16,7 +16,7 @@ import yaml  # noqa: E402  (comes with mmengine)
 from mmengine.config import Config  # noqa: E402
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / 'configs'
-OUR_KEYS = {'custom_imports', 'custom_hooks', 'quantization', 'load_from'}
+OUR_KEYS = {'runner_type', 'quantization', 'load_from'}
 
 UPSTREAM = {
     'retinanet_r50': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
@@ -95,13 +95,8 @@ def test_everything_but_quantization_is_upstream(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_hooks_and_imports_of_upstream_are_kept(name):
-    ours, upstream = load(name), load_upstream(UPSTREAM[split_name(name)[0]])
-    our_hook = dict(type='mmbitsplit.QuantizationHook')
-    assert ours.custom_hooks == [*upstream.get('custom_hooks', []), our_hook]
-    upstream_imports = upstream.get('custom_imports', {}).get('imports', [])
-    assert ours.custom_imports.imports == [*upstream_imports, 'mmbitsplit.engine']
-    assert ours.custom_imports.allow_failed_imports is False
+def test_upstream_s_tools_quantize_with_it(name):
+    assert load(name).runner_type == 'mmbitsplit.QuantizationRunner'
 
 
 @pytest.mark.parametrize('name', NAMES)

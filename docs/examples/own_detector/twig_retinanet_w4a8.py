@@ -1,10 +1,6 @@
 """The same, quantized."""
 
-_base_ = './twig_retinanet.py'
-
-# Lists are replaced whole: your import stands beside ours, your hooks would beside this hook.
-custom_imports = dict(imports=['twig_net', 'mmbitsplit.engine'], allow_failed_imports=False)
-custom_hooks = [dict(type='mmbitsplit.QuantizationHook')]
+_base_ = ['./twig_retinanet.py', '../../../configs/_base_/quantization_detection.py']
 
 load_from = 'work_dirs/twig/twig.pth'
 

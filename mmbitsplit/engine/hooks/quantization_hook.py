@@ -15,6 +15,7 @@ from mmbitsplit.engine.quantize_runner import (
     tensor_bytes,
 )
 from mmbitsplit.engine.run_lock import only_run_in
+from mmbitsplit.engine.weight_averages import leave_out_averages
 from mmbitsplit.registry import HOOKS
 
 
@@ -37,6 +38,7 @@ class QuantizationHook(Hook):
         if not runner._has_loaded:
             raise ValueError('There are no float weights to quantize: pass the checkpoint, or '
                              'set load_from in the config.')
+        leave_out_averages(runner)
         if runner._load_from is not None:  # else resumed from the last of its work directory
             check_float_weights(bare_model(runner.model), runner._load_from)
         spec = read_spec(runner.cfg)
