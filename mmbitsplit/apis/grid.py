@@ -16,8 +16,9 @@ from typing import Any
 from mmengine.config import Config
 
 from mmbitsplit.apis.from_config import quantize_config
-from mmbitsplit.calibration.identity import check_identity
+from mmbitsplit.calibration.identity import check_identity, describe
 from mmbitsplit.engine.artifacts import CHECKPOINT, file_sha256, versions
+from mmbitsplit.engine.config_shape import check_shape
 from mmbitsplit.engine.data_root import move_data
 from mmbitsplit.engine.files import check_work_dir, write_json
 from mmbitsplit.engine.preflight import check_data, check_weights
@@ -108,6 +109,7 @@ def plan_cells(model: BenchModel, cells: Sequence[Cell], data: str | None = None
     if data is not None:
         move_data(base, data)
     base.merge_from_dict(dict(options or {}))
+    check_shape(base)
     if base.get('quantization') is None:
         read_spec(base)  # says what is missing
     planned = []
@@ -279,4 +281,4 @@ def _output_to(path: Path):
 
 
 def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
+    return json.loads(json.dumps(value, default=describe))

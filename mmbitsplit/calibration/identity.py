@@ -1,9 +1,13 @@
 """Says by name what differs between what was asked for now and when a journal was begun."""
 
+import functools
+import hashlib
+import inspect
 import json
 import math
 import os
 import re
+import types
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +15,7 @@ from typing import Any
 
 AGAIN = 'Run without --resume to start again, or use another work directory.'
 _SHA256 = re.compile(r'(?:sha256[:-]?)?([0-9a-f]{64})')
+_ADDRESS = re.compile(r' at 0x[0-9a-fA-F]+')
 _MOST_DIFFERENCES = 5
 _LONGEST_VALUE = 60
 
@@ -33,6 +38,61 @@ def check_identity(folder: Path, ours: dict[str, Any], stored: dict[str, Any],
         named.append(f'and {len(differences) - len(named)} more')
     raise ValueError(f'The calibration kept in {folder} is another one than this and cannot be '
                      f'resumed: {"; ".join(named)}. {advice}')
+
+
+def describe(value: Any) -> Any:
+    """Says in plain values what JSON does not know: the same in every process, unlike ``repr``.
+
+    Functions, classes and objects are told by module and qualified name, those without a name of
+    their own (lambdas, functions inside functions) by what they compute too.
+
+    Args:
+        value: Anything; what it holds may be described likewise, as ``json.dumps`` asks for it.
+    """
+    if isinstance(value, functools.partial):
+        return {'partial': describe(value.func), 'args': list(value.args),
+                'keywords': value.keywords}
+    if isinstance(value, types.FunctionType):
+        return _name(value) + ('' if '<' not in value.__qualname__ else f' {_body(value)}')
+    if isinstance(value, types.MethodType):
+        return {'method': value.__func__.__qualname__, 'of': describe(value.__self__)}
+    if isinstance(value, types.BuiltinFunctionType):
+        return _name(value)
+    if isinstance(value, (set, frozenset)):  # their order is another in every process
+        return sorted(json.dumps(item, default=describe, sort_keys=True) for item in value)
+    if hasattr(value, 'tolist'):  # arrays, tensors and their elements
+        return value.tolist()
+    text = str(value)
+    return _object(value) if _ADDRESS.search(text) else text
+
+
+def _name(value: Any) -> str:
+    return f'{value.__module__}.{value.__qualname__}'
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """An object that only says where it lies: its class, and its attributes where they end."""
+    try:
+        attributes = json.loads(json.dumps(getattr(value, '__dict__', {}), default=describe))
+    except (TypeError, ValueError, RecursionError):  # keys that are no words, or a circle
+        attributes = {}
+    return {'object': _name(type(value)), **attributes}
+
+
+def _body(function: types.FunctionType) -> str:
+    """Digest of what a function computes: code, defaults and what it encloses."""
+    variables = inspect.getclosurevars(function).nonlocals
+    enclosed = {name: _name(value) if isinstance(value, types.FunctionType) else value
+                for name, value in variables.items()}  # a function may enclose itself
+    text = json.dumps([_code(function.__code__), function.__defaults__, function.__kwdefaults__,
+                       enclosed], default=describe)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _code(code: types.CodeType) -> list[Any]:
+    constants = [_code(item) if isinstance(item, types.CodeType) else [type(item).__name__, item]
+                 for item in code.co_consts]
+    return [code.co_code.hex(), list(code.co_names), constants]
 
 
 def _differences(path: str, ours: Any, stored: Any) -> Iterator[str]:

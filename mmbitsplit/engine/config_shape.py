@@ -1,8 +1,10 @@
 """Checks the top level of a config before a Runner takes it apart."""
 
 import ast
+import functools
 import re
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ ALLOWED: dict[str, Kinds] = {
     'randomness.seed': ((int, NONE), f'{NUMBER}, or None'),
     'resume': ((bool, NONE), 'True or False'),
 }
+UNWRITABLE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType,
+              functools.partial)
 DUPLICATES = re.compile(r'Duplicate key is not allowed among bases\. Duplicate keys: (.+)')
 
 
@@ -64,6 +68,21 @@ def check_shape(cfg: Config) -> None:
             _check(path, holder[key], kinds, allowed)
     for path, value in _hooks(cfg):
         _check(path, value, (Mapping, Hook, type(None)), DICT)
+    for path, value in _leaves('', cfg._to_lazy_dict()):
+        if isinstance(value, UNWRITABLE):
+            raise ValueError(f'{path}={_short(value)} cannot be written down, and a run keeps its '
+                             'config in the work directory: define it in a module that can be '
+                             "imported, and name it there, 'my_module.my_function'.")
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yields what a config holds that is neither dict nor list, by dotted path."""
+    if isinstance(value, (Mapping, list, tuple)):
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in pairs:
+            yield from _leaves(f'{path}.{key}' if path else str(key), item)
+    else:
+        yield path, value
 
 
 def _check(path: str, value: Any, kinds: tuple[type, ...], allowed: str) -> None:
@@ -71,7 +90,7 @@ def _check(path: str, value: Any, kinds: tuple[type, ...], allowed: str) -> None
         raise ValueError(f'{path}={_short(value)} is not supported; it must be {allowed}.')
 
 
-def _hooks(cfg: Config) -> Iterable[tuple[str, Any]]:
+def _hooks(cfg: Config) -> Iterator[tuple[str, Any]]:
     for name, hook in (cfg.get('default_hooks') or {}).items():
         yield f'default_hooks.{name}', hook
     for number, hook in enumerate(cfg.get('custom_hooks') or ()):

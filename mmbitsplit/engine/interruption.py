@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmbitsplit.calibration import Journal
+from mmbitsplit.calibration.identity import describe
 from mmbitsplit.engine.artifacts import CHECKPOINT, RESULTS, file_sha256, versions
 from mmbitsplit.engine.calibration_data import CalibrationData, calibration_dataset_config
 from mmbitsplit.engine.quantize_runner import bare_model
@@ -72,7 +73,7 @@ def identity(model: nn.Module, cfg: Config, spec: QuantSpec, data: CalibrationDa
         if spec.calibration.num_images else None,
         'calibration images': data.image_ids, 'calibration files': files_digest(data.paths),
         'evaluation': evaluation, 'versions': versions(),
-    }, default=str))
+    }, default=describe))
 
 
 def weights_digest(model: nn.Module) -> str:

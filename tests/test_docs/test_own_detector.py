@@ -1,6 +1,5 @@
 """The page about a detector of one's own: its files are run, and what it says of the run is so."""
 
-import importlib
 import json
 import sys
 from pathlib import Path

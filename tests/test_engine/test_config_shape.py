@@ -59,6 +59,31 @@ def test_a_model_that_is_none(model, given):
         check_shape(Config(dict(model=model)))
 
 
+LAZY = """
+from mmengine.dataset import pseudo_collate
+from torch.nn import ReLU
+model = dict(type=ReLU)
+test_dataloader = dict(collate_fn=pseudo_collate, dataset=dict(type='A'))
+"""
+
+
+@pytest.mark.parametrize('more, path', [
+    ('def mine(x):\n    return x\n', 'mine'), ('a = [dict(b=lambda x: x)]\n', 'a.0.b'),
+    ('import functools\nb = dict(c=functools.partial(print, 1))\n', 'functools'), ('', None)])
+def test_functions_that_no_file_can_name(more, path, tmp_path):
+    """mmengine ends with a SyntaxError of its formatter there; an imported function is fine."""
+    (tmp_path / 'lazy.py').write_text(LAZY + more)
+    cfg = Config.fromfile(tmp_path / 'lazy.py')
+    if path is None:
+        check_shape(cfg)
+        assert 'mmengine.dataset.pseudo_collate' in cfg.pretty_text
+        return
+    with pytest.raises(ValueError, match=f'^{path}=<.* cannot be written down.*my_module'):
+        check_shape(cfg)
+    with pytest.raises(SyntaxError):
+        _ = cfg.pretty_text
+
+
 @pytest.fixture
 def two_bases(tmp_path):
     def write(first: str, second: str, bases: str = "['./first.py', './second.py']"):

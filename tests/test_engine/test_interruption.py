@@ -277,3 +277,20 @@ def test_a_refused_journal_is_left_alone(run, tmp_path):
         open_for(run, tmp_path)
     run.change('quantization.weight.num_bits', 4)
     assert [entry.name for entry in open_for(run, tmp_path).entries] == ['conv']
+
+
+def test_functions_of_a_config_do_not_stand_in_the_way(run, tmp_path):
+    """Each process has its own object; a run of a pure-Python config is gone on with."""
+    def collate():
+        scope = {'__name__': 'my_module'}
+        exec('def mine(batch):\n    return batch', scope)
+        return scope['mine']
+
+    run.cfg.test_dataloader['collate_fn'] = collate()
+    open_for(run, tmp_path).append(solved_layer('conv'))
+    run.cfg.test_dataloader['collate_fn'] = collate()
+    assert [entry.name for entry in open_for(run, tmp_path).entries] == ['conv']
+    run.cfg.test_dataloader['collate_fn'] = len
+    with pytest.raises(ValueError, match="collate_fn is 'builtins.len', the journal has "
+                                         "'my_module.mine'"):
+        open_for(run, tmp_path)
