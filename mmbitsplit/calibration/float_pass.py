@@ -12,6 +12,7 @@ from torch import Tensor
 from mmbitsplit.calibration.capture import Sampler
 from mmbitsplit.calibration.forward_state import ForwardState
 from mmbitsplit.models import PreparedModel, QuantizedLayer, layer_input
+from mmbitsplit.models.readers import odd_layout
 
 
 @dataclass
@@ -95,7 +96,15 @@ def float_pass(prepared: PreparedModel, batches: Mapping[int, Any], run: Callabl
 
 
 def check_finite(name: str, x: Tensor, label: str, which: str) -> None:
-    """Raises ``ValueError`` naming layer and image when ``x`` holds NaN or infinity."""
+    """Raises ``ValueError`` naming layer and image when ``x`` holds NaN or infinity.
+
+    Likewise where it is sparse or nested, which it was not while the model was watched.
+    """
+    odd = odd_layout(x)
+    if odd is not None:
+        raise ValueError(f"Layer '{name}' gets a {odd} tensor on {label}, and ordinary ones on "
+                         'other batches. Leave it in float with '
+                         f"overrides=[dict(match='{name}', skip=True)].")
     # One pass and no mask: a sum of finite float32 values of a network does not overflow.
     if x.numel() and not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).sum())

@@ -20,7 +20,7 @@ def output_size(geometry: LayerGeometry, input_shape: torch.Size) -> tuple[int, 
 
     Args:
         geometry: The layer.
-        input_shape: (B, C, H, W), or (..., C) for a linear layer.
+        input_shape: (B, C, H, W), (C, H, W) as one image, or (..., C) for a linear layer.
 
     Returns:
         (B, out_H, out_W), or the leading sizes of a linear layer's input.
@@ -29,7 +29,7 @@ def output_size(geometry: LayerGeometry, input_shape: torch.Size) -> tuple[int, 
         return tuple(input_shape[:-1])
     sizes = []
     for axis in (0, 1):
-        size = input_shape[2 + axis] + sum(_pre_padding(geometry, axis))
+        size = input_shape[axis - 2] + sum(_pre_padding(geometry, axis))
         span = geometry.dilation[axis] * (geometry.kernel_size[axis] - 1) + 1
         stride, padding = geometry.stride[axis], geometry.padding[axis]
         if geometry.kind == 'conv2d':
@@ -37,14 +37,14 @@ def output_size(geometry: LayerGeometry, input_shape: torch.Size) -> tuple[int, 
         else:
             sizes.append((size - 1) * stride - 2 * padding + span
                          + geometry.output_padding[axis])
-    return (input_shape[0], *sizes)
+    return (input_shape[0] if len(input_shape) == 4 else 1, *sizes)
 
 
 def gather_patches(x: Tensor, positions: Tensor, geometry: LayerGeometry) -> Tensor:
     """Gathers what enters the layer's product at some output positions.
 
     Args:
-        x: (B, C, H, W), or (..., C) for a linear layer.
+        x: (B, C, H, W), (C, H, W) as one image, or (..., C) for a linear layer.
         positions: (K,) int64, flat indices into ``output_size``.
         geometry: The layer.
 
@@ -58,6 +58,7 @@ def gather_patches(x: Tensor, positions: Tensor, geometry: LayerGeometry) -> Ten
         mode = 'constant' if geometry.pre_padding_mode == 'zeros' else geometry.pre_padding_mode
         x = F.pad(x, geometry.pre_padding, mode=mode)
         geometry = _without_pre_padding(geometry)
+    x = x if x.dim() == 4 else x.unsqueeze(0)
     batch, channels, height, width = x.shape
     _, out_height, out_width = output_size(geometry, x.shape)
     image = positions // (out_height * out_width)
@@ -80,14 +81,14 @@ def gather_outputs(output: Tensor, positions: Tensor, geometry: LayerGeometry) -
     """Gathers a layer's outputs at some positions: (G, M, K), a copy.
 
     Args:
-        output: (B, M * G, H, W), or (..., M) of a linear layer.
+        output: (B, M * G, H, W), (M * G, H, W), or (..., M) of a linear layer.
         positions: (K,) int64, flat indices into ``output_size``.
         geometry: The layer.
     """
     if geometry.kind == 'linear':
         rows = output.reshape(-1, output.shape[-1]).index_select(0, positions).t()
     else:
-        maps = output.flatten(2)  # (B, M * G, H * W)
+        maps = (output if output.dim() == 4 else output.unsqueeze(0)).flatten(2)  # (B, M*G, H*W)
         image, place = positions // maps.shape[2], positions % maps.shape[2]
         rows = maps[0].index_select(1, place) if len(maps) == 1 else maps[image, :, place].t()
     return rows.contiguous().view(geometry.groups, geometry.out_channels // geometry.groups,
@@ -141,7 +142,7 @@ def per_input(values: Tensor, geometry: LayerGeometry) -> Tensor:
 
 def apply_layer(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: LayerGeometry,
                 ) -> Tensor:
-    """Computes the layer as torch does: x (B, C, H, W) or (..., C) to its output."""
+    """Computes the layer as torch does: x (B, C, H, W), (C, H, W) or (..., C) to its output."""
     if geometry.kind == 'linear':
         return F.linear(x, weight, bias)
     if geometry.pre_padding_mode != 'zeros' or any(geometry.pre_padding):
@@ -155,8 +156,8 @@ def apply_layer(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: LayerG
 
 
 def channel_dim(geometry: LayerGeometry) -> int:
-    """The dimension of the layer's input that channels run along."""
-    return -1 if geometry.kind == 'linear' else 1
+    """The dimension of the layer's input that channels run along, with a batch or without."""
+    return -1 if geometry.kind == 'linear' else -3
 
 
 def _pre_padding(geometry: LayerGeometry, axis: int) -> tuple[int, int]:

@@ -20,7 +20,15 @@ from torch.utils._pytree import tree_flatten
 from mmbitsplit.functional.precision import full_float32
 from mmbitsplit.models.carried import tensors_in
 from mmbitsplit.models.geometry import computes_like_torch, layer_kind, normalizes_like_torch
-from mmbitsplit.models.readers import OPERATION, RETURNED, ReaderWatch, Reading, storage_of
+from mmbitsplit.models.readers import (
+    OPERATION,
+    RETURNED,
+    ReaderWatch,
+    Reading,
+    odd_layout,
+    storage_bytes,
+    storage_of,
+)
 from mmbitsplit.models.weight_reads import ForeignWeight, WeightReads
 
 IMAGE = '<image>'
@@ -45,6 +53,8 @@ class DataFlow:
             operation that does so.
         foreign_weights: Weights that the model multiplies by and none of its modules holds.
         unlike_torch: Layers whose output is not what their weight and geometry say.
+        odd_inputs: Layers, all of ``unlike_torch``, that get a sparse or nested tensor, with its
+            kind.
         norm_after: For each batch norm, the layer whose output channels it normalizes, or
             ``None`` when calls disagree, the tensor comes from elsewhere, or the norm does
             something else than its torch parent class.
@@ -72,6 +82,7 @@ class DataFlow:
     read_elsewhere: dict[str, str] = field(default_factory=dict)
     foreign_weights: list[ForeignWeight] = field(default_factory=list)
     unlike_torch: set[str] = field(default_factory=set)
+    odd_inputs: dict[str, str] = field(default_factory=dict)
     norm_after: dict[str, str | None] = field(default_factory=dict)
     norm_calls: dict[str, int] = field(default_factory=dict)
     consumers: dict[str, set[str]] = field(default_factory=dict)
@@ -164,7 +175,7 @@ class _Watcher(TorchDispatchMode):
             self.flow.deciding |= merged
         for tensor in outputs:
             storage = storage_of(tensor)
-            if not tensor.dtype.is_floating_point:
+            if not _carries_values(tensor):
                 # An index or a mask is no activation, but token numbers and pixels are inputs.
                 self.sources[storage] = {IMAGE} if merged == {IMAGE} else set()
                 self.flow.deciding |= merged
@@ -172,7 +183,7 @@ class _Watcher(TorchDispatchMode):
                 self.sources[storage] = set(merged)
             if storage not in self.made and not any(
                     storage == storage_of(tensor) for tensor in inputs):
-                self.made[storage] = tensor.untyped_storage().nbytes()
+                self.made[storage] = storage_bytes(tensor)
                 self.flow.peak_bytes = max(self.flow.peak_bytes, sum(self._live_blocks()))
 
     def _is_layer(self, func: Callable, inputs: list[Tensor]) -> bool:
@@ -290,8 +301,13 @@ class _Watcher(TorchDispatchMode):
 
     def _leave_layer(self, name: str):
         def hook(module, args, kwargs, output):
+            x = layer_input(args, kwargs)
+            if odd_layout(x):
+                self.flow.odd_inputs[name] = odd_layout(x)
+                self.flow.unlike_torch.add(name)
             with self.blind():
-                if not computes_like_torch(module, layer_input(args, kwargs), output):
+                if name not in self.flow.unlike_torch and not computes_like_torch(
+                        module, x, output):
                     self.flow.unlike_torch.add(name)
             self.inside.pop()
             self.readers.made(name, output)
@@ -338,8 +354,13 @@ class _Watcher(TorchDispatchMode):
             return
         merged = set().union(*(self._of(t) for t in inputs), set())
         for tensor in outputs:
-            if tensor.dtype.is_floating_point and not self._of(tensor):
+            if _carries_values(tensor) and not self._of(tensor):
                 self.sources[storage_of(tensor)] = set(merged)
+
+
+def _carries_values(tensor: Tensor) -> bool:
+    """Whether a tensor holds activations: real or, as after an FFT, complex."""
+    return tensor.dtype.is_floating_point or tensor.dtype.is_complex
 
 
 def layer_input(args: tuple, kwargs: dict) -> Tensor:

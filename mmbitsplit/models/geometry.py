@@ -21,14 +21,24 @@ def layer_kind(module: nn.Module) -> str | None:
     """Returns the kind of a layer by its class, or ``None`` when it is none of ours.
 
     A subclass may compute something else than its parent (weight standardization, deformable
-    sampling); ``computes_like_torch`` settles that on real data.
+    sampling); ``computes_like_torch`` settles that on real data. One that holds layers of its own
+    (LoRA) is none, whatever it computes before they are trained.
     """
-    if type(module).__name__ in _NEVER_CALLED:
+    if type(module).__name__ in _NEVER_CALLED or holds_layers(module):
         return None
     for cls, kind in _KINDS:
         if isinstance(module, cls):
             return kind
     return None
+
+
+def holds_layers(module: nn.Module) -> bool:
+    """Whether a layer by its class has layers inside, which it adds to what it computes."""
+    classes = tuple(cls for cls, _ in _KINDS)
+    inside = (inner for child in module.children() for inner in child.modules())
+    return isinstance(module, classes) and any(
+        isinstance(inner, classes) or isinstance(getattr(inner, 'geometry', None), LayerGeometry)
+        for inner in inside)  # the latter once they are quantized
 
 
 def layer_geometry(module: nn.Module) -> LayerGeometry:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmbitsplit.models.dataflow import DataFlow
-from mmbitsplit.models.geometry import layer_kind
+from mmbitsplit.models.geometry import holds_layers, layer_kind
 from mmbitsplit.models.model_checks import check_left, check_model, check_reached
 from mmbitsplit.models.placement import plan_outputs
 from mmbitsplit.structures import (
@@ -64,7 +64,11 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
     for name in flow.order:
         plan = _layer_plan(name, flow, spec)
         if name in flow.unlike_torch:
-            keep(name, 'computes something else than its torch parent class')
+            odd = flow.odd_inputs.get(name)
+            keep(name, 'computes something else than its torch parent class' if odd is None
+                 else f'its input is a {odd} tensor' + (
+                     ' (nn.TransformerEncoder(..., enable_nested_tensor=False) makes none)'
+                     if odd == 'nested' else ''))
         elif name in flow.read_elsewhere:
             keep(name, _read_elsewhere(name, flow))
         elif not _in_scope(name, spec.scope):
@@ -83,7 +87,8 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
                      else 'batch norm that no layer could take in exactly')
         elif layer_kind(module) is None and any(
                 p.dim() > 1 for p in module.parameters(recurse=False)):
-            keep(name, 'kind of layer that is not supported')
+            keep(name, 'holds layers of its own, which are quantized instead'
+                 if holds_layers(module) else 'kind of layer that is not supported')
     kept += [FloatRemainder(
         f'{weight.inside}.<{weight.operation}>'.lstrip('.'), 'Tensor', 'a weight that no module of '
         'the model holds, such as that of layers in a Python list (use nn.ModuleList)',
