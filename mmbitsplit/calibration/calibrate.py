@@ -107,12 +107,15 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
     """As ``calibrate``, whose checks have been passed; batches and labels by number."""
     stopwatch, started = Stopwatch(), time.perf_counter()
     total, data_free = team.total(len(by_number)), spec.calibration.num_images == 0
+    state = ForwardState(model, spec.calibration.seed)
     with stopwatch('watch'):
-        flow, sizes = watch_batches(model, by_number, run, replay_points, team)
+        flow, sizes = watch_batches(model, by_number, state.leaving_no_trace(run), replay_points,
+                                    team)
     estimates = []
     prepared = prepare(model, flow, spec, lambda layers: estimates.append(
         NOTHING if data_free else _check_memory(
             model, flow, layers, find_owners(flow, set(layers)), sizes, spec, total, team.size)))
+    state.modules.follow(prepared.layers.values())
     estimate, owners = estimates[0], find_owners(flow, set(prepared.layers))
     if method.refines:  # solved layers alone say too little to go on from
         journal = None
@@ -121,11 +124,9 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
     sampler = Sampler(spec.calibration, total,
                       {name: flow.calls[name] for name in prepared.layers}, stopwatch)
     tape, current = Tape(), {'batch': 0}
-    with torch.no_grad():
-        state = ForwardState(spec.calibration.seed)
     record = FloatRecord()
     loss = ModelLoss(model, flow, by_number, lambda batch: run(model, batch), replay_points, tape,
-                     team, method.loss, method.loss_batches) if method.refines else None
+                     team, method.loss, method.loss_batches, state) if method.refines else None
     to_run = len(done) < len(prepared.layers) and not data_free
     if to_run:
         with stopwatch('float_pass'), recording(replay_points, tape, lambda: current['batch']), \
@@ -146,7 +147,8 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
     elif to_run:
         lockstep = Lockstep(prepared, by_number, lambda batch: run(model, batch), record.counts,
                             owners, sampler, tape, solver, team, state)
-        with stopwatch('quantized_pass'), replaying(replay_points, tape, lockstep.current_batch):
+        with stopwatch('quantized_pass'), state.kept(), \
+                replaying(replay_points, tape, lockstep.current_batch):
             lockstep.run()
     solver.check_complete()
     refinement = solver.refine() if method.refines else {}

@@ -155,7 +155,8 @@ class Lockstep:
                 worker.owner_runs = OwnerRuns(
                     layers=layers, readers=owner.readers, counts=self.counts[worker.batch],
                     sampler=self.sampler, batch=worker.batch,
-                    rewind=self._bookmark(worker.batch), ours=self.state.ours,
+                    rewind=self.tape.bookmark(worker.batch), ours=self.state.ours,
+                    bookmark=self.state.bookmark(),
                     spare=self.spare)
                 try:
                     return worker.owner_runs.run(forward, args, kwargs, worker.arrive)
@@ -163,14 +164,6 @@ class Lockstep:
                     worker.owner_runs = None
             return intercepted
         return wrap
-
-    def _bookmark(self, batch: int) -> Callable[[], None]:
-        rewinds = self.tape.bookmark(batch), self.state.bookmark()
-
-        def rewind() -> None:
-            for each in rewinds:
-                each()
-        return rewind
 
 
 def _greenlet():

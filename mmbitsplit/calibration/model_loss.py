@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmbitsplit.calibration.forward_state import ForwardState
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, replaying
 from mmbitsplit.calibration.team import Team
 from mmbitsplit.models import DataFlow, QuantizedLayer, layer_role
@@ -29,11 +30,13 @@ class ModelLoss:
             class scores; ``'squared_error'``, relative to the spread of each output, for any
             model; ``'auto'``: the former where the only last layer is linear.
         most_batches: Over all processes.
+        state: Told what forwards change.
     """
 
     def __init__(self, model: nn.Module, flow: DataFlow, batches: Mapping[int, Any],
                  run: Callable[[Any], Any], replay_points: Sequence[ReplayPoint], tape: Tape,
-                 team: Team, kind: str, most_batches: int):
+                 team: Team, kind: str, most_batches: int,
+                 state: ForwardState):
         self.names = [name for name in flow.order if 'last' in layer_role(name, flow)]
         self.modules = [model.get_submodule(name) for name in self.names]
         if kind == 'auto':
@@ -44,7 +47,7 @@ class ModelLoss:
                              f"scores; this model ends in {', '.join(self.names)}. Use "
                              "loss='squared_error'.")
         self.kind, self.run, self.team, self.tape = kind, run, team, tape
-        self.replay_points = replay_points
+        self.replay_points, self.state = replay_points, state
         chosen = list(batches)[:-(-most_batches // team.size)]
         self.batches = {number: batches[number] for number in chosen}
         self.wanted: dict[int, list[tuple[int, Tensor]]] = {}
@@ -77,7 +80,8 @@ class ModelLoss:
         seen: list[tuple[int, Tensor]] = []
         self.tape.positions.clear()
         with self._watched(lambda layer, output: seen.append((layer, output))), \
-                replaying(self.replay_points, self.tape, lambda: number):
+                replaying(self.replay_points, self.tape, lambda: number), \
+                self.state.watched(number):
             self.run(self.batches[number])
         return seen
 

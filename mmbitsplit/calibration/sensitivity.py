@@ -68,16 +68,17 @@ class Sensitivity:
         self.model, self.batches, self.run = model, batches, run
         self.points, self.tape, self.current = replay_points, Tape(), 0
         self.method, self.team = build_method(spec.method), Team()
-        with torch.no_grad():
-            self.state = ForwardState(spec.calibration.seed)
         with as_it_was_on_error(model):
             self._look(model.eval(), spec)
 
     def _look(self, model: nn.Module, spec: QuantSpec) -> None:
         """Prepares the model and keeps its float outputs."""
         batches, run, replay_points = self.batches, self.run, self.points
-        flow, _ = watch_batches(model, dict(enumerate(batches)), run, replay_points, self.team)
+        self.state = ForwardState(model, spec.calibration.seed)
+        flow, _ = watch_batches(model, dict(enumerate(batches)), self.state.leaving_no_trace(run),
+                                replay_points, self.team)
         self.prepared = prepare(model, flow, spec)
+        self.state.modules.follow(self.prepared.layers.values())
         self.sampler = Sampler(spec.calibration, len(batches),
                                {name: flow.calls[name] for name in self.prepared.layers})
         planned = set(self.prepared.layers)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from mmbitsplit.calibration.capture import CallCapture, Sampler, ordinary
+from mmbitsplit.calibration.forward_state import Bookmark
 from mmbitsplit.calibration.thread_state import ThreadState
 from mmbitsplit.functional import output_size
 from mmbitsplit.models import DataFlow, QuantizedLayer
@@ -88,7 +89,8 @@ class OwnerRuns:
         counts: Calls of each layer in this batch's float forward.
         sampler: Positions.
         batch: Index of the batch.
-        rewind: Takes recorded results and the forward's state back to where the owner was called.
+        rewind: Takes recorded results back to where the owner was called.
+        bookmark: Takes the forward's state back there.
         ours: The state of the thread in which calibration itself computes.
         spare: Memory for answers that only last for a run.
     """
@@ -99,6 +101,7 @@ class OwnerRuns:
     sampler: Sampler
     batch: int
     rewind: Callable[[], None]
+    bookmark: Bookmark
     ours: ThreadState
     spare: 'SpareMemory'
     memory: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -155,6 +158,7 @@ class OwnerRuns:
         self.calls.clear()
         self.spare.take_back()
         self.rewind()
+        self.bookmark.rewind()
 
     def _probe(self, forward: Callable, keep: '_InputKeeper') -> None:
         error = self._attempts(forward, keep)
@@ -182,6 +186,7 @@ class OwnerRuns:
                 error = raised
             else:
                 keep.check()
+                self.bookmark.settle()
             if self._has_inputs():
                 break
         return error

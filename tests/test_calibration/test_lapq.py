@@ -6,6 +6,7 @@ from torch import nn
 
 from mmbitsplit.apis import quantize_model
 from mmbitsplit.calibration import ReplayPoint, Team
+from mmbitsplit.calibration.forward_state import ForwardState
 from mmbitsplit.calibration.model_loss import ModelLoss
 from mmbitsplit.calibration.replay import Tape
 from mmbitsplit.models import watch
@@ -141,7 +142,8 @@ def test_recorded_decisions_are_replayed_for_the_loss(seeded):
 def test_the_loss_of_the_same_model_is_the_least(kind, seeded):
     model, batches, tape = seeded(Classifier), dict(enumerate(inputs())), Tape()
     flow = watch(model, lambda: model(batches[0]))
-    loss = ModelLoss(model, flow, batches, model, (), tape, Team(), kind, most_batches=2)
+    loss = ModelLoss(model, flow, batches, model, (), tape, Team(), kind, 2,
+                     ForwardState(model, 0))
     current = {}
     with loss.recording(lambda: current['batch']), torch.no_grad():
         for number, batch in batches.items():
@@ -156,5 +158,6 @@ def test_the_loss_of_the_same_model_is_the_least(kind, seeded):
     with torch.no_grad():
         model.scores.weight *= 1.1
     assert loss() > same
-    assert ModelLoss(model, flow, batches, model, (), tape, Team(), 'auto', 2).kind \
+    assert ModelLoss(model, flow, batches, model, (), tape, Team(), 'auto', 2,
+                     ForwardState(model, 0)).kind \
         == 'cross_entropy'
