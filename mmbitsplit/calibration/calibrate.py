@@ -5,6 +5,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -153,6 +154,12 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
     solver.check_complete()
     refinement = solver.refine() if method.refines else {}
     reports = {report.name: report for report in solver.reports}
+    selections = [replace(selection, reaches=tuple(layers))
+                  for selection, layers in flow.selections.items()]
+    for selection in selections:
+        for name in set(selection.reaches) & set(reports):
+            reports[name].notes.append(
+                f'gets what {selection} decides by values of layers; no replay point covers that')
     return prepared, QuantizationReport(
         # Side by side towers may be solved in either order: the plan's is always the same.
         layers=[reports[layer.name] for layer in prepared.plan.layers],
@@ -163,7 +170,7 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
                      'processes': team.size, 'layers_taken_over': len(done)},
         method=dict(spec.method),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        estimated_bytes=estimate.total, refinement=refinement)
+        estimated_bytes=estimate.total, refinement=refinement, selections=selections)
 
 
 def watch_batches(model: nn.Module, batches: Mapping[int, Any],

@@ -141,6 +141,12 @@ def _log(runner: Runner, report: QuantizationReport) -> None:
         runner.logger.warning('mmbitsplit: %s (%s) stays float: %s; %.2f %% of the weights',
                               remainder.name, remainder.kind, remainder.reason,
                               100 * remainder.share)
+    for selection in report.selections:
+        runner.logger.warning(
+            'mmbitsplit: %s picks by values of layers and feeds %s: the quantized model may pick '
+            'otherwise, and layers from there on are then fitted to outputs of other things. '
+            'Name it as a replay point: docs/own_detector.md', selection,
+            ', '.join(selection.reaches))
     taken = [layer.name for layer in layers if layer.guard_taken]
     if taken:
         runner.logger.info('mmbitsplit: plain rounding was better on held-out positions and was '

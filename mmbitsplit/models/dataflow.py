@@ -25,11 +25,14 @@ from mmbitsplit.models.readers import (
     RETURNED,
     ReaderWatch,
     Reading,
+    carries_values,
     odd_layout,
     storage_bytes,
     storage_of,
 )
+from mmbitsplit.models.selections import SelectionWatch
 from mmbitsplit.models.weight_reads import ForeignWeight, WeightReads
+from mmbitsplit.structures import Selection
 
 IMAGE = '<image>'
 # Operations that do what a layer does where one of their inputs is a weight.
@@ -68,6 +71,8 @@ class DataFlow:
             return without another layer between.
         deciding: Layers whose values became an index, a mask or a number without another layer
             between: what follows depends on them in ways that no flow of values shows.
+        selections: Steps outside of barriers that pick rows by values of layers, with the layers
+            that get them.
         output_sizes: For each layer and call, the number of elements of its output.
         live_blocks: For each layer, sizes in bytes of the tensors that the run had made and
             still held when a call of it began, the call with most of them in sum.
@@ -90,6 +95,7 @@ class DataFlow:
     stacks: dict[str, list[tuple[tuple[str, int], ...]]] = field(default_factory=dict)
     returned: dict[str, set[str]] = field(default_factory=dict)
     deciding: set[str] = field(default_factory=set)
+    selections: dict[Selection, list[str]] = field(default_factory=dict)
     output_sizes: dict[str, list[int]] = field(default_factory=dict)
     live_blocks: dict[str, list[int]] = field(default_factory=dict)
     peak_bytes: int = 0
@@ -137,16 +143,17 @@ class _Watcher(TorchDispatchMode):
         super().__init__()
         self.model = model
         self.flow, self.readers = DataFlow(), ReaderWatch()
-        self.flow.readings = self.readers.readings
         self.weight_reads = WeightReads(model)
         self.flow.read_elsewhere = self.weight_reads.elsewhere
+        self.selections = SelectionWatch(model)
+        self.flow.readings, self.flow.selections = self.readers.readings, self.selections.found
         # By storage: the nearest layers upstream, and the layer that made it with its output.
         self.sources: dict[StorageWeakRef, set[str]] = {}
         self.produced: dict[StorageWeakRef, tuple[str, weakref.ref[Tensor]]] = {}
         self.made: dict[StorageWeakRef, int] = {}  # bytes of what the run made
         self.weights = {storage_of(p) for p in model.parameters() if p.dim() > 1}
         self.inside: list[str] = []  # layers and norms now running
-        self.blinded = 0
+        self.blinded = self.replayed = 0
         self.stack: list[tuple[str, int]] = []
         self.module_calls: dict[str, int] = {}
 
@@ -171,11 +178,14 @@ class _Watcher(TorchDispatchMode):
         merged = set().union(*(self._of(t) for t in inputs)) if inputs else set()
         if IMAGE in merged and self._is_layer(func, inputs):
             merged = merged - {IMAGE} | {self.stack[-1][0] if self.stack else ''}
+        if not self.inside and not self.replayed:
+            self.selections.operation(func, inputs, outputs, merged - {IMAGE},
+                                      self.stack[-1][0] if self.stack else '')
         if not outputs:  # a number was read
             self.flow.deciding |= merged
         for tensor in outputs:
             storage = storage_of(tensor)
-            if not _carries_values(tensor):
+            if not carries_values(tensor):
                 # An index or a mask is no activation, but token numbers and pixels are inputs.
                 self.sources[storage] = {IMAGE} if merged == {IMAGE} else set()
                 self.flow.deciding |= merged
@@ -199,13 +209,19 @@ class _Watcher(TorchDispatchMode):
         return self.sources.get(storage_of(tensor), set()) if tensor.numel() else set()
 
     @contextmanager
-    def blind(self):
-        """Inside, operations are not seen and their results have no sources."""
-        self.blinded += 1
+    def blind(self, only_selections: bool = False):
+        """Inside, operations are not seen and their results have no sources.
+
+        Args:
+            only_selections: Operations are seen, selections are not.
+        """
+        self.blinded, self.replayed = (self.blinded + (not only_selections),
+                                       self.replayed + only_selections)
         try:
             yield
         finally:
-            self.blinded -= 1
+            self.blinded, self.replayed = (self.blinded - (not only_selections),
+                                           self.replayed - only_selections)
 
     @contextmanager
     def hooks(self):
@@ -296,6 +312,7 @@ class _Watcher(TorchDispatchMode):
                 flow.consumers[made[0]].add(name)
             if not self.inside:
                 self.readers.read(name, [x])
+                self.selections.reached(name, x)
             self.inside.append(name)
         return hook
 
@@ -354,13 +371,8 @@ class _Watcher(TorchDispatchMode):
             return
         merged = set().union(*(self._of(t) for t in inputs), set())
         for tensor in outputs:
-            if _carries_values(tensor) and not self._of(tensor):
+            if carries_values(tensor) and not self._of(tensor):
                 self.sources[storage_of(tensor)] = set(merged)
-
-
-def _carries_values(tensor: Tensor) -> bool:
-    """Whether a tensor holds activations: real or, as after an FFT, complex."""
-    return tensor.dtype.is_floating_point or tensor.dtype.is_complex
 
 
 def layer_input(args: tuple, kwargs: dict) -> Tensor:

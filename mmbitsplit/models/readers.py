@@ -72,6 +72,11 @@ def storage_of(tensor: Tensor) -> 'StorageWeakRef | TensorRef':
     return StorageWeakRef(tensor.untyped_storage())
 
 
+def carries_values(tensor: Tensor) -> bool:
+    """Whether a tensor holds activations: real or, as after an FFT, complex."""
+    return tensor.dtype.is_floating_point or tensor.dtype.is_complex
+
+
 def odd_layout(tensor: Tensor) -> str | None:
     """What kind of tensor it is, where it is none with sizes and strides."""
     if tensor.is_nested:

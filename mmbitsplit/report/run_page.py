@@ -58,7 +58,7 @@ def _page(results: Mapping[str, Any], layers: Mapping[str, Any], data: Mapping[s
         parts.append(_layers(layers['layers']))
     parts += _classes(results, data.get('classes') or {}, figures)
     parts.append(_pictures(data['pictures']))
-    parts += [_kept_float(layers), _settings(results)]
+    parts += [_kept_float(layers), _selections(layers), _settings(results)]
     details = {row['name']: _details(row, (data.get('layers') or {}).get(row['name'], {}))
                for row in layers['layers']}
     return build_page(f'{name}, {bits_of(results)}', '\n'.join(filter(None, parts)), figures,
@@ -284,6 +284,18 @@ def _kept_float(layers: Mapping[str, Any]) -> str:
     share = 100 * sum(row['share'] for row in kept)
     return (f'<h2>What stays float</h2><p class="quiet">{share:.2f} % of the weights.</p>'
             + table(['part', 'kind', 'why', 'weights'], rows, numeric=(3,)))
+
+
+def _selections(layers: Mapping[str, Any]) -> str:
+    found = layers.get('selections') or []
+    if not found:
+        return ''
+    rows = [[f"{row['operation']} in {row['module'] + '.' if row['module'] else ''}"
+             f"{row['method']}", ', '.join(row['reaches'])] for row in found]
+    return ('<h2>Steps that pick by values of layers</h2><p class="quiet">The quantized model may '
+            'pick otherwise than the float model, and the layers after such a step are then fitted '
+            'to outputs of other things. A replay point for the method avoids that.</p>'
+            + table(['step', 'layers that get what it picks'], rows))
 
 
 def _settings(results: Mapping[str, Any]) -> str:

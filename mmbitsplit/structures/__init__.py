@@ -13,6 +13,7 @@ from mmbitsplit.structures.layers import (
     QParams,
     QuantizationReport,
     RowStatistics,
+    Selection,
     WeightSolution,
     summary,
 )
@@ -31,5 +32,5 @@ __all__ = [
     'ActivationSpec', 'BitPlan', 'CalibrationSpec', 'FirstLastSpec', 'FloatRemainder',
     'LayerGeometry', 'LayerMeans', 'LayerPlan', 'LayerReport', 'LayerSolution', 'LayerStatistics',
     'OutputPlan', 'OverrideSpec', 'QParams', 'QuantSpec', 'QuantizationReport', 'RowStatistics',
-    'WeightSolution', 'WeightSpec', 'from_mapping', 'merge', 'nearest', 'summary',
+    'Selection', 'WeightSolution', 'WeightSpec', 'from_mapping', 'merge', 'nearest', 'summary',
 ]

@@ -114,6 +114,26 @@ class FloatRemainder:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """A step between layers that picks or orders rows by values of layers.
+
+    Args:
+        operation: Of torch, such as ``'topk'``.
+        module: Dotted name of the module whose method runs it; empty for the model itself.
+        method: Name of the method.
+        reaches: Layers that get what was picked, without another layer between.
+    """
+
+    operation: str
+    module: str
+    method: str
+    reaches: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.operation} in {f'{self.module}.' if self.module else ''}{self.method}"
+
+
+@dataclass(frozen=True)
 class QParams:
     """Affine quantization parameters of a tensor; real = (code - zero_point) * scale.
 
@@ -337,6 +357,8 @@ class QuantizationReport:
         peak_rss_bytes: Most memory that this process ever held.
         estimated_bytes: What the calibration was expected to add to what was held before.
         refinement: What a method that refines the whole model says of that, else empty.
+        selections: Steps outside of all replay points that pick rows by values of layers; the
+            two passes may pick different ones.
     """
 
     layers: list[LayerReport]
@@ -348,6 +370,7 @@ class QuantizationReport:
     peak_rss_bytes: int
     estimated_bytes: int
     refinement: dict[str, Any] = field(default_factory=dict)
+    selections: list[Selection] = field(default_factory=list)
 
 
 def summary(values: Tensor) -> tuple[float, float]:

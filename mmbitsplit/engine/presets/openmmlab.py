@@ -3,8 +3,11 @@
 mmdet's heads decode and select boxes in ``predict_by_feat``: dense heads, region proposals and
 box heads return boxes, whose replay keeps RoI features aligned row by row; mask heads paste
 masks into images, and panoptic heads lay those over each other, which no layer comes after.
+Two-stage transformers pick the best positions of their encoder in ``pre_decoder``, which holds
+layers: which positions is replayed, what is there is not.
 """
 
+import sys
 from typing import Any
 
 from torch import nn
@@ -26,7 +29,23 @@ def replay_points(model: nn.Module) -> list[ReplayPoint]:
                                       instead=_without_masks if pastes else None))
         if callable(getattr(module, '_lay_masks', None)):
             points.append(ReplayPoint(module, 'predict', instead=_nothing_fused))
+        for method in _selecting_methods(module):
+            points.append(ReplayPoint(module, method, indices_only=True))
+            # Suppression of overlapping boxes is compiled, its decisions are seen by nobody.
+            space = sys.modules[getattr(type(module), method).__module__]
+            if callable(getattr(space, 'batched_nms', None)):
+                points.append(ReplayPoint(space, 'batched_nms'))
     return points
+
+
+def _selecting_methods(module: nn.Module) -> list[str]:
+    """Names methods that pick rows by scores and hold layers, or masks that layers follow."""
+    methods = []
+    if getattr(module, 'as_two_stage', False) and callable(getattr(module, 'pre_decoder', None)):
+        methods.append('pre_decoder')  # Deformable DETR, DINO, Grounding DINO, DDQ
+    if callable(getattr(module, 'select_distinct_queries', None)):
+        methods.append('select_distinct_queries')  # the decoder of DDQ
+    return methods
 
 
 def _without_masks(mask_preds: Any, results_list: list, *args: Any, **kwargs: Any) -> list:
