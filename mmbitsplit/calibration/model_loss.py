@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmbitsplit.calibration.forward_state import ForwardState
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, replaying
 from mmbitsplit.calibration.team import Team
-from mmbitsplit.models import DataFlow, QuantizedLayer, layer_role
+from mmbitsplit.models import DataFlow, QuantizedLayer, SteppedLayer, layer_role
 
 LOSSES = ('auto', 'cross_entropy', 'squared_error')
 MOST_ELEMENTS = 1 << 16  # of an output that a squared error looks at, evenly spread
@@ -117,6 +117,6 @@ class ModelLoss:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    if isinstance(module, QuantizedLayer):
+    if isinstance(module, (QuantizedLayer, SteppedLayer)):
         return module.geometry.kind == 'linear' and module.geometry.out_channels > 1
     return isinstance(module, nn.Linear) and module.out_features > 1

@@ -17,8 +17,15 @@ from mmbitsplit.calibration.output_error import output_scale
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, recording, replaying
 from mmbitsplit.calibration.solve_layer import solve_layer
 from mmbitsplit.calibration.team import Team
-from mmbitsplit.models import QuantizedLayer, apply, check_request, layer_input, prepare
-from mmbitsplit.models.surgery import set_module
+from mmbitsplit.models import (
+    QuantizedLayer,
+    apply,
+    check_request,
+    layer_input,
+    prepare,
+    quantized_layers,
+    swap_layer,
+)
 from mmbitsplit.models.undo import as_it_was_on_error
 from mmbitsplit.structures import LayerPlan, QuantSpec
 
@@ -120,13 +127,13 @@ class Sensitivity:
     def _tried(self, name: str, trial: QuantizedLayer, what: str, num_bits: int,
                ) -> Iterator[Trial]:
         layer = self.prepared.layers[name]
-        set_module(self.model, name, trial)
+        swap_layer(self.model, name, trial)
         try:
             with replaying(self.points, self.tape, lambda: self.current):
                 outputs = self._raw_outputs()
             yield Trial(name, what, num_bits, relative_error(self.reference, outputs))
         finally:
-            set_module(self.model, name, layer)
+            swap_layer(self.model, name, layer)
 
     def _captured(self, name: str) -> tuple[list[CallCapture], list[Tensor]]:
         """Inputs and float outputs of a layer at its sampled positions."""
@@ -178,10 +185,10 @@ class Sensitivity:
                     take(next(calls), layer_input(args, kwargs), output)
             return hook
 
+        layers = dict(quantized_layers(self.model))
         with ExitStack() as stack:
             for name, take in takers.items():
-                handle = self.model.get_submodule(name).register_forward_hook(
-                    hook_for(take), with_kwargs=True)
+                handle = layers[name].register_forward_hook(hook_for(take), with_kwargs=True)
                 stack.callback(handle.remove)
             yield
 
@@ -203,4 +210,4 @@ def relative_error(reference: Mapping[str, Tensor], outputs: Mapping[str, Tensor
 
 
 def _copy(layer: QuantizedLayer) -> QuantizedLayer:
-    return QuantizedLayer(layer.geometry, layer.weight, layer.bias).eval()
+    return QuantizedLayer(layer.geometry, layer.weight, layer.bias, layer.declared).eval()

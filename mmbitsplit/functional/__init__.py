@@ -33,6 +33,7 @@ from mmbitsplit.functional.packing import pack_codes, unpack_codes
 from mmbitsplit.functional.patches import (
     apply_layer,
     channel_dim,
+    explicit_padding,
     gather_outputs,
     gather_patches,
     output_size,
@@ -53,9 +54,9 @@ from mmbitsplit.functional.statistics import (
 
 __all__ = [
     'ActivationSamples', 'DISTRIBUTIONS', 'JointMinimum', 'add_ridge', 'allocate_bits',
-    'apply_layer', 'bias_correction', 'center', 'channel_dim', 'channel_ranges',
-    'channel_scales', 'clipping_constant', 'code_histogram', 'code_range', 'correct_weights',
-    'default_ridge', 'dequantize', 'entropy_threshold', 'fake_quantize', 'feedback_factor',
+    'apply_layer', 'bias_correction', 'center', 'channel_dim', 'channel_ranges', 'channel_scales',
+    'clipping_constant', 'code_histogram', 'code_range', 'correct_weights', 'default_ridge',
+    'dequantize', 'entropy_threshold', 'explicit_padding', 'fake_quantize', 'feedback_factor',
     'gather_outputs', 'gather_patches', 'interpolate_scales', 'layer_statistics', 'output_size',
     'pack_codes', 'per_input', 'powell_minimum', 'product_input', 'quadratic_minimum',
     'quadratic_objective', 'quantization_error', 'quantize', 'rescale_inputs', 'round_weight',

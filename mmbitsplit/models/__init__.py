@@ -7,12 +7,13 @@ from mmbitsplit.models.convert import (
     prepare,
     quantized_layers,
     rebuild,
+    swap_layer,
 )
 from mmbitsplit.models.dataflow import DataFlow, layer_input, watch
 from mmbitsplit.models.geometry import layer_geometry, layer_kind
-from mmbitsplit.models.quantized_layers import QuantizedLayer
+from mmbitsplit.models.quantized_layers import QuantizedLayer, SteppedLayer
 from mmbitsplit.models.roles import check_request, layer_role
 
-__all__ = ['DataFlow', 'PreparedModel', 'QuantizedLayer', 'apply', 'check_request', 'describe',
-           'layer_geometry', 'layer_input', 'layer_kind', 'layer_role', 'prepare',
-           'quantized_layers', 'rebuild', 'watch']
+__all__ = ['DataFlow', 'PreparedModel', 'QuantizedLayer', 'SteppedLayer', 'apply',
+           'check_request', 'describe', 'layer_geometry', 'layer_input', 'layer_kind',
+           'layer_role', 'prepare', 'quantized_layers', 'rebuild', 'swap_layer', 'watch']

@@ -1,15 +1,18 @@
 """Surgery on a model: batch norms folded, layers swapped, solutions written."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from mmbitsplit.models.dataflow import DataFlow
 from mmbitsplit.models.fold_bn import fold_batch_norm, foldable_batch_norms
 from mmbitsplit.models.geometry import layer_geometry
-from mmbitsplit.models.quantized_layers import QuantizedLayer
+from mmbitsplit.models.layer_inside import LayerInside
+from mmbitsplit.models.layer_steps import Steps
+from mmbitsplit.models.quantized_layers import QuantizedLayer, SteppedLayer, layer_of_row
 from mmbitsplit.models.roles import make_plan
 from mmbitsplit.models.surgery import get_module, hand_over, set_module
 from mmbitsplit.structures import BitPlan, LayerSolution, QuantSpec
@@ -53,17 +56,30 @@ def prepare(model: nn.Module, flow: DataFlow, spec: QuantSpec,
     norm_of = {layer: norm for norm, layer in folded.items()}
     layers = {}
     for name in (layer.name for layer in plan.layers):
-        module = get_module(model, name)
-        weight, bias = module.weight, module.bias
-        if name in norm_of:
-            weight, bias = fold_batch_norm(module, get_module(model, norm_of[name]))
-        layers[name] = QuantizedLayer(layer_geometry(module), weight, bias)
+        layers[name] = _make_layer(
+            get_module(model, name), flow.inside.get(name),
+            get_module(model, norm_of[name]) if name in norm_of else None)
     check(layers)
     for norm in folded:
-        set_module(model, norm, nn.Identity())
+        steps = flow.norm_steps.get(norm)
+        set_module(model, norm, Steps.of(steps) if steps else nn.Identity())
     for name, layer in layers.items():
-        _swap(model, name, layer)
+        inside = flow.inside.get(name)
+        _swap(model, name, SteppedLayer(Steps.of(inside.before), layer, Steps.of(inside.after))
+              if inside is not None and (inside.before or inside.after) else layer)
     return PreparedModel(model, plan, layers, folded)
+
+
+def _make_layer(module: nn.Module, inside: LayerInside | None, norm: nn.Module | None,
+                ) -> QuantizedLayer:
+    """Makes the layer that stands for a float one and the batch norm behind it."""
+    geometry = declared = layer_geometry(module)
+    weight, bias = module.weight, module.bias
+    if inside is not None:
+        geometry, weight, bias = inside.geometry, inside.weight, inside.bias
+    if norm is not None:
+        weight, bias = fold_batch_norm(weight, bias, geometry, norm)
+    return QuantizedLayer(geometry, weight, bias, None if geometry == declared else declared)
 
 
 def apply(layer: QuantizedLayer, solution: LayerSolution) -> None:
@@ -78,7 +94,13 @@ def describe(prepared: PreparedModel) -> dict[str, Any]:
         rows[plan.name] = row = {**prepared.layers[plan.name].plan_row(), 'role': plan.role}
         if row['input'] is not None:
             row['input']['mode'] = plan.activation.mode
-    return {'layers': rows, 'folded': sorted(prepared.folded)}
+        place = get_module(prepared.model, plan.name)
+        if isinstance(place, SteppedLayer):
+            row['before'], row['after'] = place.before.describe(), place.after.describe()
+    steps = {name: module.describe() for name in prepared.folded
+             if isinstance(module := get_module(prepared.model, name), Steps)}
+    return {'layers': rows, 'folded': sorted(prepared.folded),
+            **({'folded_steps': steps} if steps else {})}
 
 
 def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
@@ -93,30 +115,44 @@ def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
         if name not in names:
             raise ValueError(f"The checkpoint's layer '{name}' is not in the model: it belongs "
                              'to another architecture. Use the config written beside it.')
-    layers = {}
+    places: dict[str, nn.Module] = {}
+    like = next(model.parameters(), torch.zeros(0))
     for name, row in description['layers'].items():
         module = names[name]
         try:
-            layers[name] = QuantizedLayer(layer_geometry(module), module.weight, module.bias)
-            layers[name].expect(row)
+            layer = layer_of_row(row, layer_geometry(module), module.weight, module.bias)
+            places[name] = layer if 'before' not in row else SteppedLayer(
+                Steps.from_description(row['before'], like), layer,
+                Steps.from_description(row['after'], like))
         except ValueError as error:
             raise ValueError(f"Layer '{name}': {error} Use the config written beside the "
                              'checkpoint.') from error
-    for name, layer in layers.items():
-        _swap(model, name, layer)
+    steps = {name: Steps.from_description(value, like)
+             for name, value in description.get('folded_steps', {}).items()}
+    for name, place in places.items():
+        _swap(model, name, place)
     for name in description['folded']:
-        set_module(model, name, nn.Identity())
+        set_module(model, name, steps.get(name, nn.Identity()))
 
 
-def _swap(model: nn.Module, name: str, layer: QuantizedLayer) -> QuantizedLayer:
-    hand_over(get_module(model, name), layer)
-    set_module(model, name, layer)
-    return layer.train(False)
+def _swap(model: nn.Module, name: str, place: nn.Module) -> None:
+    hand_over(get_module(model, name), place)
+    set_module(model, name, place.train(False))
 
 
-def quantized_layers(model: nn.Module) -> Iterable[tuple[str, QuantizedLayer]]:
-    """Yields the swapped layers of a model with their names."""
-    return ((name, module) for name, module in model.named_modules()
-            if isinstance(module, QuantizedLayer))
+def swap_layer(model: nn.Module, name: str, layer: QuantizedLayer) -> None:
+    """Puts another quantized layer where one is, between the same steps."""
+    place = get_module(model, name)
+    if isinstance(place, SteppedLayer):
+        place.layer = layer
+    else:
+        set_module(model, name, layer)
 
 
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    """Yields the swapped layers of a model with their names in the float model."""
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if isinstance(module, QuantizedLayer):
+            parent = name.rpartition('.')[0]
+            yield parent if isinstance(modules.get(parent), SteppedLayer) else name, module

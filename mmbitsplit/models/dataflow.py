@@ -19,7 +19,10 @@ from torch.utils._pytree import tree_flatten
 
 from mmbitsplit.functional.precision import full_float32
 from mmbitsplit.models.carried import tensors_in
-from mmbitsplit.models.geometry import computes_like_torch, layer_kind, normalizes_like_torch
+from mmbitsplit.models.geometry import is_replaced, layer_kind
+from mmbitsplit.models.layer_calls import LayerCalls
+from mmbitsplit.models.layer_inside import LayerInside
+from mmbitsplit.models.layer_steps import StepList
 from mmbitsplit.models.readers import (
     OPERATION,
     RETURNED,
@@ -55,9 +58,10 @@ class DataFlow:
         read_elsewhere: For layers and batch norms whose weight is read outside of their calls, the
             operation that does so.
         foreign_weights: Weights that the model multiplies by and none of its modules holds.
-        unlike_torch: Layers whose output is not what their weight and geometry say.
-        odd_inputs: Layers, all of ``unlike_torch``, that get a sparse or nested tensor, with its
-            kind.
+        inside: Of layers whose class does more than their attributes say, what it does.
+        unlike_torch: Layers, and batch norms, whose class does what a quantized layer, or folding,
+            cannot, or whose input is no ordinary tensor; with the reason.
+        norm_steps: For batch norms, the steps that their class takes after normalizing.
         norm_after: For each batch norm, the layer whose output channels it normalizes, or
             ``None`` when calls disagree, the tensor comes from elsewhere, or the norm does
             something else than its torch parent class.
@@ -86,8 +90,9 @@ class DataFlow:
     feeds: dict[str, set[str]] = field(default_factory=dict)
     read_elsewhere: dict[str, str] = field(default_factory=dict)
     foreign_weights: list[ForeignWeight] = field(default_factory=list)
-    unlike_torch: set[str] = field(default_factory=set)
-    odd_inputs: dict[str, str] = field(default_factory=dict)
+    inside: dict[str, LayerInside] = field(default_factory=dict)
+    unlike_torch: dict[str, str] = field(default_factory=dict)
+    norm_steps: dict[str, StepList] = field(default_factory=dict)
     norm_after: dict[str, str | None] = field(default_factory=dict)
     norm_calls: dict[str, int] = field(default_factory=dict)
     consumers: dict[str, set[str]] = field(default_factory=dict)
@@ -133,6 +138,8 @@ def watch(model: nn.Module, run: Callable[[], Any], *, inputs: Any = None,
         watcher.take_in(inputs)
         stack.enter_context(watcher)
         watcher.hand_out(run())
+    with torch.no_grad():
+        watcher.calls.finish()
     watcher.flow.foreign_weights = watcher.weight_reads.foreign
     return watcher.flow
 
@@ -147,6 +154,7 @@ class _Watcher(TorchDispatchMode):
         self.flow.read_elsewhere = self.weight_reads.elsewhere
         self.selections = SelectionWatch(model)
         self.flow.readings, self.flow.selections = self.readers.readings, self.selections.found
+        self.calls = LayerCalls(self.flow.inside, self.flow.unlike_torch, self.flow.norm_steps)
         # By storage: the nearest layers upstream, and the layer that made it with its output.
         self.sources: dict[StorageWeakRef, set[str]] = {}
         self.produced: dict[StorageWeakRef, tuple[str, weakref.ref[Tensor]]] = {}
@@ -159,6 +167,7 @@ class _Watcher(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.calls.operation(func, args, kwargs, out)
         inputs = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
         outputs = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
         if not self.inside:  # behind a barrier too: what is read there must not change
@@ -231,6 +240,8 @@ class _Watcher(TorchDispatchMode):
             handles.append(module.register_forward_pre_hook(self._push(name)))
             handles.append(module.register_forward_hook(self._pop(name), always_call=True))
         for name, module in self.model.named_modules():
+            if is_replaced(module):  # before hooks of the user's, which may change the output
+                handles.append(module.register_forward_hook(self.calls.close, prepend=True))
             if layer_kind(module) is not None:
                 handles.append(module.register_forward_pre_hook(
                     self._enter_layer(name), with_kwargs=True))
@@ -314,20 +325,20 @@ class _Watcher(TorchDispatchMode):
                 self.readers.read(name, [x])
                 self.selections.reached(name, x)
             self.inside.append(name)
+            self.calls.enter(module, x)
         return hook
 
     def _leave_layer(self, name: str):
         def hook(module, args, kwargs, output):
             x = layer_input(args, kwargs)
             if odd_layout(x):
-                self.flow.odd_inputs[name] = odd_layout(x)
-                self.flow.unlike_torch.add(name)
+                self.flow.unlike_torch[name] = f'its input is a {odd_layout(x)} tensor' + (
+                    ' (nn.TransformerEncoder(..., enable_nested_tensor=False) makes none)'
+                    if odd_layout(x) == 'nested' else '')
             with self.blind():
-                if name not in self.flow.unlike_torch and not computes_like_torch(
-                        module, x, output):
-                    self.flow.unlike_torch.add(name)
+                self.calls.leave_layer(name, module, args, kwargs, x, output)
             self.inside.pop()
-            self.readers.made(name, output)
+            self.readers.made(name, output, self.calls.after(name))
             self.sources[storage_of(output)] = {name}
             self.produced[storage_of(output)] = (name, weakref.ref(output))
             self.flow.output_sizes.setdefault(name, []).append(output.numel())
@@ -347,6 +358,7 @@ class _Watcher(TorchDispatchMode):
             self.readers.read(name, [x])
             self.flow.norm_calls[name] = self.flow.norm_calls.get(name, 0) + 1
             self.inside.append(name)
+            self.calls.enter(module, x)
         return hook
 
     def _channels_agree(self, producer: str, x: Tensor) -> bool:
@@ -357,10 +369,10 @@ class _Watcher(TorchDispatchMode):
     def _leave_norm(self, name: str):
         def hook(module, args, kwargs, output):
             with self.blind():
-                if not normalizes_like_torch(module, layer_input(args, kwargs), output):
+                if not self.calls.leave_norm(name, module, layer_input(args, kwargs), output):
                     self.flow.norm_after[name] = None
             self.inside.pop()
-            self.readers.made(name, output)
+            self.readers.made(name, output, self.calls.after(name))
         return hook
 
     def _leave_leaf(self, module, args, output):

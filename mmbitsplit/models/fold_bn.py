@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from mmbitsplit.models.dataflow import DataFlow
-from mmbitsplit.models.geometry import layer_kind
+from mmbitsplit.models.layer_inside import scale_outputs
 from mmbitsplit.models.surgery import has_hooks
+from mmbitsplit.structures import LayerGeometry
 
 
 def foldable_batch_norms(model: nn.Module, flow: DataFlow) -> dict[str, str]:
@@ -13,7 +14,8 @@ def foldable_batch_norms(model: nn.Module, flow: DataFlow) -> dict[str, str]:
 
     The norm must take the untouched output tensor of one layer in every call, nothing else may
     read that tensor or the norm's weights, and the norm must use running statistics. Hooks of the
-    user's on layer or norm would see other tensors.
+    user's on layer or norm would see other tensors. A layer whose class goes on behind its product
+    takes no norm in.
 
     Returns:
         Layer name by batch norm name.
@@ -21,7 +23,8 @@ def foldable_batch_norms(model: nn.Module, flow: DataFlow) -> dict[str, str]:
     modules = dict(model.named_modules())
     found = {}
     for norm_name, layer_name in flow.norm_after.items():
-        if layer_name is None or layer_name in flow.unlike_torch:
+        if layer_name is None or layer_name in flow.unlike_torch \
+                or layer_name in flow.inside and flow.inside[layer_name].after:
             continue
         norm = modules[norm_name]
         if norm_name in flow.read_elsewhere or has_hooks(norm) or has_hooks(modules[layer_name]):
@@ -33,28 +36,25 @@ def foldable_batch_norms(model: nn.Module, flow: DataFlow) -> dict[str, str]:
     return found
 
 
-def fold_batch_norm(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def fold_batch_norm(weight: Tensor, bias: Tensor | None, geometry: LayerGeometry,
+                    norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Returns weight and bias of the layer that computes layer and norm in one.
 
     Args:
-        layer: Conv2d, ConvTranspose2d or Linear.
+        weight: What the layer multiplies by.
+        bias: (out_channels,) or ``None``.
+        geometry: Of the layer.
         norm: The batch norm on its output, in eval mode.
 
     Returns:
-        Weight of the layer's own shape and bias (out_channels,), in the layer's dtype;
-        computed in float64.
+        Weight of the same shape and bias (out_channels,), in the weight's dtype; computed in
+        float64.
     """
-    weight = layer.weight.detach().double()
-    bias = torch.zeros_like(norm.running_mean, dtype=torch.float64) if layer.bias is None \
-        else layer.bias.detach().double()
-    gamma = torch.ones_like(bias) if norm.weight is None else norm.weight.detach().double()
-    beta = torch.zeros_like(bias) if norm.bias is None else norm.bias.detach().double()
+    old = torch.zeros_like(norm.running_mean, dtype=torch.float64) if bias is None \
+        else bias.detach().double()
+    gamma = torch.ones_like(old) if norm.weight is None else norm.weight.detach().double()
+    beta = torch.zeros_like(old) if norm.bias is None else norm.bias.detach().double()
     factor = gamma / torch.sqrt(norm.running_var.double() + norm.eps)  # (out_channels,)
-    if layer_kind(layer) == 'conv_transpose2d':  # (in, out/groups, kh, kw), groups along in
-        per_group = factor.view(layer.groups, -1)  # (G, M)
-        spread = per_group.repeat_interleave(weight.shape[0] // layer.groups, dim=0)  # (in, M)
-        folded = weight * spread.unsqueeze(-1).unsqueeze(-1)
-    else:
-        folded = weight * factor.view(-1, *[1] * (weight.dim() - 1))
-    folded_bias = beta + (bias - norm.running_mean.double()) * factor
-    return folded.to(layer.weight.dtype), folded_bias.to(layer.weight.dtype)
+    folded = scale_outputs(weight.detach().double(), factor, geometry)
+    folded_bias = beta + (old - norm.running_mean.double()) * factor
+    return folded.to(weight.dtype), folded_bias.to(weight.dtype)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from mmbitsplit.functional import gather_outputs, gather_patches, output_size, weight_rows
 from mmbitsplit.structures import LayerGeometry
 
+_PLAIN = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d,
+          nn.BatchNorm3d, nn.SyncBatchNorm, nn.modules.batchnorm._BatchNorm)
 _KINDS = ((nn.Conv2d, 'conv2d'), (nn.ConvTranspose2d, 'conv_transpose2d'),
           (nn.Linear, 'linear'))
 # Outputs of a call that are computed again to see whether a layer does what its class says.
@@ -41,6 +43,11 @@ def holds_layers(module: nn.Module) -> bool:
         for inner in inside)  # the latter once they are quantized
 
 
+def is_replaced(module: nn.Module) -> bool:
+    """Whether a module is of a kind that another may take the place of: a layer, a batch norm."""
+    return layer_kind(module) is not None or isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
 def layer_geometry(module: nn.Module) -> LayerGeometry:
     """Reads the geometry of a supported layer.
 
@@ -65,6 +72,13 @@ def layer_geometry(module: nn.Module) -> LayerGeometry:
         pre_padding_mode=pre_padding_mode)
 
 
+def own_forward(module: nn.Module) -> bool:
+    """Whether a layer's or norm's class runs code of its own when it is called."""
+    plain = next(cls for cls in _PLAIN if isinstance(module, cls))
+    return type(module).forward is not plain.forward or 'forward' in vars(module) \
+        or getattr(type(module), '_conv_forward', None) is not getattr(plain, '_conv_forward', None)
+
+
 def computes_like_torch(module: nn.Module, x: Tensor, y: Tensor) -> bool:
     """Whether a layer's output is what its weight and geometry say.
 
@@ -73,17 +87,30 @@ def computes_like_torch(module: nn.Module, x: Tensor, y: Tensor) -> bool:
         x: Its input in a call.
         y: Its output in that call.
     """
-    geometry = layer_geometry(module)
+    return computes(layer_geometry(module), module.weight, module.bias, x, y)
+
+
+def computes(geometry: LayerGeometry, weight: Tensor, bias: Tensor | None, x: Tensor, y: Tensor,
+             ) -> bool:
+    """Whether an output is what weight, bias and geometry make of an input.
+
+    Args:
+        geometry: Of the layer.
+        weight: As torch stores it for this kind.
+        bias: (out_channels,) or ``None``.
+        x: The input.
+        y: The output.
+    """
     size = output_size(geometry, x.shape)
     if y.numel() != geometry.out_channels * math.prod(size) or y.dim() != x.dim():
         return False
     # Odd, so that a map whose width it divides is not looked at in the same columns only.
     step = (max(1, math.prod(size) // POSITIONS_TO_COMPARE) - 1) | 1
     positions = torch.arange(0, math.prod(size), step, device=x.device)
-    expected = weight_rows(module.weight, geometry) @ gather_patches(x, positions, geometry)
-    if module.bias is not None:
-        expected = expected + module.bias.view(geometry.groups, -1, 1)
-    return _alike(expected, gather_outputs(y, positions, geometry))
+    expected = weight_rows(weight, geometry) @ gather_patches(x, positions, geometry)
+    if bias is not None:
+        expected = expected + bias.view(geometry.groups, -1, 1)
+    return alike(expected, gather_outputs(y, positions, geometry))
 
 
 def normalizes_like_torch(module: nn.Module, x: Tensor, y: Tensor) -> bool:
@@ -102,10 +129,11 @@ def normalizes_like_torch(module: nn.Module, x: Tensor, y: Tensor) -> bool:
             if value.dim() > 2 and len(value) else value for value in (x, y))
     expected = F.batch_norm(x, module.running_mean, module.running_var, module.weight,
                             module.bias, False, 0.0, module.eps)
-    return _alike(expected, y)
+    return alike(expected, y)
 
 
-def _alike(expected: Tensor, y: Tensor) -> bool:
+def alike(expected: Tensor, y: Tensor) -> bool:
+    """Whether two outputs are the same but for the order of summation."""
     if not y.numel():
         return True
     size = float(y.detach().abs().nan_to_num(0.0, 0.0, 0.0).max())

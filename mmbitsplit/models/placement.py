@@ -30,28 +30,30 @@ def plan_outputs(layers: Sequence[LayerPlan], model: nn.Module, flow: DataFlow,
     norms = {layer: norm for norm, layer in folded.items()}
     plans = {layer.name: layer for layer in layers}
     return tuple(replace(layer, output=_output_plan(
-        layer, flow.readings[norms.get(layer.name, layer.name)], plans, model))
+        layer, flow.readings[norms.get(layer.name, layer.name)], plans, model, flow))
         for layer in layers)
 
 
 def _output_plan(layer: LayerPlan, readings: Set[Reading], plans: Mapping[str, LayerPlan],
-                 model: nn.Module) -> OutputPlan | None:
+                 model: nn.Module, flow: DataFlow) -> OutputPlan | None:
     """Says how one output is to be quantized, ``None`` for not at all."""
     activation = layer.activation
     if activation.placement != 'deploy' or activation.num_bits is None or 'last' in layer.role:
         return None
     readers = {reading.reader for reading in readings}
-    if len(readers) == 1 and _folds(layer, plans.get(*readers), model):
+    if len(readers) == 1 and _folds(layer, plans.get(*readers), model, flow):
         return None
     rectified = bool(readings) and all(reading.rectified for reading in readings)
     return OutputPlan(activation.output_bits, rectified)
 
 
-def _folds(layer: LayerPlan, reader: LayerPlan | None, model: nn.Module) -> bool:
+def _folds(layer: LayerPlan, reader: LayerPlan | None, model: nn.Module, flow: DataFlow) -> bool:
     """Whether the scales of a reader's input can be folded into the layer."""
     if reader is None or reader.activation.num_bits is None \
             or reader.activation.mode == 'per_channel':
         return False
+    if reader.name in flow.inside and flow.inside[reader.name].before:
+        return False  # its class changes the tensor first
     # The channels of a linear layer run along the last dimension.
     ours, theirs = (layer_kind(get_module(model, plan.name)) == 'linear'
                     for plan in (layer, reader))

@@ -17,6 +17,7 @@ from mmbitsplit.functional import (
     weight_rows,
 )
 from mmbitsplit.functional.precision import autocast_dtype, full_float32
+from mmbitsplit.models.layer_steps import Steps
 from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
 
 
@@ -37,11 +38,14 @@ class QuantizedLayer(nn.Module):
         geometry: Of the float layer.
         weight: Its float weight.
         bias: (out_channels,) or ``None``.
+        declared: What the attributes of the float layer's class say, where that class pads by
+            itself and so has another geometry.
     """
 
-    def __init__(self, geometry: LayerGeometry, weight: Tensor, bias: Tensor | None):
+    def __init__(self, geometry: LayerGeometry, weight: Tensor, bias: Tensor | None,
+                 declared: LayerGeometry | None = None):
         super().__init__()
-        self.geometry = geometry
+        self.geometry, self.declared = geometry, declared
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(),
                                                            requires_grad=False)
@@ -107,6 +111,8 @@ class QuantizedLayer(nn.Module):
         for side, (quant_min, quant_max, unit) in self._ranges.items():
             row[side] = {'size': self._buffers[f'{side}_scale'].numel(), 'quant_min': quant_min,
                          'quant_max': quant_max, 'unit': unit}
+        if self.declared is not None:
+            row['class_geometry'] = _unusual(self.declared)
         if 'input_max' in self._buffers:
             row['input']['mixed'] = True
         if 'weight_offset' in self._buffers:
@@ -123,6 +129,8 @@ class QuantizedLayer(nn.Module):
             raise ValueError(f"the checkpoint has a weight of shape {list(row['shape'])} where "
                              f'the model has {shape}.')
         theirs, ours = row.get('geometry'), _unusual(self.geometry)
+        if self.declared is not None:
+            theirs, ours = row['class_geometry'], _unusual(self.declared)
         if theirs is not None and theirs != ours:  # strides and the like leave shapes as they are
             raise ValueError(f'the checkpoint has a {self.geometry.kind} with '
                              f'{theirs or "default geometry"} where the model has '
@@ -211,6 +219,57 @@ class QuantizedLayer(nn.Module):
         state = 'quantized' if self.quantized else 'float'
         return (f'{geometry.kind}, {geometry.in_channels}, {geometry.out_channels}, '
                 f'kernel_size={geometry.kernel_size}, groups={geometry.groups}, {state}')
+
+
+class SteppedLayer(nn.Module):
+    """A quantized layer between steps that the float layer's class takes in its own call.
+
+    What is asked of the float layer is answered by the quantized one.
+
+    Args:
+        before, after: The steps; empty ones leave the tensor as it is.
+        layer: The quantized layer.
+    """
+
+    def __init__(self, before: Steps, layer: QuantizedLayer, after: Steps):
+        super().__init__()
+        self.before, self.layer, self.after = before, layer, after
+        self.register_forward_pre_hook(must_be_called)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.after(self.layer(self.before(input)))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == 'layer':
+                raise
+            return getattr(self.layer, name)
+
+
+def layer_of_row(row: dict[str, Any], declared: LayerGeometry, weight: Tensor,
+                 bias: Tensor | None) -> QuantizedLayer:
+    """Makes the layer that a row of ``plan_row`` describes, ready for its state.
+
+    Args:
+        row: From a checkpoint.
+        declared: What the attributes of the float layer say.
+        weight, bias: Of the float layer.
+
+    Raises:
+        ValueError: The row is of another layer; says where they differ.
+    """
+    if 'class_geometry' not in row:
+        layer = QuantizedLayer(declared, weight, bias)
+    else:
+        found = {name: tuple(value) if isinstance(value, list) else value
+                 for name, value in row['geometry'].items()}
+        layer = QuantizedLayer(LayerGeometry(
+            declared.kind, declared.in_channels, declared.out_channels,
+            kernel_size=declared.kernel_size, **found), weight, bias, declared)
+    layer.expect(row)
+    return layer
 
 
 def _unusual(geometry: LayerGeometry) -> dict[str, Any]:

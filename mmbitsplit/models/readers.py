@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakIdRef
 
+from mmbitsplit.models.layer_steps import NO_STEPS, StepList
+
 OPERATION, RETURNED = '<operation>', '<returned>'
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr,
            torch.sparse_bsc)
@@ -41,10 +43,14 @@ class ReaderWatch:
         # By storage: whose output it holds, and whether rectified.
         self._holds: dict[StorageWeakRef, tuple[str, bool]] = {}
 
-    def made(self, name: str, output: Tensor) -> None:
-        """A layer or batch norm has made an output."""
+    def made(self, name: str, output: Tensor, after: StepList = NO_STEPS) -> None:
+        """A layer or batch norm has made an output, its class taking steps after that."""
         self.readings.setdefault(name, set())
-        self._holds[storage_of(output)] = (name, False)
+        if after and not after.rectifies:
+            self.readings[name].add(Reading(OPERATION, False))
+            self._holds.pop(storage_of(output), None)
+        else:
+            self._holds[storage_of(output)] = (name, after.rectifies)
 
     def read(self, reader: str, tensors: Iterable[Tensor]) -> None:
         """Something reads tensors."""

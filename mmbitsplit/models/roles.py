@@ -55,20 +55,18 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
     total = sum(p.numel() for p in model.parameters()) or 1
     never_called = _never_called(modules, flow, spec)
     layers, kept = [], []
+    parts = _layer_parts(modules)
 
     def keep(name: str, reason: str) -> None:
-        size = sum(p.numel() for p in modules[name].parameters(recurse=False))
+        size = sum(p.numel() for part in (name, *parts.get(name, ()))
+                   for p in modules[part].parameters(recurse=False))
         kept.append(FloatRemainder(name, type(modules[name]).__name__, reason, size,
                                    size / total))
 
     for name in flow.order:
         plan = _layer_plan(name, flow, spec)
         if name in flow.unlike_torch:
-            odd = flow.odd_inputs.get(name)
-            keep(name, 'computes something else than its torch parent class' if odd is None
-                 else f'its input is a {odd} tensor' + (
-                     ' (nn.TransformerEncoder(..., enable_nested_tensor=False) makes none)'
-                     if odd == 'nested' else ''))
+            keep(name, flow.unlike_torch[name])
         elif name in flow.read_elsewhere:
             keep(name, _read_elsewhere(name, flow))
         elif not _in_scope(name, spec.scope):
@@ -80,11 +78,15 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
     for name, reason in never_called.items():
         keep(name, reason)
     planned = {layer.name for layer in layers}
+    inside = {part for below in parts.values() for part in below}
     for name, module in modules.items():
+        if name in inside:  # counted with its layer
+            continue
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if name in flow.norm_calls and folded.get(name) not in planned:
                 keep(name, 'batch norm of a layer that stays float' if name in folded
-                     else 'batch norm that no layer could take in exactly')
+                     else flow.unlike_torch.get(
+                         name, 'batch norm that no layer could take in exactly'))
         elif layer_kind(module) is None and any(
                 p.dim() > 1 for p in module.parameters(recurse=False)):
             keep(name, 'holds layers of its own, which are quantized instead'
@@ -95,6 +97,19 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
         weight.num_weights, weight.num_weights / total) for weight in flow.foreign_weights]
     check_left(layers, kept, f"scope='{spec.scope}' and overrides say which layers are quantized.")
     return BitPlan(plan_outputs(layers, model, flow, folded), tuple(kept))
+
+
+def _layer_parts(modules: dict[str, nn.Module]) -> dict[str, list[str]]:
+    """Modules below each layer that are no layers: they make up its weight, say, or normalize."""
+    parts: dict[str, list[str]] = {}
+    for name in modules:
+        above = name
+        while above and layer_kind(modules[name]) is None:
+            above = above.rpartition('.')[0]
+            if layer_kind(modules[above]) is not None:
+                parts.setdefault(above, []).append(name)
+                break
+    return parts
 
 
 def check_request(model: nn.Module, spec: QuantSpec) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mmbitsplit.models.geometry import layer_kind
+from mmbitsplit.models.geometry import is_replaced
 from mmbitsplit.models.readers import storage_of
 
 # Products that a layer comes down to, and which of their arguments is the weight.
@@ -56,7 +56,7 @@ class WeightReads:
         self._readers: dict[Any, set[str]] = {}
         self._layers: dict[Any, set[str]] = {}
         for name, module in model.named_modules():
-            replaced = _is_replaced(module)
+            replaced = is_replaced(module)
             own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
             for tensor in own if not replaced else (*module.parameters(), *module.buffers()):
                 self._readers.setdefault(storage_of(tensor), set()).add(name)
@@ -113,7 +113,3 @@ class WeightReads:
 
     def _leave(self, module, args, output):
         self._running.pop()
-
-
-def _is_replaced(module: nn.Module) -> bool:
-    return layer_kind(module) is not None or isinstance(module, nn.modules.batchnorm._BatchNorm)

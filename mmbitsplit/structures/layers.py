@@ -9,6 +9,9 @@ from torch import Tensor
 from mmbitsplit.structures.spec import ActivationSpec, WeightSpec
 
 KINDS = ('conv2d', 'conv_transpose2d', 'linear')
+# Zero padding that follows from the input's size: TensorFlow's 'same', ceil(size / stride) outputs.
+# Where it is uneven, one more is at the end ('upper') or at the start.
+AUTO_PADDINGS = ('none', 'same_upper', 'same_lower')
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class LayerGeometry:
     # (left, right, top, bottom) and a mode of F.pad, applied first.
     pre_padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     pre_padding_mode: str = 'zeros'
+    # One of AUTO_PADDINGS; the other paddings are zero where it is not 'none'.
+    auto_padding: str = 'none'
 
     @property
     def inputs_per_output(self) -> int:

@@ -1,5 +1,7 @@
 """Rows times gathered patches equal torch's own layers, whatever their geometry."""
 
+import dataclasses
+import itertools
 import random
 
 import pytest
@@ -61,12 +63,42 @@ LAYERS = {
 }
 
 
+class Same(nn.Conv2d):
+    """As many outputs as there are strides in the input; zeros are added one by one."""
+
+    def __init__(self, *args, lower=False, **options):
+        super().__init__(*args, **options)
+        self.lower = lower
+
+    def forward(self, x):
+        for axis in (0, 1):
+            pads, wanted = [0, 0], -(-x.shape[2 + axis] // self.stride[axis])
+            spread = self.dilation[axis] * (self.kernel_size[axis] - 1)
+            at_end = not self.lower
+            while (x.shape[2 + axis] + sum(pads) - spread - 1) // self.stride[axis] + 1 < wanted:
+                pads[at_end] += 1
+                at_end = not at_end
+            x = nn.functional.pad(x, [0, 0, *pads] if axis == 0 else pads)
+        return super().forward(x)
+
+
+SAME = {
+    'stride': lambda: Same(4, 6, 3, 2), 'lower': lambda: Same(4, 6, (2, 3), 2, lower=True),
+    'dilated': lambda: Same(4, 4, (5, 3), (3, 2), dilation=(1, 2), groups=4),
+    'wide_stride': lambda: Same(4, 3, 1, (2, 3)), 'even': lambda: Same(4, 3, 4, 1),
+    'even_lower': lambda: Same(4, 3, 4, (1, 4), lower=True)}
+LAYERS.update({f'same_{name}': make for name, make in SAME.items()})
+
+
 @pytest.fixture(params=LAYERS)
 def layer(request):
     """(module, geometry, input), all float64; the image is neither square nor a power of two."""
     torch.manual_seed(0)
     module = LAYERS[request.param]().double()
     geometry = layer_geometry(module)
+    if isinstance(module, Same):
+        geometry = dataclasses.replace(
+            geometry, auto_padding='same_lower' if module.lower else 'same_upper')
     shape = {'linear': (7, 5), 'linear_3d': (2, 3, 5)}.get(
         request.param, (2, geometry.in_channels, 9, 11))
     return module, geometry, torch.randn(shape, dtype=torch.float64)
@@ -106,6 +138,18 @@ def test_some_positions_are_columns_of_all(layer, few, monkeypatch):
     some = torch.randint(len(positions), (13,))  # in no order, with repeats
     monkeypatch.setattr(patches_module, 'FEW', few)
     assert torch.equal(gather_patches(x, some, geometry), every[..., some])
+
+
+@pytest.mark.parametrize('name', SAME)
+def test_padding_by_a_rule_follows_the_size_of_the_input(name):
+    torch.manual_seed(0)
+    module = SAME[name]().double()
+    geometry = dataclasses.replace(
+        layer_geometry(module), auto_padding='same_lower' if module.lower else 'same_upper')
+    for height, width in itertools.product(range(3, 9), range(4, 11)):
+        x = torch.randn(1, 4, height, width, dtype=torch.float64)
+        torch.testing.assert_close(
+            apply_layer(x, module.weight, module.bias, geometry), module(x))
 
 
 def test_no_positions_and_no_images_give_no_columns(layer):

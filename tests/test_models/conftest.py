@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmbitsplit.models import DataFlow, PreparedModel, prepare, watch
-from mmbitsplit.structures import QuantSpec
+from mmbitsplit.functional import round_weight, rows_to_weight, weight_scale
+from mmbitsplit.models import DataFlow, PreparedModel, apply, prepare, watch
+from mmbitsplit.structures import LayerSolution, QParams, QuantSpec
 
 
 @pytest.fixture(scope='package', autouse=True)
@@ -73,6 +74,25 @@ def make_ready(see) -> Callable[..., PreparedModel]:
     def run(model: nn.Module, *args, spec: dict | None = None) -> PreparedModel:
         return prepare(model, see(model, *args), QuantSpec.from_dict(spec or {}))
     return run
+
+
+def round_all(ready: PreparedModel) -> None:
+    """Plain rounding with one unsigned scale an input; the stem's image stays float."""
+    for plan in ready.plan.layers:
+        layer, bits = ready.layers[plan.name], plan.weight.num_bits
+        qparams = None if plan.activation.num_bits is None else QParams(
+            torch.tensor([0.02]), torch.tensor([3.0]), 0, 2 ** plan.activation.num_bits - 1)
+        rows = layer.float_rows() * (1.0 if qparams is None else qparams.scale)
+        scale = weight_scale(rows, bits)
+        codes = rows_to_weight(round_weight(rows, scale, bits), layer.geometry).to(torch.int8)
+        apply(layer, LayerSolution(codes=codes, num_bits=bits, weight_scale=scale.reshape(-1),
+                                   bias=layer.bias, qparams=qparams))
+
+
+@pytest.fixture
+def quantize_all() -> Callable[[PreparedModel], None]:
+    """Quantizes all layers of a prepared model without looking at images."""
+    return round_all
 
 
 @pytest.fixture

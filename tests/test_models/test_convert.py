@@ -12,22 +12,17 @@ from mmbitsplit.functional import (
     add_ridge,
     gather_patches,
     layer_statistics,
-    round_weight,
-    rows_to_weight,
     solve_bitsplit,
     weight_rows,
-    weight_scale,
 )
 from mmbitsplit.models import (
     QuantizedLayer,
-    apply,
     describe,
     layer_geometry,
     quantized_layers,
     rebuild,
 )
 from mmbitsplit.models.surgery import set_module
-from mmbitsplit.structures import LayerSolution, QParams
 
 
 def build(make_net):
@@ -42,19 +37,6 @@ def build(make_net):
         body=nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.ReLU()),
         up=nn.ConvTranspose2d(4, 6, 2, 2, groups=2), up_norm=nn.BatchNorm2d(6),
         head=nn.Linear(6, 5))
-
-
-def quantize_all(ready):
-    """Plain rounding with one unsigned scale an input; the stem's image stays float."""
-    for plan in ready.plan.layers:
-        layer, bits = ready.layers[plan.name], plan.weight.num_bits
-        qparams = None if plan.activation.num_bits is None else QParams(
-            torch.tensor([0.02]), torch.tensor([3.0]), 0, 2 ** plan.activation.num_bits - 1)
-        rows = layer.float_rows() * (1.0 if qparams is None else qparams.scale)
-        scale = weight_scale(rows, bits)
-        codes = rows_to_weight(round_weight(rows, scale, bits), layer.geometry).to(torch.int8)
-        apply(layer, LayerSolution(codes=codes, num_bits=bits, weight_scale=scale.reshape(-1),
-                                   bias=layer.bias, qparams=qparams))
 
 
 def test_preparing_swaps_and_folds_and_computes_as_before(make_net, make_ready, image):
@@ -77,14 +59,14 @@ def test_without_batch_norms_the_output_is_the_same_to_the_last_bit(make_net, ma
     assert torch.equal(net(image), before)
 
 
-def test_quantized_model_stays_close_to_the_float_one(make_net, make_ready, image):
+def test_quantized_model_stays_close_to_the_float_one(make_net, make_ready, image, quantize_all):
     net = build(make_net)
     before = net(image)[0]
     quantize_all(make_ready(net, image, spec={'weight': {'num_bits': 8}}))
     assert 0 < (net(image)[0] - before).norm() < 0.1 * before.norm()
 
 
-def test_a_checkpoint_rebuilds_the_model_bit_by_bit(make_net, make_ready, image):
+def test_a_checkpoint_rebuilds_the_model_bit_by_bit(make_net, make_ready, image, quantize_all):
     net = build(make_net)
     ready = make_ready(net, image)
     quantize_all(ready)
@@ -101,7 +83,7 @@ def test_a_checkpoint_rebuilds_the_model_bit_by_bit(make_net, make_ready, image)
     assert {name for name, _ in quantized_layers(fresh)} == set(ready.layers)
 
 
-def test_the_state_dict_is_as_small_as_its_bits(make_net, make_ready, image):
+def test_the_state_dict_is_as_small_as_its_bits(make_net, make_ready, image, quantize_all):
     net = make_net(lambda net, x: net.c(net.b(net.a(x))), a=nn.Conv2d(3, 32, 3),
                    b=nn.Conv2d(32, 32, 3), c=nn.Conv2d(32, 2, 1))
     codes = {}
@@ -112,7 +94,7 @@ def test_the_state_dict_is_as_small_as_its_bits(make_net, make_ready, image):
     assert codes[2].nbytes * 16 == codes[4].nbytes * 8 == net.b.weight.nbytes
 
 
-def test_rebuilding_another_architecture_is_refused(make_net, make_ready, image):
+def test_rebuilding_another_architecture_is_refused(make_net, make_ready, image, quantize_all):
     ready = make_ready(build(make_net), image)
     quantize_all(ready)
     description = describe(ready)
@@ -217,7 +199,7 @@ def test_a_hook_that_changes_the_output_leaves_its_layer_in_float(make_net, make
     assert torch.equal(net(image), before)
 
 
-def test_attributes_that_parents_read_are_handed_over(make_net, make_ready, image):
+def test_attributes_that_parents_read_are_handed_over(make_net, make_ready, image, quantize_all):
     def run(net, x):
         if net.a.padding_mode == 'zeros' and not net.b.transposed:
             x = net.a(x) * net.a.gain

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmbitsplit.models import layer_geometry
 from mmbitsplit.models.fold_bn import fold_batch_norm, foldable_batch_norms
 
 
@@ -11,10 +12,10 @@ def conv(channels_in=3, channels_out=4, **options):
     return nn.Conv2d(channels_in, channels_out, 3, padding=1, **options)
 
 
-class NormWithActivation(nn.BatchNorm2d):
+class NormOfTwo(nn.BatchNorm2d):
 
     def forward(self, x):
-        return super().forward(x).relu()
+        return super().forward(x) + x
 
 
 def two_levels(net, x):
@@ -54,7 +55,7 @@ NOT_FOLDABLE = {
     'reordered': (lambda net, x: net.n(net.a(x).flip(1)), {}),
     'changed_in_place': (lambda net, x: net.n(net.a(x).relu_()), {}),
     'after_a_sum': (lambda net, x: net.n(net.a(x) + x[:, :1]), {}),
-    'norm_that_does_more': (lambda net, x: net.n(net.a(x)), {'n': lambda: NormWithActivation(4)}),
+    'norm_that_does_more': (lambda net, x: net.n(net.a(x)), {'n': lambda: NormOfTwo(4)}),
     'no_running_statistics': (lambda net, x: net.n(net.a(x)), {
         'n': lambda: nn.BatchNorm2d(4, track_running_stats=False)}),
     'instance_norm': (lambda net, x: net.n(net.a(x)), {'n': lambda: nn.InstanceNorm2d(
@@ -142,7 +143,7 @@ def test_folded_weights_compute_layer_and_norm_in_one(settle, name, bias, affine
     x = torch.randn((5, 6) if linear else (2, 6, 7, 8), dtype=torch.float64)
     expected = norm(layer(x))
     kept = layer.weight.clone()
-    weight, new_bias = fold_batch_norm(layer, norm)
+    weight, new_bias = fold_batch_norm(layer.weight, layer.bias, layer_geometry(layer), norm)
     assert torch.equal(layer.weight, kept)  # the layer itself is not changed
     folded = LAYERS[name](True).double()
     folded.weight.data, folded.bias.data = weight, new_bias
@@ -151,6 +152,6 @@ def test_folded_weights_compute_layer_and_norm_in_one(settle, name, bias, affine
 
 def test_folding_keeps_the_dtype_of_the_layer(settle):
     layer, norm = nn.Conv2d(3, 4, 3), settle(nn.BatchNorm2d(4))
-    weight, bias = fold_batch_norm(layer, norm)
+    weight, bias = fold_batch_norm(layer.weight, layer.bias, layer_geometry(layer), norm)
     assert weight.dtype == bias.dtype == torch.float32
     assert weight.shape == layer.weight.shape

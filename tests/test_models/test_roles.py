@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from mmbitsplit.models.roles import make_plan, matches
 from mmbitsplit.structures import QuantSpec
@@ -147,11 +148,10 @@ def test_a_layer_never_reached_may_be_left_out(make_net, plan_of, spec):
     assert set(layers) == {'a', 'b'}
 
 
-class Standardized(nn.Conv2d):
+class Rolled(nn.Conv2d):
 
     def forward(self, x):
-        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+        return super().forward(x.roll(1, 2))
 
 
 def test_unsupported_kinds_stay_float_and_are_listed_with_their_share(make_net, plan_of, image):
@@ -160,21 +160,43 @@ def test_unsupported_kinds_stay_float_and_are_listed_with_their_share(make_net, 
         x = net.line(x.flatten(2)).mT
         x = x + net.words(torch.zeros(1, dtype=torch.int64))
         return net.fc(net.attention(x, x, x)[0])
-    net = make_net(run, a=conv(3), odd=Standardized(4, 4, 1), line=nn.Conv1d(4, 4, 1),
+    net = make_net(run, a=conv(3), odd=Rolled(4, 4, 1), line=nn.Conv1d(4, 4, 1),
                    words=nn.Embedding(7, 4), attention=nn.MultiheadAttention(4, 2),
                    fc=nn.Linear(4, 2))
     layers, plan = plan_of(net)
     assert set(layers) == {'a', 'fc'}
     listed = {part.name: part for part in plan.kept_float}
     assert {name: part.kind for name, part in listed.items()} == {
-        'odd': 'Standardized', 'line': 'Conv1d', 'words': 'Embedding',
+        'odd': 'Rolled', 'line': 'Conv1d', 'words': 'Embedding',
         'attention': 'MultiheadAttention', 'attention.out_proj': 'NonDynamicallyQuantizableLinear'}
-    assert 'torch parent' in listed['odd'].reason
+    assert listed['odd'].reason.endswith('cannot be part of a quantized layer: aten.roll')
     assert 'not supported' in listed['words'].reason
     assert listed['words'].num_weights == 28
     quantizable = sum(p.numel() for name in ('a', 'fc') for p in getattr(net, name).parameters())
     total = sum(p.numel() for p in net.parameters())
     assert sum(part.share for part in plan.kept_float) == pytest.approx(1 - quantizable / total)
+
+
+class Adapted(Rolled):
+    """Has parameters in modules below it, too."""
+
+    def __init__(self):
+        super().__init__(4, 4, 1)
+        self.extra = nn.Embedding(3, 5)
+        self.norm = nn.BatchNorm2d(4)
+
+
+def test_what_makes_up_a_layer_is_counted_with_it_and_not_listed(make_net, plan_of):
+    """Parametrized weights are below their layer."""
+    normed = weight_norm(conv())
+    net = make_net(lambda net, x: net.b(net.odd(net.normed(net.a(x)))), a=conv(3), normed=normed,
+                   odd=Adapted(), b=spectral_norm(conv()))
+    layers, plan = plan_of(net)
+    assert set(layers) == {'a', 'normed', 'b'}
+    assert [(part.name, part.num_weights) for part in plan.kept_float] == [('odd', 20 + 15 + 8)]
+    layers, plan = plan_of(net, {'overrides': [{'match': 'normed', 'skip': True}]})
+    assert {part.name: part.num_weights for part in plan.kept_float} == {
+        'odd': 43, 'normed': sum(p.numel() for p in normed.parameters())}
 
 
 def test_layers_without_matrices_are_not_worth_listing(make_net, plan_of):

@@ -18,7 +18,7 @@ from torch import Tensor
 from mmbitsplit.export.onnx.fold import LayerCall
 from mmbitsplit.export.onnx.int32_bias import with_int32_bias
 from mmbitsplit.export.onnx.requirements import need
-from mmbitsplit.functional import channel_dim
+from mmbitsplit.functional import channel_dim, explicit_padding
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import LayerGeometry, QParams
 
@@ -69,7 +69,7 @@ class LayerWriter:
         if layer.qparams is not None:
             x = self._product_input(x, call, folded_input)
         weight, bias = self._weight_and_bias(call, reader)
-        y = self._operator(x, weight, bias, geometry)
+        y = self._operator(x, weight, bias, call)
         after = layer.output_qparams
         if after is not None:
             y = self._round_trip(y, after, f'{call.name}.output',
@@ -173,22 +173,18 @@ class LayerWriter:
     def _in_four_bits(self, layer: QuantizedLayer) -> bool:
         return self.four_bit and layer.num_bits <= MOST_BITS_IN_FOUR
 
-    def _operator(self, x: Any, weight: Any, bias: Any, geometry: LayerGeometry) -> Any:
+    def _operator(self, x: Any, weight: Any, bias: Any, call: LayerCall) -> Any:
+        geometry = call.layer.geometry
         if geometry.kind == 'linear':
             # Neither Gemm nor MatMul and Add, which onnxruntime makes a Gemm of: it keeps that in
             # float where no quantizer follows.
             y = self._node('MatMul', [x, weight])
             return y if bias is None else self._node('Sum', [y, bias])
-        top, left = geometry.padding
-        pads = [top, left, top, left]
-        if geometry.pre_padding_mode == 'zeros':  # uneven; the others are nodes of their own
-            before_w, after_w, before_h, after_h = geometry.pre_padding
-            pads = [a + b for a, b in zip(pads, (before_h, before_w, after_h, after_w))]
         transposed = geometry.kind == 'conv_transpose2d'
         return self._node(
             'ConvTranspose' if transposed else 'Conv', [x, weight, *_given(bias)],
-            kernel_shape=geometry.kernel_size, strides=geometry.stride, pads=pads,
-            dilations=geometry.dilation, group=geometry.groups,
+            kernel_shape=geometry.kernel_size, strides=geometry.stride,
+            **_padding(call), dilations=geometry.dilation, group=geometry.groups,
             output_padding=geometry.output_padding if transposed else None)
 
     def _pad(self, x: Any, call: LayerCall) -> Any:
@@ -238,6 +234,21 @@ class LayerWriter:
                 name=name, const_value=tensor, shape=self.ir.Shape(array.shape),
                 type=self.ir.TensorType(tensor.dtype)))
         return self.graph.initializers[name]
+
+
+def _padding(call: LayerCall) -> dict[str, Any]:
+    """The attributes of a convolution that say how zeros surround its input."""
+    geometry, sizes = call.layer.geometry, call.node.inputs[0].shape[2:]
+    if geometry.auto_padding != 'none':
+        if not all(isinstance(size, int) for size in sizes):  # the runtime works it out
+            return {'auto_pad': geometry.auto_padding.upper()}
+        geometry = explicit_padding(geometry, (1, geometry.in_channels, *sizes))
+    top, left = geometry.padding
+    pads = [top, left, top, left]
+    if geometry.pre_padding_mode == 'zeros':  # uneven; the others are nodes of their own
+        before_w, after_w, before_h, after_h = geometry.pre_padding
+        pads = [a + b for a, b in zip(pads, (before_h, before_w, after_h, after_w))]
+    return {'pads': pads}
 
 
 def _check_standard(name: str, layer: QuantizedLayer) -> None:

@@ -1,5 +1,7 @@
 """Every kind of layer and input computes in a runtime what it computes in torch."""
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
@@ -42,6 +44,28 @@ def test_a_layer_computes_the_same(layer_of, write_chain, run_file, name, inputs
     with torch.no_grad():
         expected = layer(x)
     torch.testing.assert_close(run_file(path, x, runtime), expected, rtol=1e-5, atol=1e-5)
+
+
+SAME = {
+    'same_upper': lambda: nn.Conv2d(6, 4, 3, 2), 'same_lower': lambda: nn.Conv2d(6, 4, 3, 2),
+    'same_upper_even': lambda: nn.Conv2d(6, 4, (4, 1), (1, 3), bias=False),
+    'same_upper_dilated': lambda: nn.Conv2d(6, 6, 3, 2, dilation=2, groups=6),
+}
+
+
+@pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino'])
+@pytest.mark.parametrize('inputs', ['float', 'tensor', 'asymmetric', 'per_channel'])
+@pytest.mark.parametrize('name', SAME)
+def test_padding_by_a_rule(layer_of, write_chain, run_file, name, inputs, runtime):
+    if runtime == 'openvino':
+        pytest.importorskip('openvino')
+    layer = layer_of(SAME[name](), inputs)
+    layer.geometry = dataclasses.replace(layer.geometry, auto_padding=name[:10])
+    for size in ((9, 8), (8, 9), (11, 11)):
+        x = torch.randn(2, 6, *size, generator=torch.Generator().manual_seed(3))
+        path, _, _ = write_chain([layer], x)
+        with torch.no_grad():
+            torch.testing.assert_close(run_file(path, x, runtime), layer(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('bits', [2, 3, 4])

@@ -1,5 +1,7 @@
 """From a torch module to a file: torch's exporter, shared layers, shapes that vary, metadata."""
 
+from dataclasses import replace
+
 import onnx
 import pytest
 import torch
@@ -8,6 +10,8 @@ from torch import nn
 from mmbitsplit.export.onnx.runtimes import OnnxGraph, restore
 from mmbitsplit.export.onnx.trace import GraphRequest
 from mmbitsplit.export.onnx.write_file import read_metadata, write_onnx
+from mmbitsplit.models import SteppedLayer
+from mmbitsplit.models.layer_steps import Step, Steps
 from mmbitsplit.structures import QParams
 
 
@@ -94,6 +98,45 @@ def test_shapes_vary_when_asked_for(model, tmp_path):
     file = write_onnx(request_for(model, (2, 3, 16, 20), dynamic=True), tmp_path / 'model.onnx')
     for shape in ((1, 3, 16, 20), (3, 3, 32, 24), (2, 3, 20, 36)):
         compare(file.path, model, shape)
+
+
+class OwnClasses(nn.Module):
+    """Padding by a rule, and steps before and behind a layer and a folded norm."""
+
+    def __init__(self, layer_of):
+        super().__init__()
+        self.stem, self.body = layer_of(nn.Conv2d(3, 6, 3, 2), 'float'), layer_of(
+            nn.Conv2d(6, 6, 3, 2, groups=6), 'asymmetric')
+        for layer in (self.stem, self.body):
+            layer.geometry = replace(layer.geometry, auto_padding='same_upper')
+        self.act = Steps((Step('hardtanh.default', ({'value': 0}, 0, 6), {}),))
+        self.head = SteppedLayer(
+            Steps((Step('linalg_vector_norm.default', ({'value': 0}, 2, [1], True), {}),
+                   Step('add.Tensor', ({'value': 1}, 1e-6), {}),
+                   Step('div.Tensor', ({'value': 0}, {'value': 2}), {}))),
+            layer_of(nn.Conv2d(6, 4, 1), 'signed'),
+            Steps((Step('mul.Tensor', ({'value': 0}, {'constant': 0}), {}),),
+                  (torch.rand(4, 1, 1),)))
+
+    def forward(self, image):
+        return self.head(self.body(self.act(self.stem(image))))
+
+
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_classes_that_do_more_than_torchs(layer_of, tmp_path, dynamic):
+    model = OwnClasses(layer_of).eval()
+    file = write_onnx(request_for(model, (2, 3, 17, 20), dynamic), tmp_path / 'model.onnx')
+    assert file.layers == 3
+    graph = onnx.load(str(file.path)).graph
+    assert {node.domain for node in graph.node} == {''}
+    assert 'Pad' not in {node.op_type for node in graph.node}
+    for shape in ((2, 3, 17, 20), *(((1, 3, 16, 21), (3, 3, 19, 18)) if dynamic else ())):
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(5))
+        with torch.no_grad():
+            expected = model(x)
+        found = OnnxGraph(file.path, threads=1)(x)[0]
+        assert ((expected - found).abs() <= 1e-5).float().mean() > 0.97
+        assert (expected - found).abs().max() < 0.1 * expected.abs().max()
 
 
 def test_four_bits(model, tmp_path):
