@@ -34,6 +34,7 @@ from mmbitsplit.calibration.shared import Owner, find_owners
 from mmbitsplit.calibration.stopwatch import Stopwatch
 from mmbitsplit.calibration.team import Team
 from mmbitsplit.calibration.thread_state import in_a_state_of_its_own
+from mmbitsplit.calibration.uncompiled import as_written, uncompiled
 from mmbitsplit.functional.precision import full_float32
 from mmbitsplit.models import (
     DataFlow,
@@ -62,7 +63,8 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
     An error or Ctrl-C on the way leaves the model as it was.
 
     Args:
-        model: Float model; put into eval mode.
+        model: Float model; put into eval mode. Parts that ``torch.compile`` made run uncompiled
+            until the calibration is over.
         batches: Calibration batches, at least one; all are kept in memory. With a team of
             several, this process's share: ``team.batches`` says which. With
             ``calibration.num_images=0``, any inputs to see how values flow; their values do not
@@ -94,8 +96,9 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
     method = build_method(spec.method)
     by_number = dict(zip(numbers, batches))
     labels = dict(zip(numbers, labels or [f'batch {number}' for number in numbers]))
+    model = as_written(model)
     check_request(model, spec)
-    with as_it_was_on_error(model):
+    with uncompiled(model), as_it_was_on_error(model):
         return _calibrate(model.eval(), by_number, spec, run, method, replay_points, labels,
                           progress, team, journal)
 

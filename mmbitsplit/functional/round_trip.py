@@ -65,4 +65,4 @@ def small_integers(x: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
 
 def _compiled(x: Tensor) -> bool:
     return (x.device.type == 'cpu' and x.numel() >= LEAST_ELEMENTS and x.is_contiguous()
-            and x.dtype in (torch.float32, torch.float64))
+            and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling())
