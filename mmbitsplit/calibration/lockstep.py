@@ -17,8 +17,9 @@ from torch import Tensor
 
 from mmbitsplit.calibration.capture import CallCapture, Sampler, ordinary
 from mmbitsplit.calibration.forward_state import ForwardState, Saved
+from mmbitsplit.calibration.probes import Care, SpareMemory
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, patched
-from mmbitsplit.calibration.shared import RUN, Offer, Owner, OwnerRuns, SpareMemory
+from mmbitsplit.calibration.shared import RUN, Offer, Owner, OwnerRuns
 from mmbitsplit.calibration.team import Team
 from mmbitsplit.models import PreparedModel
 
@@ -146,6 +147,7 @@ class Lockstep:
     def _owner_forward(self, owner: Owner) -> Callable:
         layers = {name: layer for name, layer in self.prepared.layers.items()
                   if name in owner.layers}
+        care = Care()
 
         def wrap(forward: Callable) -> Callable:
             def intercepted(*args, **kwargs) -> Any:
@@ -157,7 +159,7 @@ class Lockstep:
                     sampler=self.sampler, batch=worker.batch,
                     rewind=self.tape.bookmark(worker.batch), ours=self.state.ours,
                     bookmark=self.state.bookmark(),
-                    spare=self.spare)
+                    spare=self.spare, care=care)
                 try:
                     return worker.owner_runs.run(forward, args, kwargs, worker.arrive)
                 finally:

@@ -30,7 +30,7 @@ class _Place:
     """Something that holds values and can be given others; ``before``: a flat copy of them.
 
     Args:
-        owner: Container, object, cell of a closure, or tensor.
+        owner: Container, object, cell of a closure, tensor, or generator of random numbers.
     """
 
     def __init__(self, owner: Any):
@@ -49,6 +49,8 @@ class _Place:
         owner = self.owner
         if isinstance(owner, Tensor):
             return owner._version
+        if isinstance(owner, torch.Generator):
+            return owner.get_state().numpy().tobytes()
         if isinstance(owner, types.CellType):
             return [*map(id, self.contents().values())]
         values = dict.values(owner) if isinstance(owner, dict) else owner \
@@ -59,6 +61,8 @@ class _Place:
         owner = self.owner
         if isinstance(owner, Tensor):
             return owner.detach().clone()
+        if isinstance(owner, torch.Generator):
+            return owner.get_state()
         if isinstance(owner, dict):
             return dict(dict.items(owner))
         if isinstance(owner, (list, deque)):
@@ -78,6 +82,8 @@ class _Place:
                     owner.copy_(contents)
                 else:  # resized
                     owner.data = contents.clone()
+        elif isinstance(owner, torch.Generator):
+            owner.set_state(contents)
         elif isinstance(owner, dict):
             dict.clear(owner)
             dict.update(owner, contents)
@@ -184,7 +190,7 @@ def _places(roots: Iterable[Any]) -> list[_Place]:
             inner = found[id(value)].before
         else:
             continue
-        if level < DEPTH and not isinstance(value, Tensor) and len(inner) <= MANY:
+        if level < DEPTH and not isinstance(inner, Tensor) and len(inner) <= MANY:
             waiting.extend((item, level + 1) for item in (
                 inner.values() if isinstance(inner, dict) else inner))
     return list(found.values())
@@ -196,7 +202,7 @@ def _is_place(value: Any, level: int) -> bool:
             and not value.is_inference() and not nn.parameter.is_lazy(value)
     if isinstance(value, nn.Module):
         return level == 0  # each is a root of its own
-    if isinstance(value, (list, dict, set, deque, types.CellType)):
+    if isinstance(value, (list, dict, set, deque, types.CellType, torch.Generator)):
         return True
     return hasattr(value, '__dict__') and not isinstance(
         value, (*_FUNCTIONS, types.ModuleType, logging.Logger)) \

@@ -8,8 +8,14 @@ Each run thus knows the inputs of one more layer of every chain, at the cost of 
 operations between layers; no layer is computed twice. An output is forgotten, and answered by NaN
 too, when the layers that read it have answers of their own; what was seen of the model says which
 those are, and where that was not the whole truth, NaN shows it and the layer is computed again.
+
+Some steps make numbers of NaN (``torch.where``, ``masked_fill``, ``nan_to_num``): what comes after
+them is no true input. The runs of a first batch are therefore repeated with numbers in place of
+NaN, once mostly positive, once mostly negative: a true input is the same in all of them. If one was
+not, this is done for every batch. In the last run each layer must get what it was calibrated on.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from mmbitsplit.calibration.capture import CallCapture, Sampler, ordinary
 from mmbitsplit.calibration.forward_state import Bookmark
+from mmbitsplit.calibration.probes import Care, Digest, Filler, SpareMemory
 from mmbitsplit.calibration.thread_state import ThreadState
 from mmbitsplit.functional import output_size
 from mmbitsplit.models import DataFlow, QuantizedLayer
@@ -91,6 +98,7 @@ class OwnerRuns:
         batch: Index of the batch.
         rewind: Takes recorded results back to where the owner was called.
         bookmark: Takes the forward's state back there.
+        care: What is known of steps inside, from this batch and others.
         ours: The state of the thread in which calibration itself computes.
         spare: Memory for answers that only last for a run.
     """
@@ -103,15 +111,22 @@ class OwnerRuns:
     rewind: Callable[[], None]
     bookmark: Bookmark
     ours: ThreadState
-    spare: 'SpareMemory'
+    spare: SpareMemory
+    care: Care
     memory: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     answered: dict[str, int] = field(default_factory=dict)  # calls whose output was computed
     forgotten: set[str] = field(default_factory=set)
     forgets: bool = True
-    offer: Offer = field(default_factory=dict)
+    offer: dict[str, dict[int, CallCapture]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     provisional: str | None = None
     final: bool = False
+    # Of the inputs that a run took for true, and of all that runs before it did.
+    digests: dict[tuple[str, int], Digest] = field(default_factory=dict)
+    trusted: dict[tuple[str, int], Digest] = field(default_factory=dict)
+    confirmed: set[tuple[str, int]] = field(default_factory=set)
+    filler: Filler | None = None  # numbers in place of NaN
+    mistaken: str | None = None  # a layer that got something else in the last run
 
     def pending(self) -> list[str]:
         """Layers of this batch not solved yet, in plan order."""
@@ -130,13 +145,14 @@ class OwnerRuns:
         keep = _InputKeeper(args, kwargs, self.ours)
         while self.pending():
             self._probe(forward, keep)
-            complete = {name: calls for name, calls in self.offer.items()
-                        if len(calls) == self.counts[name]}
+            complete = {name: [calls[index] for index in sorted(calls)]
+                        for name, calls in self.offer.items() if len(calls) == self.counts[name]}
             arrive(complete)
         return self._finish(forward, keep, args, kwargs)
 
     def _finish(self, forward: Callable, keep: '_InputKeeper', args: tuple, kwargs: dict) -> Any:
         """The last run, every layer answering from memory, or computing what was never asked."""
+        self._checked(None)
         if keep.copies:  # it can be done only once
             self._remember_all()
         self.final = True
@@ -148,11 +164,23 @@ class OwnerRuns:
             if not self.forgotten:
                 raise
         else:
-            if not self.forgotten or not _has_nan(result):
-                return result
+            if not self.forgotten or not (self.mistaken or _has_nan(result)):
+                return self._checked(result)
         self._remember_all()
+        self.mistaken = None
         self._restart()
-        return forward(*again, **named)
+        return self._checked(forward(*again, **named))
+
+    def _checked(self, result: Any) -> Any:
+        if self.mistaken is not None:
+            raise ValueError(
+                f"Layer '{self.mistaken}', which is called {self.counts[self.mistaken]} times in a "
+                'part of the model that is run again for each of its layers, was calibrated on '
+                'other inputs than it gets in the end: a step before it decides by values that '
+                'were not known yet, or draws from a generator of its own. Name that step as a '
+                "replay point, or leave the layer in float with overrides=[dict(match="
+                f"'{self.mistaken}', skip=True)].")
+        return result
 
     def _restart(self) -> None:
         self.calls.clear()
@@ -169,6 +197,7 @@ class OwnerRuns:
             raise RuntimeError(
                 f"Batch {self.batch}: the inputs of layer '{self.pending()[0]}', which is called "
                 f'{self.counts[self.pending()[0]]} times, could not be found.') from error
+        self.trusted.update(self.digests)
         self._forget()
 
     def _attempts(self, forward: Callable, keep: '_InputKeeper') -> Exception | None:
@@ -176,20 +205,48 @@ class OwnerRuns:
         for provisional in (None, self.pending()[0]):
             # The second attempt serves layers whose own output comes back to them: the layers
             # not yet solved answer as in float then.
-            self.offer, self.provisional = {}, provisional
-            self._restart()
-            args, kwargs = keep.inputs()
-            error = None
-            try:
-                forward(*args, **kwargs)
-            except Exception as raised:  # NaN upset a step that only the last run needs
-                error = raised
-            else:
+            self.provisional = provisional
+            self.offer.clear()
+            self.digests.clear()
+            error = self._once(forward, keep)
+            if error is None:
                 keep.check()
                 self.bookmark.settle()
+            if provisional is None and self.digests and self.care.wanted(self.batch):
+                self._confirm(forward, keep)
             if self._has_inputs():
                 break
         return error
+
+    def _once(self, forward: Callable, keep: '_InputKeeper') -> Exception | None:
+        self._restart()
+        args, kwargs = keep.inputs()
+        try:
+            forward(*args, **kwargs)
+        except Exception as raised:  # NaN upset a step that only the last run needs
+            return raised
+        return None
+
+    def _confirm(self, forward: Callable, keep: '_InputKeeper') -> None:
+        """Takes back what the last run took for true and is another with numbers for NaN."""
+        for sign in (0, 1, -1):
+            self.confirmed, self.filler = set(), Filler(sign)
+            try:
+                error = self._once(forward, keep)
+            finally:
+                self.filler = None
+            if error is not None:  # numbers upset a step that NaN passes: they tell nothing
+                continue
+            for name, index in self.digests.keys() - self.confirmed:
+                if sign == 0:  # the same run twice
+                    self.mistaken = self.mistaken or name
+                self.care.careful = True
+                del self.digests[name, index]
+                self.offer.get(name, {}).pop(index, None)
+                if self.memory.pop((name, index), None) is not None and name in self.answered:
+                    self.answered[name] -= 1
+        if self.care.careful:
+            self._remember_all()
 
     def _has_inputs(self) -> bool:
         """Whether the last run knew all inputs of a layer."""
@@ -228,23 +285,39 @@ class OwnerRuns:
 
     def _answer(self, name: str, index: int, x: Tensor) -> Tensor | None:
         """What a call is answered without computing it, or ``None``."""
-        layer = self.layers[name]
+        layer, key = self.layers[name], (name, index)
+        if self.final:
+            if key in self.trusted:
+                total = float(x.sum())
+                if not math.isnan(total):
+                    self._compare(key, Digest.of(x, total))
+            return self._unknown_output(layer, x) if name in self.forgotten \
+                else self.memory.pop(key, None)
         if name in self.forgotten:
             return self._unknown_output(layer, x)
-        if self.final:
-            return self.memory.pop((name, index), None)
-        known = self.memory.get((name, index))
+        if self.filler is not None and key in self.digests:
+            if not self.digests[key].agrees(Digest.of(x)):
+                return self._unknown_output(layer, x)
+            self.confirmed.add(key)
+        known = self.memory.get(key)
         if known is not None:
             return self._lend(known)
-        unknown = bool(torch.isnan(x.sum()))
-        if unknown:
+        total = float('nan') if self.filler is not None else float(x.sum())
+        if math.isnan(total):
             return self._unknown_output(layer, x)
+        if self.provisional is None:
+            self.digests[key] = Digest.of(x, total)
+            self._compare(key, self.digests[key])
         if layer.quantized and self.provisional is None:
             return None
         if not layer.quantized and self.provisional in (None, name):
-            self.offer.setdefault(name, []).append(
-                self.sampler.capture(name, layer, index, self.batch, ordinary(x, layer)))
+            self.offer.setdefault(name, {})[index] = self.sampler.capture(
+                name, layer, index, self.batch, ordinary(x, layer))
         return None if self.provisional is not None else self._unknown_output(layer, x)
+
+    def _compare(self, key: tuple[str, int], digest: Digest) -> None:
+        if key in self.trusted and not self.trusted[key].agrees(digest):
+            self.mistaken = self.mistaken or key[0]
 
     def _lend(self, known: Tensor) -> Tensor:
         """A copy: the caller may change it in place."""
@@ -257,32 +330,8 @@ class OwnerRuns:
             else (size[0], channels, *size[1:])
         if self.final:
             return x.new_full(shape, float('nan'))
-        return self.spare.take(x, torch.Size(shape)).fill_(float('nan'))
-
-
-class SpareMemory:
-    """Tensors that one run after another writes its passing answers to.
-
-    Fresh memory for each of them would cost more than the answers: the system hands it out page
-    by page.
-    """
-
-    def __init__(self):
-        self.free: dict[tuple, list[Tensor]] = {}
-        self.lent: list[Tensor] = []
-
-    def take(self, like: Tensor, shape: torch.Size) -> Tensor:
-        """Returns a contiguous tensor of a shape, of the dtype and device of ``like``."""
-        free = self.free.get((shape, like.dtype, like.device))
-        tensor = free.pop() if free else like.new_empty(shape)
-        self.lent.append(tensor)
-        return tensor.detach()  # whatever the borrower makes of its handle
-
-    def take_back(self) -> None:
-        """A run is over: what was lent may be lent again."""
-        for tensor in self.lent:
-            self.free.setdefault((tensor.shape, tensor.dtype, tensor.device), []).append(tensor)
-        self.lent.clear()
+        output = self.spare.take(x, torch.Size(shape))
+        return output.fill_(float('nan')) if self.filler is None else self.filler(output)
 
 
 def _has_nan(result: Any) -> bool:

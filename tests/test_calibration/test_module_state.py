@@ -81,6 +81,16 @@ def with_global(net):
         lambda module, args, output: AT_MODULE_LEVEL.update(a=output))
 
 
+def own_generator(net):
+    net.generator = torch.Generator().manual_seed(0)
+
+
+def shuffled_back(net, x):
+    """A step whose result does not depend on the draw, as long as both halves see the same."""
+    return x[:, torch.randperm(4, generator=net.generator)].sum(1, keepdim=True).expand_as(x) \
+        + torch.rand(1, generator=net.generator)
+
+
 def nothing(*args):
     pass
 

@@ -1,5 +1,6 @@
 """Layers called several times in one forward are solved with the inputs of all their calls."""
 
+import numpy as np
 import pytest
 import torch
 from pyramids import Detector, LevelHead
@@ -104,6 +105,75 @@ def test_shared_heads_agree_with_naive_calibration(heads, seeded, images, make_s
             expected *= steps[heads]
         if '.cell' not in layer.name and '.back' not in layer.name:
             assert layer.calls == expected * len(batches), layer.name
+
+
+class Scrubs(nn.Module):
+    """A chain whose steps between layers make numbers of NaN."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.convs, self.step = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(3)), step
+
+    def forward(self, levels):
+        outputs = []
+        for x in levels:
+            first = self.convs[0](x)
+            second = self.convs[1](self.step(first, x))
+            outputs.append(self.convs[2](self.step(second, first)))
+        return outputs
+
+
+def assigned(new, old):
+    kept = torch.zeros_like(new)
+    kept[new > 0] = new[new > 0]
+    return kept
+
+
+SCRUBBING = {
+    'where': lambda new, old: torch.where(new > 0, new, torch.zeros_like(new)),
+    'masked_fill': lambda new, old: new.masked_fill(~(new > 0), 0),
+    'nan_to_num': lambda new, old: torch.nan_to_num(new.relu()),
+    'boolean index': assigned,
+    'a known tensor through an unknown mask': lambda new, old: torch.where(new > 0.1, old, -old),
+    'the greater one': lambda new, old: torch.fmax(new, torch.zeros_like(new)),
+    'a large threshold': lambda new, old: old * (new.abs() > 40) + new.nan_to_num().relu(),
+    'an order': lambda new, old: old.flatten(1).gather(
+        1, new.flatten(1).argsort(1)).view_as(old),
+    'a decision for each map': lambda new, old: old if float(new.mean()) > 0 else old.flip(-1),
+    'a number': lambda new, old: old * (1 + int(torch.nan_to_num(new).sum() > 0)),
+    'NumPy': lambda new, old: torch.from_numpy(np.nan_to_num(new.numpy(), nan=0.5)).relu(),
+}
+
+
+@pytest.mark.parametrize('step', SCRUBBING)
+def test_values_that_are_not_known_yet_pass_for_no_true_ones(step, seeded, images, make_spec,
+                                                            assert_like_naive):
+    batches = [*images(2, size=8), *images(2, size=12)]
+    assert_like_naive(lambda: seeded(lambda: Detector(Scrubs(SCRUBBING[step]))), batches,
+                      make_spec())
+
+
+def test_a_layer_that_gets_other_inputs_in_the_end_is_named(seeded, images, make_spec, run_model):
+    generator = np.random.default_rng(0)  # that nobody puts back
+
+    def step(new, old):
+        return new.relu() + float(generator.random())
+
+    with pytest.raises(ValueError, match=r"'heads.0.convs.1'.* 3 times .*other inputs.*skip=True"):
+        calibrate(seeded(lambda: Detector(Scrubs(step))), images(), make_spec(), run=run_model)
+
+
+def test_heads_that_pass_nan_on_are_run_again_for_the_first_batch_alone(seeded, images, make_spec,
+                                                                        run_model):
+    runs = {}
+    for step in ('relu', 'where'):
+        model = seeded(lambda step=step: Detector(Scrubs(
+            (lambda new, old: new.relu()) if step == 'relu' else SCRUBBING[step])))
+        runs[step] = []
+        model.heads[0].step = (lambda taken, log: lambda new, old: (log.append(1), taken(
+            new, old))[1])(model.heads[0].step, runs[step])
+        calibrate(model, images(8), make_spec(), run=run_model)
+    assert len(runs['where']) > 1.7 * len(runs['relu'])
 
 
 class Chain(nn.Module):
