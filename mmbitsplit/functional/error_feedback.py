@@ -8,6 +8,9 @@ best value of a column, given those already rounded, follows from its row of L. 
 and no inverse of the gram.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -36,8 +39,9 @@ class FeedbackFactor:
     def __init__(self, gram: Tensor, cross: Tensor):
         falling = gram.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
         self.order = falling.flip(1)
-        self.lower = torch.linalg.cholesky(_reorder(gram, self.order))
-        self.target = torch.cholesky_solve(_take(cross, self.order).mT, self.lower).mT
+        with one_thread():
+            self.lower = torch.linalg.cholesky(_reorder(gram, self.order))
+            self.target = torch.cholesky_solve(_take(cross, self.order).mT, self.lower).mT
 
     def round(self, scale: Tensor, num_bits: int) -> Tensor:
         """Rounds the target at the given scales, feeding errors forward.
@@ -71,6 +75,20 @@ class FeedbackFactor:
                 pull[..., :start].baddbmm_(errors, self.lower[:, block, :start])
         return torch.empty_like(codes).scatter_(
             2, self.order.unsqueeze(1).expand_as(codes), codes)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Has torch compute on one CPU thread: MKL factors a matrix otherwise with other last bits for
+    another number of threads, and in float32 some code of a thousand follows them."""
+    before = torch.get_num_threads()
+    if before > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if before > 1:
+            torch.set_num_threads(before)
 
 
 def feedback_factor(gram: Tensor, cross: Tensor) -> FeedbackFactor:
