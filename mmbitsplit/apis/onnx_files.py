@@ -1,10 +1,13 @@
 """Exports quantized models to ONNX files."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from mmbitsplit.export.onnx.processor import SaturationWarning, saturates, saturation_warning
+from mmbitsplit.export.onnx.runtimes import RUNTIMES
 from mmbitsplit.export.onnx.trace import GraphRequest
 from mmbitsplit.export.onnx.write_file import OnnxFile, write_onnx
 
@@ -16,7 +19,8 @@ def export_onnx(model: nn.Module, folder: str | Path, *, format: str = 'int8',
 
     A classifier or single-stage detector gives ``model.onnx``, a two-stage detector
     ``proposals.onnx``, ``box_head.onnx`` and ``mask_head.onnx``. They take the normalised image;
-    mean, deviation and order of channels are noted in the metadata.
+    mean, deviation and order of channels are noted in the metadata. A ``SaturationWarning`` names
+    the layers that processors without VNNI compute wrongly.
 
     Args:
         model: A model of mmdet or mmpretrain, quantized, or the wrapper that ``load_quantized``
@@ -44,8 +48,13 @@ def export_onnx(model: nn.Module, folder: str | Path, *, format: str = 'int8',
                              'shape=(height, width), or example tensors as inputs=(...).')
         facts = {'preprocessing': preprocessing_facts(model)}
         requests = export_requests(model, shape, dynamic)
-    return [write_onnx(request, Path(folder) / f'{request.name}.onnx', format=format, fold=fold,
-                       facts=facts) for request in requests]
+    files = [write_onnx(request, Path(folder) / f'{request.name}.onnx', format=format, fold=fold,
+                        facts=facts) for request in requests]
+    saturating = sorted({layer for file in files for layer in file.saturating})
+    if saturating:
+        warnings.warn(saturation_warning(saturating, here=any(map(saturates, RUNTIMES))),
+                      SaturationWarning, stacklevel=2)
+    return files
 
 
 def _plain_request(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool) -> GraphRequest:

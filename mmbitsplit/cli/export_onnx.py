@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.engine.files import check_file, check_work_dir
     from mmbitsplit.engine.onnx_evaluation import evaluation_shape
     from mmbitsplit.export.onnx.operator_check import executed_operators
+    from mmbitsplit.export.onnx.processor import SaturationWarning, saturates, saturation_warning
+    from mmbitsplit.export.onnx.runtimes import RUNTIMES
 
     check_config_file(args.config)
     check_file(args.checkpoint, 'pass quantized.pth of a work directory of tools/quantize.py.')
@@ -46,12 +49,17 @@ def run(args: argparse.Namespace) -> int:
     divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
     shape = tuple(args.shape) if args.shape else evaluation_shape(
         Config.fromfile(args.config), divisor)
-    for file in export_onnx(model, folder, format=args.format, shape=shape,
-                            dynamic=args.dynamic):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', SaturationWarning)  # told below, file by file
+        files = export_onnx(model, folder, format=args.format, shape=shape, dynamic=args.dynamic)
+    for file in files:
         print(f'{file.path}: {file.layers} quantized layers, {len(file.folds)} calls with scales '
               f'folded, {file.bytes / 1e6:.2f} MB')
         for runtime in args.check:
             print(f'  {runtime}: {executed_operators(file.path, runtime)}')
+        if file.saturating:
+            here = any(map(saturates, args.check or RUNTIMES))
+            print(f'  warning: {saturation_warning(file.saturating, here=here)}')
     return 0
 
 

@@ -45,9 +45,14 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.engine.export_targets import use_graphs
     from mmbitsplit.engine.files import check_output_file, check_work_dir, write_json
     from mmbitsplit.engine.model_wrapper import check_wrapped
-    from mmbitsplit.engine.onnx_evaluation import GraphComparison, load_graphs
+    from mmbitsplit.engine.onnx_evaluation import (
+        GraphComparison,
+        load_graphs,
+        saturating_layers_of,
+    )
     from mmbitsplit.engine.preflight import check_data
     from mmbitsplit.engine.quantize_runner import build_evaluation
+    from mmbitsplit.export.onnx.processor import saturates, saturation_warning
     from mmbitsplit.structures import CalibrationSpec
 
     cfg = read_config(args)
@@ -58,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
         check_output_file(path)
     cfg.load_from = None  # no weights of torch take part
     graphs = load_graphs(args.folder, args.runtime, args.threads)
+    wrong = saturating_layers_of(args.folder) if saturates(args.runtime) else []
+    if wrong:
+        print(f'warning: {saturation_warning(wrong, here=True)}', file=sys.stderr)
     comparison = None
     if args.checkpoint:
         comparison = GraphComparison(load_quantized(args.config, args.checkpoint).model,

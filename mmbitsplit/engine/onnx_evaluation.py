@@ -37,6 +37,13 @@ def load_graphs(folder: str | Path, runtime: str = 'onnxruntime', threads: int |
     return graphs
 
 
+def saturating_layers_of(folder: str | Path) -> list[str]:
+    """Layers of the graphs in a folder that processors without VNNI may compute wrongly, as they
+    noted when they were written; of files older than that nothing is known."""
+    return sorted({name for path in Path(folder).glob('*.onnx')
+                   for name in read_metadata(path).get('saturating', ())})
+
+
 class GraphComparison:
     """Computes what graphs computed with the quantized torch model too, on the same inputs.
 

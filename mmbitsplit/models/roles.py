@@ -16,9 +16,11 @@ from mmbitsplit.structures import (
     FloatRemainder,
     LayerPlan,
     QuantSpec,
+    WeightSpec,
     merge,
     nearest,
 )
+from mmbitsplit.structures.spec import REDUCED_BITS
 
 
 def layer_role(name: str, flow: DataFlow) -> str:
@@ -148,7 +150,18 @@ def _layer_plan(name: str, flow: DataFlow, spec: QuantSpec) -> LayerPlan | None:
             weight = merge(weight, override.weight, f'{where}.weight')
             activation: ActivationSpec = merge(activation, override.activation,
                                                f'{where}.activation')
+    if _range_is_reduced(weight, activation, role, spec):
+        weight = replace(weight, num_bits=min(weight.num_bits, REDUCED_BITS))
     return LayerPlan(name, weight, activation, role)
+
+
+def _range_is_reduced(weight: WeightSpec, activation: ActivationSpec, role: str, spec: QuantSpec,
+                      ) -> bool:
+    """See ``WeightSpec.reduce_range``; a layer with float inputs is computed in float."""
+    if activation.num_bits is None or weight.reduce_range != 'auto':
+        return activation.num_bits is not None and bool(weight.reduce_range)
+    return (role != 'inner' and activation.placement == 'deploy'
+            and spec.weight.num_bits <= REDUCED_BITS)
 
 
 def _in_scope(name: str, scope: str) -> bool:

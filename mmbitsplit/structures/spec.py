@@ -15,6 +15,7 @@ BIT_ALLOCATIONS = ('uniform', 'aciq')
 ACTIVATION_MODES = ('per_tensor', 'per_channel', 'ecaq')
 PLACEMENTS = ('inputs', 'deploy')
 SYMMETRIES = ('auto', 'unsigned', 'signed', 'asymmetric')
+REDUCED_BITS = 7
 
 
 def check_bits(name: str, num_bits: Any) -> None:
@@ -36,14 +37,22 @@ class WeightSpec:
     Args:
         num_bits: Width of a code, 2 to 8.
         scale_search: How plain rounding finds its scale: ``'mse'`` or ``'minmax'``.
+        reduce_range: Whether layers that get 8 bits and quantized inputs have 7 instead. Runtimes
+            on x86 processors without VNNI add products in pairs of 16 bits, where 8-bit weights
+            saturate. ``True`` or ``False``; ``'auto'``: the first and last layers with
+            ``activation.placement='deploy'``, unless the other layers have 8 bits too.
     """
 
     num_bits: int = 4
     scale_search: str = 'mse'
+    reduce_range: bool | str = 'auto'
 
     def __post_init__(self) -> None:
         check_bits('num_bits', self.num_bits)
         check_choice('scale_search', self.scale_search, SCALE_SEARCHES)
+        if not isinstance(self.reduce_range, bool) and self.reduce_range != 'auto':
+            raise ValueError(f"reduce_range={self.reduce_range!r} is not supported; allowed are "
+                             "True, False and 'auto'.")
 
 
 @dataclass(frozen=True)

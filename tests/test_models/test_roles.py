@@ -57,6 +57,28 @@ def test_weights_only_quantizes_no_input_anywhere(detector, plan_of):
     assert {activation for _, activation in bits(layers).values()} == {None}
 
 
+def weight_bits(layers):
+    return [layer.weight.num_bits for layer in layers.values()]
+
+
+DEPLOY = {'activation': {'placement': 'deploy'}}
+
+
+@pytest.mark.parametrize('spec, wanted', [
+    ({}, [8, 4, 4, 8, 8]), (DEPLOY, [8, 4, 4, 7, 7]),
+    ({**DEPLOY, 'weight': {'num_bits': 8}}, [8, 8, 8, 8, 8]),  # would make nothing right
+    ({**DEPLOY, 'weight': {'num_bits': 8, 'reduce_range': True}}, [8, 7, 7, 7, 7]),
+    ({**DEPLOY, 'weight': {'reduce_range': False}}, [8, 4, 4, 8, 8]),
+    ({'weight': {'reduce_range': True}}, [8, 4, 4, 7, 7]),
+    ({'weight': {'reduce_range': True}, 'activation': {'num_bits': None}}, [8, 4, 4, 8, 8]),
+    ({**DEPLOY, 'overrides': [{'match': 'head.cls', 'weight': {'reduce_range': False}}]},
+     [8, 4, 4, 8, 7])])
+def test_ranges_are_reduced_where_inputs_are_quantized(detector, plan_of, spec, wanted):
+    """The first layer takes the float image and is computed in float."""
+    layers, _ = plan_of(detector, spec)
+    assert weight_bits(layers) == wanted
+
+
 def test_a_model_of_one_layer_is_first_and_last(make_net, plan_of):
     layers, _ = plan_of(make_net(lambda net, x: net.a(x), a=conv(3)))
     assert layers['a'].role == 'first+last'

@@ -6,6 +6,8 @@ import pytest
 
 pytest.importorskip('onnxscript')
 
+from mmbitsplit.export.onnx.processor import saturates  # noqa: E402
+
 
 @pytest.fixture(scope='module')
 def folder(run_tool, quantized, tmp_path_factory):
@@ -16,6 +18,8 @@ def folder(run_tool, quantized, tmp_path_factory):
                     quantized[0] / 'quantized.pth', '--output', folder, '--check', 'onnxruntime')
     assert done.returncode == 0, done.stderr[-3000:]
     assert '32 quantized layers' in done.stdout and 'run in integers' in done.stdout
+    # The last layers have 8-bit weights.
+    assert 'VNNI' in done.stdout and 'bbox_head.retina_cls' in done.stdout
     return folder
 
 
@@ -33,6 +37,9 @@ def test_metrics_are_those_of_the_quantized_model(run_tool, quantized, folder, r
     assert set(metrics) == set(expected)
     assert abs(metrics['coco/bbox_mAP'] - expected['coco/bbox_mAP']) < 0.005  # of 40 images
     found = json.loads((tmp_path / 'comparison.json').read_text())['model']
+    assert ('sums of two products saturate' in done.stderr) == saturates(runtime)
+    if saturates(runtime):  # in the last layers: nothing bounds how far single outputs are off
+        return
     # Rounding errors of single precision spread in this model; torch knows how far.
     assert found['within_one_step'] >= min(0.999, found['torch_double_within_one_step'] - 0.002)
     assert found['largest_steps'] < 3 + 2 * found['torch_double_largest_steps']

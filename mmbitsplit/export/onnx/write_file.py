@@ -3,12 +3,13 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmbitsplit.export.onnx.requirements import need
 from mmbitsplit.export.onnx.rewrite import write_layers
+from mmbitsplit.export.onnx.saturation import saturating_layers
 from mmbitsplit.export.onnx.trace import GraphRequest, trace
 from mmbitsplit.structures.options import check_choice
 from mmbitsplit.version import __version__
@@ -27,6 +28,8 @@ class OnnxFile:
         layers: Number of quantized layers in it.
         folds: Layers that took the input scales of the layer behind, with that layer.
         bytes: Size of the file.
+        saturating: Layers that a processor without VNNI may compute wrongly; see
+            ``saturation``.
     """
 
     path: Path
@@ -34,6 +37,7 @@ class OnnxFile:
     layers: int
     folds: list[tuple[str, str]]
     bytes: int
+    saturating: list[str] = field(default_factory=list)
 
 
 def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
@@ -55,10 +59,12 @@ def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
     check_choice('format', format, FORMATS)
     ir = need('onnx_ir')
     traced = trace(request)
+    saturating = saturating_layers(traced.layers) if format == 'int8' else []
     folds = write_layers(traced.model, traced.layers, four_bit=format == 'int4', fold=fold)
     traced.model.producer_name, traced.model.producer_version = 'mmbitsplit', __version__
     traced.model.metadata_props[METADATA] = json.dumps(
-        {'graph': request.name, 'format': format, 'outputs': traced.structure, **(facts or {})})
+        {'graph': request.name, 'format': format, 'outputs': traced.structure,
+         'saturating': saturating, **(facts or {})})
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -71,7 +77,8 @@ def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
                          '--output.') from error
     finally:
         temporary.unlink(missing_ok=True)
-    return OnnxFile(path, request.name, len(traced.layers), folds, path.stat().st_size)
+    return OnnxFile(path, request.name, len(traced.layers), folds, path.stat().st_size,
+                    saturating)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
