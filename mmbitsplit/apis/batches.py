@@ -40,11 +40,24 @@ def read_batches(batches: Any) -> Sequence[Any]:
         batches.__getitem__, range(len(batches))))
 
 
+def arrays_to_tensors(batches: Sequence[Any], model: nn.Module) -> list[Any]:
+    """The batches with NumPy arrays as tensors, real numbers in the model's precision."""
+    dtype = next((value.dtype for value in model.parameters() if value.is_floating_point()),
+                 torch.get_default_dtype())
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, np.ndarray) or value.dtype == object:
+            return value
+        tensor = torch.from_numpy(np.ascontiguousarray(value))
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return [tree_map(convert, batch) for batch in batches]
+
+
 class ModelCall:
     """Calls a model with a batch, as ``run`` where the user gives none.
 
-    A batch is a tensor or an array, or a tuple, list or dict of arguments. Of a pair that a model
-    of one argument is given, such as (images, labels), it gets the first.
+    A batch is a tensor, or a tuple, list or dict of arguments. Of a pair that a model of one
+    argument is given, such as (images, labels), it gets the first.
     """
 
     def __init__(self) -> None:
@@ -83,12 +96,12 @@ class _RanThrough(Exception):
 
 
 def model_arguments(model: nn.Module, batch: Any) -> tuple[tuple, dict[str, Any]]:
-    """Arguments that a batch stands for, arrays as tensors.
+    """Arguments that a batch stands for.
 
     Raises:
         ValueError: It stands for none, or the model does not take them.
     """
-    if isinstance(batch, (Tensor, np.ndarray)):
+    if isinstance(batch, Tensor):
         args, kwargs = (batch,), {}
     elif isinstance(batch, Mapping):
         args, kwargs = (), dict(batch)
@@ -102,17 +115,7 @@ def model_arguments(model: nn.Module, batch: Any) -> tuple[tuple, dict[str, Any]
     if refusal is not None:
         raise ValueError(f'A batch is {_describe(batch)}, and {type(model).__name__}.forward does '
                          f'not take it: {refusal}. {WANTED}.')
-    dtype = next((value.dtype for value in model.parameters() if value.is_floating_point()),
-                 torch.get_default_dtype())
-    return tree_map(lambda value: _as_tensor(value, dtype), (args, kwargs))
-
-
-def _as_tensor(value: Any, dtype: torch.dtype) -> Any:
-    """An array as a tensor, real numbers in the model's precision; anything else as it is."""
-    if not isinstance(value, np.ndarray) or value.dtype == object:
-        return value
-    tensor = torch.from_numpy(np.ascontiguousarray(value))
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return args, kwargs
 
 
 def _refusal(forward: Callable, args: tuple, kwargs: Mapping[str, Any]) -> str | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from mmbitsplit.apis.batches import ModelCall, read_batches
+from mmbitsplit.apis.batches import ModelCall, arrays_to_tensors, read_batches
 from mmbitsplit.calibration import Progress, ReplayPoint, calibrate, read_request
 from mmbitsplit.structures import QuantizationReport, QuantSpec
 
@@ -43,6 +43,8 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
     if not isinstance(spec, QuantSpec):
         spec = read_request(spec or {})
     batches, call = read_batches(batches), ModelCall()
+    if run is None:
+        batches = arrays_to_tensors(batches, model)
     try:
         _, report = calibrate(model, batches, spec, run=run or call,
                               replay_points=replay_points, labels=labels, progress=progress)

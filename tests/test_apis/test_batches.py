@@ -100,6 +100,13 @@ def test_anything_else_is_told_with_the_way_out(batches, said):
     assert all(module.training for module in net.modules())
 
 
+def test_arrays_count_in_the_estimate_of_memory_as_tensors_do():
+    parts = [IMAGES[:1], IMAGES[1:9], IMAGES[9:]]
+    tensors, arrays = (quantize_model(make_net(), batches).estimated_bytes
+                       for batches in (parts, [part.numpy() for part in parts]))
+    assert arrays == tensors
+
+
 def test_run_gets_every_batch_as_it_is():
     seen = []
 
