@@ -1,5 +1,6 @@
 """Quantizes any torch module."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -53,5 +54,7 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
         if refusal is None:
             raise
         raise ValueError(refusal) from error
+    for warning in report.warnings:
+        warnings.warn(warning, stacklevel=2)
     return report
 

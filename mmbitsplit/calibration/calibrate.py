@@ -28,6 +28,7 @@ from mmbitsplit.calibration.memory import (
 )
 from mmbitsplit.calibration.methods import Method, build_method, check_data_free
 from mmbitsplit.calibration.model_loss import ModelLoss
+from mmbitsplit.calibration.random_check import randomness
 from mmbitsplit.calibration.refinement import Refinement
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, barrier, recording, replaying
 from mmbitsplit.calibration.shared import Owner, find_owners
@@ -143,6 +144,7 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
             journal.remember(float_forward=record.seconds_forward)
     elif journal is not None:
         record.seconds_forward = journal.facts.get('float_forward', 0.0)
+    warnings = _random_forwards(model, by_number, run, replay_points, state, team)
     solver = LayerSolver(prepared, record, method, labels, team, journal, stopwatch, progress,
                          Refinement(loss) if loss else None)
     solver.take_over(entries)
@@ -173,7 +175,20 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
                      'processes': team.size, 'layers_taken_over': len(done)},
         method=dict(spec.method),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        estimated_bytes=estimate.total, refinement=refinement, selections=selections)
+        estimated_bytes=estimate.total, refinement=refinement, selections=selections,
+        warnings=warnings)
+
+
+def _random_forwards(model: nn.Module, batches: Mapping[int, Any],
+                     run: Callable[[nn.Module, Any], Any], replay_points: Sequence[ReplayPoint],
+                     state: ForwardState, team: Team) -> list[str]:
+    """Says what random numbers change that forwards drew; the same in every process."""
+    found = None
+    if state.drawn and batches:
+        number = min(batches, key=lambda number: batch_size(batches[number]))
+        found = randomness(model, functools.partial(run, model, batches[number]), number,
+                           replay_points, state)
+    return list(filter(None, team.gather(found)))[:1]
 
 
 def watch_batches(model: nn.Module, batches: Mapping[int, Any],

@@ -117,12 +117,13 @@ def without_hook(hooks: list[Any]) -> list[Any]:
 
 
 def layers_table(run: QuantizedRun) -> dict[str, Any]:
-    """Returns ``layers.json``: a row a layer, what stays float and why, selections."""
+    """Returns ``layers.json``: a row a layer, what stays float and why, doubts."""
     report = run.report
     return {'layers': [layer_row(layer) for layer in report.layers],
             'kept_float': [dataclasses.asdict(remainder) for remainder in report.kept_float],
             'folded_batch_norms': report.folded_batch_norms,
-            'selections': [dataclasses.asdict(selection) for selection in report.selections]}
+            'selections': [dataclasses.asdict(selection) for selection in report.selections],
+            'warnings': report.warnings}
 
 
 def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[str, int],

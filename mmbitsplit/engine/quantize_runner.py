@@ -141,6 +141,8 @@ def _log(runner: Runner, report: QuantizationReport) -> None:
         runner.logger.warning('mmbitsplit: %s (%s) stays float: %s; %.2f %% of the weights',
                               remainder.name, remainder.kind, remainder.reason,
                               100 * remainder.share)
+    for warning in report.warnings:
+        runner.logger.warning('mmbitsplit: %s', warning)
     for selection in report.selections:
         runner.logger.warning(
             'mmbitsplit: %s picks by values of layers and feeds %s: the quantized model may pick '

@@ -51,7 +51,8 @@ def run_page(results: Mapping[str, Any], layers: Mapping[str, Any],
 def _page(results: Mapping[str, Any], layers: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     figures: dict[str, Any] = {}
     name = PurePath(str(results['config'])).stem
-    parts = [_heading(name, results), _problems(data.get('problems') or [])]
+    problems = [*(layers.get('warnings') or []), *(data.get('problems') or [])]
+    parts = [_heading(name, results), _problems(problems)]
     parts += [_headline(results), _other_metrics(results)]
     if layers['layers']:
         figures['layers'] = layers_figure(layers['layers'])

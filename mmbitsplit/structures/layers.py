@@ -364,6 +364,7 @@ class QuantizationReport:
         refinement: What a method that refines the whole model says of that, else empty.
         selections: Steps outside of all replay points that pick rows by values of layers; the
             two passes may pick different ones.
+        warnings: Sentences on what makes the result doubtful, such as a forward that is random.
     """
 
     layers: list[LayerReport]
@@ -376,6 +377,7 @@ class QuantizationReport:
     estimated_bytes: int
     refinement: dict[str, Any] = field(default_factory=dict)
     selections: list[Selection] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def summary(values: Tensor) -> tuple[float, float]:

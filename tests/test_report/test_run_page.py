@@ -134,10 +134,11 @@ def test_what_went_wrong_and_what_stays_float_is_said(report, read_page):
 
 def test_steps_that_pick_by_values_of_layers_are_listed(results, layer, read_page):
     step = {'operation': 'topk', 'module': '', 'method': 'pre_<decoder>', 'reaches': ['a', 'b']}
-    layers = {'layers': [layer('a')], 'kept_float': [], 'selections': [
-        step, {**step, 'module': 'neck.0', 'reaches': ['c']}]}
+    layers = {'layers': [layer('a')], 'kept_float': [], 'warnings': ['The forward is <random>'],
+              'selections': [step, {**step, 'module': 'neck.0', 'reaches': ['c']}]}
     text = read_page(run_page(results(), layers, None)).text
-    assert {'topk in pre_<decoder>', 'a, b', 'topk in neck.0.pre_<decoder>', 'c'} <= set(text)
+    assert {'topk in pre_<decoder>', 'a, b', 'topk in neck.0.pre_<decoder>', 'c',
+            'The forward is <random>'} <= set(text)
 
 
 def test_a_run_without_data_has_a_page_that_says_so(results, layer, read_page):
