@@ -11,7 +11,9 @@ from torch import Tensor
 
 from mmbitsplit.calibration.capture import Sampler
 from mmbitsplit.calibration.forward_state import ForwardState
+from mmbitsplit.calibration.selection_replay import in_a_recorded_call
 from mmbitsplit.models import PreparedModel, QuantizedLayer, layer_input
+from mmbitsplit.models.one_thread import OneThread
 from mmbitsplit.models.readers import odd_layout
 
 
@@ -54,13 +56,20 @@ def float_pass(prepared: PreparedModel, batches: Mapping[int, Any], run: Callabl
         state: Told what forwards change.
 
     Raises:
-        ValueError: A layer's input holds NaN or infinity; names layer and image.
+        ValueError: A layer's input holds NaN or infinity; names layer and image. Or a layer is
+            called from another thread.
     """
     record = FloatRecord()
     current: dict[str, Any] = {}
-    seen = set()
+    seen, one_thread = set(), OneThread()
 
     def take(name: str, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
+        one_thread.check(name)
+        if in_a_recorded_call():
+            raise ValueError(
+                f"Layer '{name}' is called inside a method that a replay point names, which the "
+                'quantized pass does not call again. Name a step without layers, or replay only '
+                "what the method decides: ReplayPoint(owner, method, indices_only=True).")
         if name not in seen or current['first']:
             seen.add(name)
             current['look']()
@@ -86,7 +95,7 @@ def float_pass(prepared: PreparedModel, batches: Mapping[int, Any], run: Callabl
         for step, (batch, data) in enumerate(batches.items()):
             record.counts[batch] = {}
             enter(batch)
-            with state.watched(batch) as look:
+            with state.watched(batch) as look, one_thread.around():
                 current.update(batch=batch, look=look, first=step == 0)
                 run(data)
             progress(step + 1, len(batches))

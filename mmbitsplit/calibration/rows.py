@@ -59,7 +59,10 @@ class LayerRows:
                 self._join(lambda capture: _chosen(capture.held_out)))
 
     def thin(self, most: int) -> tuple[Rows, Rows]:
-        """Twice about ``most`` positions over all processes, evenly from every call."""
+        """Twice about ``most`` positions over all processes, evenly from every call.
+
+        All of them twice, when there are too few to tell apart.
+        """
         held = sum(capture.held_out.numel() for capture in self.captures)
         step = max(1, self.team.total(held) // (2 * most))
 
@@ -68,7 +71,12 @@ class LayerRows:
         def turn(first: int) -> Rows:
             return self._join(lambda capture: slice((capture.batch + first) % 2 * step, None,
                                                     2 * step))
-        return turn(0), turn(1)
+        halves = turn(0), turn(1)
+        counts = self.team.gather(tuple(half.x.shape[-1] for half in halves))
+        if not all(map(sum, zip(*counts))):
+            everything = self._join(lambda capture: slice(None))
+            return everything, everything
+        return halves
 
     def _join(self, choose: Callable[[CallCapture], Tensor | slice]) -> Rows:
         if not self.captures:  # none of this process's images reaches the layer

@@ -23,6 +23,7 @@ from mmbitsplit.models.geometry import is_replaced, layer_kind
 from mmbitsplit.models.layer_calls import LayerCalls
 from mmbitsplit.models.layer_inside import LayerInside
 from mmbitsplit.models.layer_steps import StepList
+from mmbitsplit.models.one_thread import OneThread
 from mmbitsplit.models.readers import (
     OPERATION,
     RETURNED,
@@ -129,6 +130,9 @@ def watch(model: nn.Module, run: Callable[[], Any], *, inputs: Any = None,
 
     Returns:
         The data flow of the run.
+
+    Raises:
+        ValueError: The forward calls a layer from another thread.
     """
     watcher = _Watcher(model)
     with ExitStack() as stack, torch.no_grad():
@@ -137,7 +141,8 @@ def watch(model: nn.Module, run: Callable[[], Any], *, inputs: Any = None,
         stack.enter_context(watcher.hooks())
         watcher.take_in(inputs)
         stack.enter_context(watcher)
-        watcher.hand_out(run())
+        with watcher.one_thread.around():
+            watcher.hand_out(run())
     with torch.no_grad():
         watcher.calls.finish()
     watcher.flow.foreign_weights = watcher.weight_reads.foreign
@@ -150,7 +155,7 @@ class _Watcher(TorchDispatchMode):
         super().__init__()
         self.model = model
         self.flow, self.readers = DataFlow(), ReaderWatch()
-        self.weight_reads = WeightReads(model)
+        self.weight_reads, self.one_thread = WeightReads(model), OneThread()
         self.flow.read_elsewhere = self.weight_reads.elsewhere
         self.selections = SelectionWatch(model)
         self.flow.readings, self.flow.selections = self.readers.readings, self.selections.found
@@ -304,6 +309,7 @@ class _Watcher(TorchDispatchMode):
 
     def _enter_layer(self, name: str):
         def hook(module, args, kwargs):
+            self.one_thread.check(name)
             flow, x = self.flow, layer_input(args, kwargs)
             if name not in flow.calls:
                 flow.order.append(name)

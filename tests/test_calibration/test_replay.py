@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmbitsplit.calibration import calibrate
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, barrier, patched, recording, replaying
 
 
@@ -139,3 +140,67 @@ def test_barrier_blinds_during_the_calls_only():
         assert decoder.decode(1)[0] == 2
         assert log == ['blind', 1]
     assert 'decode' not in vars(decoder)
+
+
+class Picks(nn.Module):
+    """Layers on the rows that another layer scores best; the step that picks has a name."""
+
+    def __init__(self, order, returns):
+        super().__init__()
+        self.a, self.score = nn.Linear(8, 32), nn.Linear(32, 1)
+        self.b, self.c = nn.Linear(32, 32), nn.Linear(32, 4)
+        self.order, self.returns = order, returns
+
+    def pick(self, x, scores):
+        if self.returns == 'layers':
+            scores = self.score(x)[..., 0]
+        chosen = self.order(scores)[:, :20, None].expand(-1, -1, 32)
+        return x.gather(1, chosen) if self.returns == 'rows' else chosen
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        picked = self.pick(x, None if self.returns == 'layers' else self.score(x)[..., 0])
+        rows = picked if self.returns == 'rows' else x.gather(1, picked)
+        return self.c(torch.relu(self.b(rows)))
+
+
+class Twice(nn.Module):
+    """A head for two parts of the input, so that its layers are found by repeating it."""
+
+    def __init__(self, *args):
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 8), Picks(*args)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return [self.head(x[:, ::2]), self.head(x[:, 1::2])]
+
+
+def by_topk(scores):
+    return scores.topk(20, 1).indices
+
+
+def by_argsort(scores):
+    return scores.argsort(1, descending=True)
+
+
+@pytest.mark.parametrize('indices_only', [False, True])
+@pytest.mark.parametrize('shared', [False, True])
+@pytest.mark.parametrize('returns', ['indices', 'rows', 'layers'])
+@pytest.mark.parametrize('order', [by_topk, by_argsort])
+def test_a_named_selection_keeps_the_rows_of_both_passes_together(
+        order, returns, shared, indices_only, seeded, make_spec, run_model):
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(2, 100, 8, generator=generator) for _ in range(4)]
+    model = seeded(lambda: (Twice if shared else Picks)(order, returns))
+    point = ReplayPoint(model.head if shared else model, 'pick', indices_only=indices_only)
+    spec = make_spec(weight=dict(num_bits=6), activation=dict(num_bits=6),
+                     first_last=dict(weight_bits=6, activation_bits=6))
+    if returns == 'layers' and not indices_only:
+        with pytest.raises(ValueError, match=r"score' is called inside.*indices_only=True"):
+            calibrate(model, batches, spec, run=run_model, replay_points=[point])
+        return
+    _, report = calibrate(model, batches, spec, run=run_model, replay_points=[point])
+    assert len(report.layers) == (5 if shared else 4)
+    assert all(layer.error < 0.02 for layer in report.layers), {
+        layer.name: layer.error for layer in report.layers}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmbitsplit.calibration import Team
+from mmbitsplit.calibration import Team, calibrate
 from mmbitsplit.calibration.capture import CallCapture
 from mmbitsplit.calibration.rows import LayerRows
 from mmbitsplit.calibration.sampling import is_held_out
@@ -151,3 +151,36 @@ def test_dtypes_and_order_of_calls_are_kept():
     assert fit.x.dtype == torch.float64 and fit.y.dtype == torch.float32
     assert numbers_of(fit) == [3, 0, 1]
     assert numbers_of(judge) == [4, 2]
+
+
+@pytest.mark.parametrize('batch', range(4))
+def test_one_position_in_any_batch_is_in_both_thin_halves(batch):
+    masks = [[] for _ in range(4)]
+    masks[batch] = [False]
+    for half in make_rows(masks).thin(100):
+        assert half.x.shape[-1] == half.y.shape[-1] == 1
+
+
+class One(torch.nn.Module):
+    """A layer that one image alone reaches, with one position."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.m, self.h = (torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 8),
+                                  torch.nn.Linear(8, 4))
+
+    def forward(self, x):
+        y = torch.relu(self.c(x)).mean((2, 3))
+        return self.h(torch.relu(self.m(y)) if x.mean() > 0.5 else y)
+
+
+@pytest.mark.parametrize('mode', ['per_tensor', 'ecaq'])
+@pytest.mark.parametrize('batch', range(4))
+def test_a_layer_with_one_position_is_calibrated_whichever_batch_has_it(
+        batch, mode, seeded, images, make_spec, run_model):
+    batches = [image[:1] for image in images(4)]
+    batches[batch] = batches[batch] + 2
+    _, report = calibrate(seeded(One), batches, make_spec(activation=dict(mode=mode)),
+                          run=run_model)
+    found = {layer.name: layer for layer in report.layers}
+    assert found['m'].rows == 1 and found['m'].error < 0.01
