@@ -12,10 +12,18 @@ from torch import Tensor, nn
 from mmbitsplit.calibration import build_method, calibrate
 from mmbitsplit.calibration.capture import Sampler
 from mmbitsplit.calibration.solve_layer import solve_layer
-from mmbitsplit.models import PreparedModel, QuantizedLayer, apply, layer_input, prepare, watch
+from mmbitsplit.models import (
+    PreparedModel,
+    QuantizedLayer,
+    apply,
+    layer_input,
+    prepare,
+    quantized_layers,
+    watch,
+)
 from mmbitsplit.structures import QuantSpec
 
-# Plain files beside the tests, which several of them share: journal_entries, pyramids.
+# Plain files beside the tests, which several of them share: journal_entries, own_classes, ...
 sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -107,7 +115,7 @@ def _naive_calibrate(model: nn.Module, batches, spec: QuantSpec, run=call) -> Pr
         layer, captures, targets = prepared.layers[plan.name], [], []
         for index, batch in enumerate(batches):
             with torch.no_grad():
-                with _calls_of(reference.get_submodule(plan.name)) as float_calls:
+                with _calls_of(dict(quantized_layers(reference))[plan.name]) as float_calls:
                     run(reference, batch)
                 with _calls_of(layer) as quantized_calls:
                     run(model, batch)

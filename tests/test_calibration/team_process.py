@@ -15,6 +15,7 @@ from mmbitsplit.calibration import Journal, ProcessTeam, ReplayPoint, Team, cali
 
 sys.path.insert(0, str(Path(__file__).parent))  # the models of the tests beside this file
 from conftest import ResidualNet, _images, _seeded, _spec, call  # noqa: E402
+from own_classes import OwnClasses  # noqa: E402
 from pyramids import Detector, LevelHead  # noqa: E402
 from test_lockstep import Optional, TwoStage  # noqa: E402
 
@@ -108,6 +109,7 @@ CASES = {
     'W3A3': Case(ResidualNet, spec=request(3, 3)),
     'per channel': Case(ResidualNet, spec=request(4, 4, 'per_channel')),
     'weights only': Case(ResidualNet, spec=request(3, None)),
+    'own classes': Case(OwnClasses, spec=request(4, 8)),
     'asymmetric': Case(Smooth, spec=request(4, 6, symmetry='asymmetric')),
     'rounded': Case(ResidualNet, spec=dict(method=ROUNDED)),
     'as published': Case(ResidualNet, spec=dict(request(3, 4), method=PUBLISHED)),
