@@ -15,6 +15,7 @@ from mmbitsplit.models.readers import carries_values, storage_of
 from mmbitsplit.structures import Selection
 
 NUMBER = 'a number read by Python'
+_NAMES = {'to_copy': 'conversion to integers'}  # where torch's own name says little
 # Operations that take or put rows by an index or a mask.
 _PICKING = ('index', 'gather', 'take', 'masked_select', 'masked_scatter', 'scatter', 'embedding')
 _ORDERING = ('topk', 'sort')  # return values in an order that other values decide
@@ -52,7 +53,7 @@ class SelectionWatch:
         new = frozenset()
         decides = not outputs or not all(carries_values(tensor) for tensor in outputs)
         if layers and decides and name not in _CHECKS:
-            new = frozenset([self._here(name if outputs else NUMBER, module)])
+            new = frozenset([self._here(_NAMES.get(name, name) if outputs else NUMBER, module)])
         if not outputs:
             self._read |= new | indices
         picks = name.startswith(_PICKING) and not (  # y[y < 0] = 0 only masks

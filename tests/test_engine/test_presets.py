@@ -98,3 +98,17 @@ def test_what_a_two_stage_transformer_selects_is_replayed(build, calibrated, nam
 def test_a_detector_that_selects_after_its_last_layer_has_nothing_to_replay(build, calibrated):
     report = calibrated(build('retinanet/retinanet_r50_fpn_1x_coco.py'))
     assert report.selections == []
+
+
+@pytest.mark.parametrize('name', ['cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
+                                  'sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py'])
+def test_the_level_of_a_refined_box_is_replayed(build, calibrated, name):
+    def tiny(model):
+        model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=4)
+        if 'Sparse' not in model.roi_head.type:
+            model.test_cfg.rpn.update(nms_pre=20, max_per_img=8)
+        else:
+            model.rpn_head.num_proposals = 4
+            model.roi_head.num_stages, model.roi_head.stage_loss_weights = 2, [1, 1]
+            model.roi_head.bbox_head = model.roi_head.bbox_head[:2]
+    assert calibrated(build(name, tiny)).selections == []

@@ -42,6 +42,7 @@ def picked(x, index):
     (lambda x, s: x.masked_select((s > 0)[..., None]).view(-1, 6), 'gt'),
     (lambda x, s: torch.zeros_like(x).scatter(
         1, s.argsort(1)[..., None].expand_as(x), x).relu() + 1, 'sort'),
+    (lambda x, s: x[:, (s[0].sigmoid() * 19).long()], 'conversion to integers'),
     (lambda x, s: torch.sort(x, 1)[0], 'sort'),
     (lambda x, s: x.topk(3, 1).values, 'topk'),
     (lambda x, s: nn.functional.embedding(s.argmax(1), torch.randn(20, 6)), 'argmax')])

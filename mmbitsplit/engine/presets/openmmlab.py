@@ -4,7 +4,8 @@ mmdet's heads decode and select boxes in ``predict_by_feat``: dense heads, regio
 box heads return boxes, whose replay keeps RoI features aligned row by row; mask heads paste
 masks into images, and panoptic heads lay those over each other, which no layer comes after.
 Two-stage transformers pick the best positions of their encoder in ``pre_decoder``, which holds
-layers: which positions is replayed, what is there is not.
+layers: which positions is replayed, what is there is not. So is which level of a pyramid serves a
+box that the stage before has refined (Cascade R-CNN, Sparse R-CNN).
 """
 
 import sys
@@ -45,6 +46,8 @@ def _selecting_methods(module: nn.Module) -> list[str]:
         methods.append('pre_decoder')  # Deformable DETR, DINO, Grounding DINO, DDQ
     if callable(getattr(module, 'select_distinct_queries', None)):
         methods.append('select_distinct_queries')  # the decoder of DDQ
+    if callable(getattr(module, 'map_roi_levels', None)):
+        methods.append('map_roi_levels')  # which map a box refined by the stage before is cut from
     return methods
 
 
