@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmbitsplit.functional.exact_sums import (
     MOST_POSITIONS,
+    STRIP,
     Bytes,
     SumGrid,
     grid_products,
@@ -71,8 +72,9 @@ def _exact_statistics(x: Tensor, y: Tensor, lowest: int | Tensor | None, grid: S
         x_sum, gram = integers.value_sums, integer_gram(integers, dtype)
         cross, y_sum, y_sq = integer_cross(integers, y, grid.y)
     else:
-        # A multiple of the step has no more digits than float32.
-        inputs = x if grid.x is None else on_grid(x, grid.x).to(x.dtype)
+        inputs = x
+        if grid.x is not None:  # a multiple of the step has no more digits than float32
+            inputs = torch.cat([on_grid(part, grid.x).to(x.dtype) for part in x.split(STRIP, 1)], 1)
         outputs = on_grid(y, grid.y)
         gram, cross = grid_products(inputs, outputs, dtype)
         x_sum = inputs.sum(-1, dtype=torch.float64)
