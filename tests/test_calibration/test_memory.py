@@ -13,6 +13,7 @@ from torch._subclasses import FakeTensor
 from mmbitsplit.calibration import calibrate, memory
 from mmbitsplit.calibration.capture import Sampler
 from mmbitsplit.calibration.float_pass import float_pass
+from mmbitsplit.calibration.forward_state import ForwardState
 from mmbitsplit.calibration.layer_solver import LayerSolver
 from mmbitsplit.calibration.memory import (
     MemoryEstimate,
@@ -138,7 +139,8 @@ def test_targets_are_those_that_the_float_pass_keeps(make_net, look, images, run
     prepared, flow, estimate = look(model, batches[0])
     sampler = Sampler(CalibrationSpec(rows_per_layer=rows), len(batches), flow.calls)
     record = float_pass(prepared, batches, lambda batch: run_model(model, batch), sampler,
-                        dict.fromkeys(batches, ''), (), lambda batch: None, lambda *steps: None)
+                        dict.fromkeys(batches, ''), (), lambda batch: None, lambda *steps: None,
+                        ForwardState(model, 0))
     kept = sum(4 * target.numel() for calls in record.targets.values() for target in calls)
     assert estimate(3, rows).targets == kept
 
