@@ -4,15 +4,15 @@ import functools
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from mmbitsplit.calibration.capture import Sampler
-from mmbitsplit.calibration.float_pass import FloatRecord, float_pass
+from mmbitsplit.calibration.call_counts import reached_by
+from mmbitsplit.calibration.float_pass import FloatRecord
+from mmbitsplit.calibration.float_run import FloatRun, prepare_run, run_float
 from mmbitsplit.calibration.forward_state import ForwardState
 from mmbitsplit.calibration.journal import Journal
 from mmbitsplit.calibration.layer_solver import LayerSolver, Progress
@@ -27,25 +27,17 @@ from mmbitsplit.calibration.memory import (
     estimate_memory,
 )
 from mmbitsplit.calibration.methods import Method, build_method, check_data_free
-from mmbitsplit.calibration.model_loss import ModelLoss
 from mmbitsplit.calibration.random_check import randomness
 from mmbitsplit.calibration.refinement import Refinement
-from mmbitsplit.calibration.replay import ReplayPoint, Tape, barrier, recording, replaying
-from mmbitsplit.calibration.shared import Owner, find_owners
+from mmbitsplit.calibration.replay import ReplayPoint, replaying
+from mmbitsplit.calibration.shared import find_owners
 from mmbitsplit.calibration.stopwatch import Stopwatch
 from mmbitsplit.calibration.team import Team
 from mmbitsplit.calibration.thread_state import in_a_state_of_its_own
 from mmbitsplit.calibration.uncompiled import as_written, uncompiled
+from mmbitsplit.calibration.watching import Watching
 from mmbitsplit.functional.precision import full_float32
-from mmbitsplit.models import (
-    DataFlow,
-    PreparedModel,
-    QuantizedLayer,
-    check_request,
-    layer_kind,
-    prepare,
-    watch,
-)
+from mmbitsplit.models import PreparedModel, QuantizedLayer, check_request
 from mmbitsplit.models.undo import as_it_was_on_error
 from mmbitsplit.structures import QuantizationReport, QuantSpec
 
@@ -113,54 +105,62 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
     stopwatch, started = Stopwatch(), time.perf_counter()
     total, data_free = team.total(len(by_number)), spec.calibration.num_images == 0
     state = ForwardState(model, spec.calibration.seed)
-    with stopwatch('watch'):
-        flow, sizes = watch_batches(model, by_number, state.leaving_no_trace(run), replay_points,
-                                    team)
     estimates = []
-    prepared = prepare(model, flow, spec, lambda layers: estimates.append(
-        NOTHING if data_free else _check_memory(
-            model, flow, layers, find_owners(flow, set(layers)), sizes, spec, total, team.size)))
-    state.modules.follow(prepared.layers.values())
-    estimate, owners = estimates[0], find_owners(flow, set(prepared.layers))
+
+    def check(layers: Mapping[str, QuantizedLayer]) -> None:
+        estimates.append(NOTHING if data_free else _check_memory(look, layers, spec, total))
+
+    with stopwatch('watch'):
+        look = Watching(model, by_number, spec, run, replay_points, labels, team, state)
+        prepared = look.prepare(check)
     if method.refines:  # solved layers alone say too little to go on from
         journal = None
     entries = team.from_first(journal.entries if journal is not None else [])
     done = {entry.name for entry in entries}
-    sampler = Sampler(spec.calibration, total,
-                      {name: flow.calls[name] for name in prepared.layers}, stopwatch)
-    tape, current = Tape(), {'batch': 0}
-    record = FloatRecord()
-    loss = ModelLoss(model, flow, by_number, lambda batch: run(model, batch), replay_points, tape,
-                     team, method.loss, method.loss_batches, state) if method.refines else None
     to_run = len(done) < len(prepared.layers) and not data_free
+
+    def float_run() -> FloatRun:
+        return run_float(prepared, look, method, done, stopwatch,
+                         lambda step, steps: progress(Progress('float', step, steps)))
+
     if to_run:
-        with stopwatch('float_pass'), recording(replay_points, tape, lambda: current['batch']), \
-                loss.recording(lambda: current['batch']) if loss else nullcontext():
-            record = float_pass(
-                prepared, by_number, lambda batch: run(model, batch), sampler, labels, done,
-                enter=lambda batch: current.update(batch=batch), state=state,
-                progress=lambda step, steps: progress(Progress('float', step, steps)))
+        found = float_run()
+        new = look.take_in(found.record.counts)
+        if new:  # roles and folded batch norms rest on what was seen
+            prepared.put_back()
+            with stopwatch('watch'):
+                look.watch(new)
+                prepared = look.prepare(check)
+        if new or found.sampler.far_off(look.counts):
+            found = float_run()
+        found.sampler.reached.update(reached_by(look.counts, prepared.layers))
         if journal is not None:
-            journal.remember(float_forward=record.seconds_forward)
-    elif journal is not None:
-        record.seconds_forward = journal.facts.get('float_forward', 0.0)
-    warnings = _random_forwards(model, by_number, run, replay_points, state, team)
+            journal.remember(float_forward=found.record.seconds_forward)
+    else:
+        found = prepare_run(prepared, look, method, stopwatch)
+        if journal is not None:
+            found.record.seconds_forward = journal.facts.get('float_forward', 0.0)
+    record, loss = found.record, found.loss
+    warnings = _random_forwards(look)
     solver = LayerSolver(prepared, record, method, labels, team, journal, stopwatch, progress,
                          Refinement(loss) if loss else None)
     solver.take_over(entries)
     if data_free:
         solver.solve_without_images()
     elif to_run:
-        lockstep = Lockstep(prepared, by_number, lambda batch: run(model, batch), record.counts,
-                            owners, sampler, tape, solver, team, state)
+        lockstep = Lockstep(
+            prepared, by_number, lambda batch: run(model, batch), record.counts,
+            find_owners(look.flow, set(prepared.layers), record.patterns), found.sampler,
+            found.tape, solver, team, state)
         with stopwatch('quantized_pass'), state.kept(), \
-                replaying(replay_points, tape, lockstep.current_batch):
+                replaying(replay_points, found.tape, lockstep.current_batch):
             lockstep.run()
     solver.check_complete()
+    prepared.originals.clear()  # there is no way back from here
     refinement = solver.refine() if method.refines else {}
     reports = {report.name: report for report in solver.reports}
     selections = [replace(selection, reaches=tuple(layers))
-                  for selection, layers in flow.selections.items()]
+                  for selection, layers in look.flow.selections.items()]
     for selection in selections:
         for name in set(selection.reaches) & set(reports):
             reports[name].notes.append(
@@ -175,53 +175,30 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
                      'processes': team.size, 'layers_taken_over': len(done)},
         method=dict(spec.method),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        estimated_bytes=estimate.total, refinement=refinement, selections=selections,
+        estimated_bytes=estimates[-1].total, refinement=refinement, selections=selections,
         warnings=warnings)
 
 
-def _random_forwards(model: nn.Module, batches: Mapping[int, Any],
-                     run: Callable[[nn.Module, Any], Any], replay_points: Sequence[ReplayPoint],
-                     state: ForwardState, team: Team) -> list[str]:
+def _random_forwards(look: Watching) -> list[str]:
     """Says what random numbers change that forwards drew; the same in every process."""
     found = None
-    if state.drawn and batches:
-        number = min(batches, key=lambda number: batch_size(batches[number]))
-        found = randomness(model, functools.partial(run, model, batches[number]), number,
-                           replay_points, state)
-    return list(filter(None, team.gather(found)))[:1]
+    if look.state.drawn and look.batches:
+        number = min(look.batches, key=lambda number: batch_size(look.batches[number]))
+        found = randomness(look.model, functools.partial(look.run, look.model,
+                                                         look.batches[number]),
+                           number, look.points, look.state)
+    return list(filter(None, look.team.gather(found)))[:1]
 
 
-def watch_batches(model: nn.Module, batches: Mapping[int, Any],
-                  run: Callable[[nn.Module, Any], Any], replay_points: Sequence[ReplayPoint],
-                  team: Team) -> tuple[DataFlow, dict[int, float]]:
-    """Looks at batches until one reaches every layer; keeps the one that reaches most.
-
-    Returns:
-        The data flow, the same in every process, and the sizes of this process's batches in
-        units of the batch that was kept.
-    """
-    wanted = sum(layer_kind(module) is not None for module in model.modules())
-    best, size = DataFlow(), 1
-    for batch in batches.values():
-        flow = watch(model, functools.partial(run, model, batch), inputs=batch,
-                     barriers=[barrier(replay_points)])
-        if len(flow.order) > len(best.order):
-            best, size = flow, batch_size(batch)
-        if len(best.order) == wanted:
-            break
-    best, size = max(team.gather((best, size)), key=lambda seen: len(seen[0].order))
-    return best, {number: batch_size(batch) / size for number, batch in batches.items()}
-
-
-def _check_memory(model: nn.Module, flow: DataFlow, layers: Mapping[str, QuantizedLayer],
-                  owners: Mapping[str, Owner], sizes: Mapping[int, float], spec: QuantSpec,
-                  num_batches: int, num_processes: int) -> MemoryEstimate:
-    estimate = estimate_memory(flow, layers, owners, sizes,
+def _check_memory(look: Watching, layers: Mapping[str, QuantizedLayer], spec: QuantSpec,
+                  num_batches: int) -> MemoryEstimate:
+    owners = find_owners(look.flow, set(layers))
+    estimate = estimate_memory(look.flow, layers, owners, look.sizes,
                                spec.calibration.rows_per_layer, num_batches)
     budget = spec.calibration.memory_budget
-    device = next((value.device for value in model.parameters()), torch.device('cpu'))
+    device = next((value.device for value in look.model.parameters()), torch.device('cpu'))
     check_memory(estimate, BUDGET * available_bytes(device) if budget is None else budget * 1e9,
-                 len(sizes) * spec.calibration.batch_size, num_processes)
+                 len(look.batches) * spec.calibration.batch_size, look.team.size)
     return estimate
 
 

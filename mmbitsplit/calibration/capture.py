@@ -1,7 +1,7 @@
 """Takes from one layer call what calibration needs: patches, samples, range."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -57,7 +57,9 @@ class Sampler:
     Args:
         spec: Rows, seed, holdout.
         num_batches: Batches of the calibration.
-        calls: Number of calls by layer name.
+        calls: Number of calls in a batch, by layer name.
+        totals: Number of calls in all batches, of layers that batches call differently.
+        reached: Of layers that only some batches call, the numbers of these in order.
         stopwatch: Told what sampling takes.
         drawn: Positions drawn in the float pass, by layer, call and batch, for the other one.
     """
@@ -65,8 +67,35 @@ class Sampler:
     spec: CalibrationSpec
     num_batches: int
     calls: dict[str, int]
+    totals: dict[str, int] = field(default_factory=dict)
+    reached: dict[str, list[int]] = field(default_factory=dict)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     drawn: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
+
+    def share_of_call(self, name: str, rows: int) -> int:
+        """How many of a layer's rows one call contributes."""
+        if name in self.totals:
+            return rows_per_call(rows, 1, self.totals[name])
+        return rows_per_call(rows, self.num_batches, self.calls[name])
+
+    def far_off(self, counts: Mapping[int, Mapping[str, int]]) -> bool:
+        """Whether layers get less than half, or more than twice, of the rows asked for.
+
+        Args:
+            counts: Calls of each layer in each batch, of all processes.
+        """
+        for name, calls in self.calls.items():
+            expected = self.totals.get(name, self.num_batches * calls)
+            total = sum(batch.get(name, 0) for batch in counts.values())
+            if total and not expected <= 2 * total <= 4 * expected:
+                return True
+        return False
+
+    def _held_out(self, name: str, batch: int, num_rows: int) -> Tensor:
+        if name in self.reached:
+            reached = self.reached[name]
+            return is_held_out(reached.index(batch), len(reached), num_rows, self.spec.holdout)
+        return is_held_out(batch, self.num_batches, num_rows, self.spec.holdout)
 
     def positions(self, name: str, layer: QuantizedLayer, call: int, batch: int,
                   shape: torch.Size) -> Tensor:
@@ -74,7 +103,7 @@ class Sampler:
         count = 1
         for size in output_size(layer.geometry, shape):
             count *= size
-        rows = rows_per_call(self.spec.rows_per_layer, self.num_batches, self.calls[name])
+        rows = self.share_of_call(name, self.spec.rows_per_layer)
         return sample_positions(count, rows, (self.spec.seed, name, call, batch))
 
     def patches(self, name: str, layer: QuantizedLayer, call: int, batch: int, x: Tensor,
@@ -116,14 +145,14 @@ class Sampler:
         if x.dim() == 1 or channels.is_contiguous():  # such as one image: a view
             channels = channels.reshape(channels.shape[0], -1)
         sizes = channels.shape[1:]
-        wanted = rows_per_call(SAMPLES_PER_LAYER, self.num_batches, self.calls[name])
+        wanted = self.share_of_call(name, SAMPLES_PER_LAYER)
         chosen = draw_with_repeats(sizes.numel(), wanted,
                                    (self.spec.seed, name, call, batch, 'inputs'))
         low, high = channel_extremes(channels)
         return CallCapture(
             patches=patches, samples=take_columns(channels, chosen.to(x.device)),
             low=low, high=high,
-            held_out=is_held_out(batch, self.num_batches, patches.shape[-1], self.spec.holdout),
+            held_out=self._held_out(name, batch, patches.shape[-1]),
             shape=tuple(x.shape), batch=batch)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmbitsplit.calibration.call_counts import CallCounts, Stacks
 from mmbitsplit.calibration.capture import Sampler
 from mmbitsplit.calibration.forward_state import ForwardState
 from mmbitsplit.calibration.selection_replay import in_a_recorded_call
@@ -25,6 +26,7 @@ class FloatRecord:
         targets: By (layer, batch), one (G, M, K) a call: float outputs without bias.
         shapes: By (layer, batch), the input's shape of each call.
         counts: By batch, number of calls by layer name.
+        patterns: See ``call_counts.CallCounts``.
         seconds_forward: Time of the forwards alone, s.
         seconds_sampling: Time spent on targets, s.
     """
@@ -32,6 +34,7 @@ class FloatRecord:
     targets: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
     shapes: dict[tuple[str, int], list[tuple[int, ...]]] = field(default_factory=dict)
     counts: dict[int, dict[str, int]] = field(default_factory=dict)
+    patterns: list[Stacks] = field(default_factory=list)
     seconds_forward: float = 0.0
     seconds_sampling: float = 0.0
 
@@ -59,7 +62,7 @@ def float_pass(prepared: PreparedModel, batches: Mapping[int, Any], run: Callabl
         ValueError: A layer's input holds NaN or infinity; names layer and image. Or a layer is
             called from another thread.
     """
-    record = FloatRecord()
+    record, calls = FloatRecord(), CallCounts()
     current: dict[str, Any] = {}
     seen, one_thread = set(), OneThread()
 
@@ -95,10 +98,12 @@ def float_pass(prepared: PreparedModel, batches: Mapping[int, Any], run: Callabl
         for step, (batch, data) in enumerate(batches.items()):
             record.counts[batch] = {}
             enter(batch)
-            with state.watched(batch) as look, one_thread.around():
+            with calls.of(batch, prepared.model, prepared.layers), \
+                    state.watched(batch) as look, one_thread.around():
                 current.update(batch=batch, look=look, first=step == 0)
                 run(data)
             progress(step + 1, len(batches))
+    record.patterns = calls.patterns
     record.seconds_sampling = sampler.stopwatch.seconds['sampling'] - sampled_before
     record.seconds_forward = time.perf_counter() - started - record.seconds_sampling
     return record

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmbitsplit.calibration.calibrate import watch_batches
+from mmbitsplit.calibration.call_counts import reached_by, totals
 from mmbitsplit.calibration.capture import CallCapture, Sampler, merge_samples, ordinary
 from mmbitsplit.calibration.forward_state import ForwardState
 from mmbitsplit.calibration.input_scales import input_candidates
@@ -17,12 +17,12 @@ from mmbitsplit.calibration.output_error import output_scale
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, recording, replaying
 from mmbitsplit.calibration.solve_layer import solve_layer
 from mmbitsplit.calibration.team import Team
+from mmbitsplit.calibration.watching import Watching
 from mmbitsplit.models import (
     QuantizedLayer,
     apply,
     check_request,
     layer_input,
-    prepare,
     quantized_layers,
     swap_layer,
 )
@@ -77,17 +77,19 @@ class Sensitivity:
         self.method, self.team = build_method(spec.method), Team()
         with as_it_was_on_error(model):
             self._look(model.eval(), spec)
+        self.prepared.originals.clear()
 
     def _look(self, model: nn.Module, spec: QuantSpec) -> None:
         """Prepares the model and keeps its float outputs."""
-        batches, run, replay_points = self.batches, self.run, self.points
         self.state = ForwardState(model, spec.calibration.seed)
-        flow, _ = watch_batches(model, dict(enumerate(batches)), self.state.leaving_no_trace(run),
-                                replay_points, self.team)
-        self.prepared = prepare(model, flow, spec)
-        self.state.modules.follow(self.prepared.layers.values())
-        self.sampler = Sampler(spec.calibration, len(batches),
-                               {name: flow.calls[name] for name in self.prepared.layers})
+        look = Watching(model, dict(enumerate(self.batches)), spec, self.run, self.points,
+                        {number: f'batch {number}' for number in range(len(self.batches))},
+                        self.team, self.state)
+        self.prepared, flow = look.prepare(), look.flow
+        self.sampler = Sampler(spec.calibration, len(self.batches),
+                               {name: flow.calls[name] for name in self.prepared.layers},
+                               totals(look.counts, self.prepared.layers),
+                               reached_by(look.counts, self.prepared.layers))
         planned = set(self.prepared.layers)
         self.outputs = [name for name in self.prepared.layers
                         if not (flow.feeds.get(name, set()) - {name}) & planned]

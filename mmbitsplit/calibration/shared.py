@@ -16,7 +16,7 @@ not, this is done for every batch. In the last run each layer must get what it w
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from mmbitsplit.calibration.call_counts import Stack, Stacks
 from mmbitsplit.calibration.capture import CallCapture, Sampler, ordinary
 from mmbitsplit.calibration.forward_state import Bookmark
 from mmbitsplit.calibration.probes import Care, Digest, Filler, SpareMemory
@@ -48,34 +49,47 @@ class Owner:
     readers: dict[str, frozenset[str]]
 
 
-def find_owners(flow: DataFlow, planned: set[str]) -> dict[str, Owner]:
+def find_owners(flow: DataFlow, planned: set[str], patterns: Sequence[Stacks] = (),
+                ) -> dict[str, Owner]:
     """Finds the module calls that must be repeated.
 
     Args:
         flow: What was seen of the model.
         planned: Names of the layers that are quantized.
+        patterns: Ways in which batches call layers, where they differ.
 
     Returns:
-        By owner's module name (or ``RUN``). Owners do not overlap.
+        By owner's module name (or ``RUN``). Owners of a batch do not overlap.
     """
-    calls = set()
-    for name in planned:
-        stacks = flow.stacks[name]
-        if len(stacks) > 1:
-            shared = 0
-            while all(len(stack) > shared and stack[shared] == stacks[0][shared]
-                      for stack in stacks):
-                shared += 1
-            calls.add(stacks[0][:shared])
-    outermost = [call for call in calls
-                 if not any(other != call and call[:len(other)] == other for other in calls)]
     owners: dict[str, set[str]] = {}
-    for call in outermost:
-        inside = {name for name in planned
-                  if any(stack[:len(call)] == call for stack in flow.stacks[name])}
-        owners.setdefault(call[-1][0] if call else RUN, set()).update(inside)
+    paths: set[tuple[str, ...]] = set()
+    for stacks in patterns or [flow.stacks]:
+        for call in _outermost(stacks, planned):
+            paths.add(tuple(name for name, _ in call))
+            inside = {name for name in planned
+                      if any(stack[:len(call)] == call for stack in stacks.get(name, ()))}
+            owners.setdefault(call[-1][0] if call else RUN, set()).update(inside)
+    if len(patterns) > 1:  # what a batch repeats, another may call within something larger
+        for path in paths:
+            owners[path[-1] if path else RUN].update(
+                name for stacks in patterns for name in planned for stack in stacks.get(name, ())
+                if tuple(part for part, _ in stack[:len(path)]) == path)
     return {name: Owner(frozenset(inside), _readers(name, inside, flow))
             for name, inside in owners.items()}
+
+
+def _outermost(stacks: Stacks, planned: set[str]) -> list[Stack]:
+    """Module calls around all calls of a layer that is called more than once."""
+    calls = set()
+    for name in planned:
+        own = stacks.get(name, [])
+        if len(own) > 1:
+            shared = 0
+            while all(len(stack) > shared and stack[shared] == own[0][shared] for stack in own):
+                shared += 1
+            calls.add(own[0][:shared])
+    return [call for call in calls
+            if not any(other != call and call[:len(other)] == other for other in calls)]
 
 
 def _readers(owner: str, inside: set[str], flow: DataFlow) -> dict[str, frozenset[str]]:

@@ -1,7 +1,7 @@
 """Surgery on a model: batch norms folded, layers swapped, solutions written."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,12 +27,30 @@ class PreparedModel:
         plan: Layers to solve, in execution order.
         layers: The swapped layers by name.
         folded: Batch norms folded away, with the layers that took them in.
+        places: What stands where layers and batch norms stood, by name.
+        originals: The layers and batch norms that stood there, as long as there is a way back.
     """
 
     model: nn.Module
     plan: BitPlan
     layers: dict[str, QuantizedLayer]
     folded: dict[str, str]
+    places: dict[str, nn.Module] = field(default_factory=dict)
+    originals: dict[str, nn.Module] = field(default_factory=dict)
+
+    def put_back(self) -> None:
+        """Makes the model the float model that it was."""
+        for name, module in self.originals.items():
+            if get_module(self.model, name) is not module:
+                set_module(self.model, name, module)
+
+    def put_in(self, names: Iterable[str]) -> None:
+        """Puts some of the layers in, and folds the batch norms after them."""
+        norms = {layer: norm for norm, layer in self.folded.items()}
+        for name in names:
+            set_module(self.model, name, self.places[name])
+            if name in norms:
+                set_module(self.model, norms[name], self.places[norms[name]])
 
 
 def prepare(model: nn.Module, flow: DataFlow, spec: QuantSpec,
@@ -60,14 +78,19 @@ def prepare(model: nn.Module, flow: DataFlow, spec: QuantSpec,
             get_module(model, name), flow.inside.get(name),
             get_module(model, norm_of[name]) if name in norm_of else None)
     check(layers)
-    for norm in folded:
-        steps = flow.norm_steps.get(norm)
-        set_module(model, norm, Steps.of(steps) if steps else nn.Identity())
+    places: dict[str, nn.Module] = {}
     for name, layer in layers.items():
         inside = flow.inside.get(name)
-        _swap(model, name, SteppedLayer(Steps.of(inside.before), layer, Steps.of(inside.after))
-              if inside is not None and (inside.before or inside.after) else layer)
-    return PreparedModel(model, plan, layers, folded)
+        places[name] = layer if inside is None or not (inside.before or inside.after) \
+            else SteppedLayer(Steps.of(inside.before), layer, Steps.of(inside.after))
+        hand_over(get_module(model, name), places[name].train(False))
+    for norm in folded:
+        steps = flow.norm_steps.get(norm)
+        places[norm] = Steps.of(steps) if steps else nn.Identity()
+    prepared = PreparedModel(model, plan, layers, folded, places,
+                             {name: get_module(model, name) for name in places})
+    prepared.put_in(layers)
+    return prepared
 
 
 def _make_layer(module: nn.Module, inside: LayerInside | None, norm: nn.Module | None,

@@ -64,8 +64,9 @@ class DataFlow:
             cannot, or whose input is no ordinary tensor; with the reason.
         norm_steps: For batch norms, the steps that their class takes after normalizing.
         norm_after: For each batch norm, the layer whose output channels it normalizes, or
-            ``None`` when calls disagree, the tensor comes from elsewhere, or the norm does
-            something else than its torch parent class.
+            ``None`` when calls disagree, the tensor comes from elsewhere, the norm does something
+            else than its torch parent class, or the tensor was still held when the model read a
+            number: it may decide by that whether to read the tensor too.
         norm_calls: How often each batch norm was called.
         consumers: For each layer, what reads its output tensor: layers and batch norms by
             name, ``'operation'``, and ``'output'`` when the model returns it.
@@ -165,6 +166,7 @@ class _Watcher(TorchDispatchMode):
         self.produced: dict[StorageWeakRef, tuple[str, weakref.ref[Tensor]]] = {}
         self.made: dict[StorageWeakRef, int] = {}  # bytes of what the run made
         self.weights = {storage_of(p) for p in model.parameters() if p.dim() > 1}
+        self.normed: dict[StorageWeakRef, str] = {}  # batch norms whose input may live on
         self.inside: list[str] = []  # layers and norms now running
         self.blinded = self.replayed = 0
         self.stack: list[tuple[str, int]] = []
@@ -197,6 +199,9 @@ class _Watcher(TorchDispatchMode):
                                       self.stack[-1][0] if self.stack else '')
         if not outputs:  # a number was read
             self.flow.deciding |= merged
+            for storage, norm in self.normed.items():
+                if not storage.expired():  # on other images, it may be read after its norm
+                    self.flow.norm_after[norm] = None
         for tensor in outputs:
             storage = storage_of(tensor)
             if not carries_values(tensor):
@@ -377,6 +382,7 @@ class _Watcher(TorchDispatchMode):
             with self.blind():
                 if not self.calls.leave_norm(name, module, layer_input(args, kwargs), output):
                     self.flow.norm_after[name] = None
+            self.normed[storage_of(layer_input(args, kwargs))] = name
             self.inside.pop()
             self.readers.made(name, output, self.calls.after(name))
         return hook

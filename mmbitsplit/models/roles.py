@@ -22,6 +22,8 @@ from mmbitsplit.structures import (
 )
 from mmbitsplit.structures.spec import REDUCED_BITS
 
+NOT_CALLED = 'not called by what was watched'
+
 
 def layer_role(name: str, flow: DataFlow) -> str:
     """Returns ``'first'``, ``'last'``, ``'first+last'`` or ``'inner'``.
@@ -126,6 +128,12 @@ def check_request(model: nn.Module, spec: QuantSpec) -> None:
     _check_precision(model, spec)
 
 
+def layers_to_find(model: nn.Module, spec: QuantSpec) -> set[str]:
+    """Names of the layers that a request is about, whether they are called or not."""
+    return {name for name, module in model.named_modules()
+            if layer_kind(module) and _in_scope(name, spec.scope) and not _skipped(name, spec)}
+
+
 def matches(name: str, pattern: str) -> bool:
     """Whether a layer name matches a shell pattern, case and all."""
     return fnmatch.fnmatchcase(name, pattern)
@@ -206,10 +214,12 @@ def _never_called(modules: dict[str, nn.Module], flow: DataFlow, spec: QuantSpec
     reasons = {}
     for name in layers:
         if name not in flow.calls:
-            reasons[name] = (
-                f"outside scope '{spec.scope}', never called" if not _in_scope(name, spec.scope)
-                else 'skipped by an override, never called' if _skipped(name, spec)
-                else _read_elsewhere(name, flow) if name in flow.read_elsewhere else '')
+            if not _in_scope(name, spec.scope):
+                reasons[name] = f"outside scope '{spec.scope}', {NOT_CALLED}"
+            elif _skipped(name, spec):
+                reasons[name] = f'skipped by an override, {NOT_CALLED}'
+            else:
+                reasons[name] = _read_elsewhere(name, flow) if name in flow.read_elsewhere else ''
     check_reached([name for name, reason in reasons.items() if not reason], layers)
     return reasons
 

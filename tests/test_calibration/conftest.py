@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbitsplit.calibration import build_method, calibrate
+from mmbitsplit.calibration.call_counts import reached_by, totals
 from mmbitsplit.calibration.capture import Sampler
 from mmbitsplit.calibration.solve_layer import solve_layer
 from mmbitsplit.models import (
@@ -21,6 +22,7 @@ from mmbitsplit.models import (
     quantized_layers,
     watch,
 )
+from mmbitsplit.models.merged_flow import merge_flows
 from mmbitsplit.structures import QuantSpec
 
 # Plain files beside the tests, which several of them share: journal_entries, own_classes, ...
@@ -105,12 +107,19 @@ def _calls_of(layer: nn.Module):
 
 def _naive_calibrate(model: nn.Module, batches, spec: QuantSpec, run=call) -> PreparedModel:
     """Layer by layer, re-runs the float and the so far quantized model on every batch."""
-    flow = watch(model.eval(), lambda: run(model, batches[0]), inputs=batches[0])
+    flows = [watch(model.eval(), lambda batch=batch: run(model, batch), inputs=batch)
+             for batch in batches]
+    counts = {number: flow.calls for number, flow in enumerate(flows)}
+    merged = merge_flows(flows)
+    flow = flows[0] if merged.calls == flows[0].calls else merged  # others showed something new
     prepared = prepare(model, flow, spec)
     reference = copy.deepcopy(model)
     method = build_method(spec.method)
     sampler = Sampler(spec.calibration, len(batches),
                       {name: flow.calls[name] for name in prepared.layers})
+    sampler.reached.update(reached_by(counts, prepared.layers))
+    if flow is not flows[0] or sampler.far_off(counts):
+        sampler.totals.update(totals(counts, prepared.layers))
     for plan in prepared.plan.layers:
         layer, captures, targets = prepared.layers[plan.name], [], []
         for index, batch in enumerate(batches):

@@ -156,7 +156,7 @@ def test_a_layer_that_is_never_reached(residual_net, images, make_spec, run_mode
         _, report = calibrate(Extra(residual_net()), images(), spec, run=run_model)
         assert len(report.layers) == 7
         (kept,) = report.kept_float
-        assert kept.name == 'unused' and reason in kept.reason and 'never called' in kept.reason
+        assert kept.name == 'unused' and reason in kept.reason and 'not called' in kept.reason
 
 
 class NoRows(nn.Module):

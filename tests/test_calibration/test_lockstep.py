@@ -104,15 +104,16 @@ def test_the_batch_that_is_watched_first_may_not_reach_a_branch(seeded, images, 
     assert calls == {'stem': 3, 'branch': 1, 'head': 3}
 
 
-def test_every_image_runs_twice_besides_the_one_that_is_watched(residual_net, images, make_spec,
-                                                                run_model, layer_calls):
+def test_every_image_runs_twice_besides_those_that_are_watched_and_compared(
+        residual_net, images, make_spec, run_model, layer_calls):
     calls = []
     model = nn.Sequential(Counter(calls.append), residual_net())
     batches = images(5)
     prepared, _ = calibrate(model, batches, make_spec(), run=run_model)
-    assert len(calls) == 2 * len(batches) + 1
+    watched, compared = 1, 1
+    assert len(calls) == 2 * len(batches) + watched + 2 * compared
     assert len(layer_calls) == len(prepared.layers)
-    assert set(layer_calls.values()) == {2 * len(batches)}
+    assert set(layer_calls.values()) == {2 * len(batches) + compared}
 
 
 def test_inputs_and_methods_are_left_as_they_were(residual_net, images, make_spec, run_model):
@@ -198,7 +199,8 @@ def test_replay_keeps_rows_aligned(rows, seeded, images, make_spec, run_model):
     _, report = calibrate(model, batches, make_spec(**COARSE), run=run_model,
                           replay_points=points)
     assert len(report.layers) == 4
-    watched, *passes = told
+    watched, kept, compared, *passes = told
+    assert torch.equal(kept, compared)
     assert len(passes) == 8
     floats, quantized = passes[:4], passes[4:]
     for index, chosen in enumerate(quantized):

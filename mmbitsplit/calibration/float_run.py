@@ -1,0 +1,68 @@
+"""The float pass with what goes with it: positions, recorded decisions, the model's loss."""
+
+from collections.abc import Callable, Container
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+from mmbitsplit.calibration.call_counts import totals
+from mmbitsplit.calibration.capture import Sampler
+from mmbitsplit.calibration.float_pass import FloatRecord, float_pass
+from mmbitsplit.calibration.methods import Method
+from mmbitsplit.calibration.model_loss import ModelLoss
+from mmbitsplit.calibration.replay import Tape, recording
+from mmbitsplit.calibration.stopwatch import Stopwatch
+from mmbitsplit.calibration.watching import Watching
+from mmbitsplit.models import PreparedModel
+
+
+@dataclass
+class FloatRun:
+    """What a float pass leaves behind.
+
+    Args:
+        sampler: Positions that were taken.
+        loss: For a method that refines the model, with the float model's outputs.
+        record: Targets and counts.
+        tape: Decisions to replay.
+    """
+
+    sampler: Sampler
+    loss: ModelLoss | None
+    record: FloatRecord = field(default_factory=FloatRecord)
+    tape: Tape = field(default_factory=Tape)
+
+
+def prepare_run(prepared: PreparedModel, look: Watching, method: Method,
+                stopwatch: Stopwatch) -> FloatRun:
+    """Everything that a float pass needs, before it is run."""
+    calibration, total = look.spec.calibration, look.team.total(len(look.batches))
+    tape = Tape()
+    loss = ModelLoss(
+        prepared.model, look.flow, look.batches, lambda batch: look.run(look.model, batch),
+        look.points, tape, look.team, method.loss, method.loss_batches,
+        look.state) if method.refines else None
+    sampler = Sampler(calibration, total, {name: look.flow.calls[name] for name in prepared.layers},
+                      totals(look.counts, prepared.layers), stopwatch=stopwatch)
+    return FloatRun(sampler, loss, tape=tape)
+
+
+def run_float(prepared: PreparedModel, look: Watching, method: Method, done: Container[str],
+              stopwatch: Stopwatch, progress: Callable[[int, int], None]) -> FloatRun:
+    """Runs the float pass.
+
+    Args:
+        prepared: The model, its layers still in float.
+        look: What is known of it, and its batches.
+        method: Chooses the codes.
+        done: Layers solved already.
+        stopwatch: Told what the pass takes.
+        progress: Told (batches done, batches in all).
+    """
+    run, current = prepare_run(prepared, look, method, stopwatch), {'batch': 0}
+    with stopwatch('float_pass'), recording(look.points, run.tape, lambda: current['batch']), \
+            run.loss.recording(lambda: current['batch']) if run.loss else nullcontext():
+        run.record = float_pass(
+            prepared, look.batches, lambda batch: look.run(look.model, batch), run.sampler,
+            look.labels, done, enter=lambda batch: current.update(batch=batch), state=look.state,
+            progress=progress)
+    return run
