@@ -217,9 +217,9 @@ def _extent(module: nn.Module, output: Tensor) -> float:
     """The largest number that went into an output."""
     if not output.numel():
         return 0.0
-    extent = float(output.abs().amax())
+    extent = float(output.detach().abs().amax())
     if layer_kind(module) is None and module.bias is not None:  # what a bias cancels was rounded
-        extent = max(extent, float(module.bias.abs().amax()))
+        extent = max(extent, float(module.bias.detach().abs().amax()))
     return extent
 
 

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -121,17 +122,19 @@ class Watching:
             self.watch(new[:1])
         message = ''
         for number, difference in list(differing.items())[:1]:
-            message = refusal(self._checks[number].culprits(prepared), prepared, difference,
-                              self.labels[number])
+            culprits = self._checks[number].culprits(prepared)
+            if not culprits and difference.error is not None:  # it was not of our making
+                raise difference.error
+            message = refusal(culprits, prepared, difference, self.labels[number])
         raise ValueError(next(filter(None, self.team.gather(message))))
 
     def _forward(self, number: int) -> Any:
-        with self.state.watched(number):
+        with torch.no_grad(), self.state.watched(number):
             return self.run(self.model, self.batches[number])
 
     def _flow(self, number: int) -> DataFlow:
         batch = self.batches[number]
-        with self.state.watched(number):
+        with torch.no_grad(), self.state.watched(number):
             return watch(self.model, lambda: self.run(self.model, batch), inputs=batch,
                          barriers=[barrier(self.points)])
 

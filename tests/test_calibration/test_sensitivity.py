@@ -31,6 +31,7 @@ def probe(residual_net, images, make_spec, run_model):
 
 
 def test_more_bits_mean_less_error_in_every_layer(probe):
+    assert torch.is_grad_enabled()
     for plan in probe.layers:
         trials = list(probe.trials(plan, (2, 4, 8), (2, 4, 8)))
         weights = [trial.error for trial in trials if trial.what == 'weight']
