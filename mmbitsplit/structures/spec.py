@@ -118,7 +118,7 @@ class ActivationSpec:
 
 @dataclass(frozen=True)
 class FirstLastSpec:
-    """The layers fed by the image and those that make the model's raw outputs.
+    """The layers fed by the image alone and those that make the model's raw outputs.
 
     Args:
         weight_bits: Width of their weight codes; ``None`` treats them like all others.
