@@ -167,4 +167,4 @@ def _report(layer, plan: LayerPlan, solved: Solved, seconds: float) -> LayerRepo
         error_rounding=solved.error_rounding, error=solved.error, sweeps=solved.sweeps,
         guard_taken=solved.guard_taken, calls=solved.calls, rows=solved.rows, seconds=seconds,
         output_bits=None if plan.output is None else plan.output.num_bits,
-        input_ranges=solved.input_ranges, notes=list(solved.notes))
+        input_ranges=solved.input_ranges, scale_search=solved.search, notes=list(solved.notes))

@@ -1,14 +1,20 @@
 """Chooses how a layer's output is quantized, where ``activation.placement`` asks for it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from mmbitsplit.calibration.capture import SAMPLES_PER_LAYER, CallCapture, merge_samples
-from mmbitsplit.calibration.input_scales import Candidate
+from mmbitsplit.calibration.input_scales import CLIPPING_GAIN, SEARCHES, Candidate
 from mmbitsplit.calibration.team import Team
-from mmbitsplit.functional import search_qparams, weight_rows
+from mmbitsplit.functional import (
+    ActivationSamples,
+    quantization_error,
+    search_qparams,
+    weight_rows,
+)
 from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, QParams
 
 
@@ -40,8 +46,22 @@ def search_output_qparams(solution: LayerSolution, candidate: Candidate,
             low, high = outputs.aminmax(dim=1)
             found.append(replace(capture, samples=outputs[:, ::step].clone(), low=low, high=high))
     samples = merge_samples(found, team)
-    return search_qparams(samples, plan.output.num_bits, search=plan.activation.scale_search,
-                          norm=plan.activation.norm)
+    search = plan.activation.scale_search
+    if search == 'auto':
+        search = _settled_search(samples, plan.output.num_bits)
+    return search_qparams(samples, plan.output.num_bits, search=search, norm=plan.activation.norm)
+
+
+def _settled_search(samples: ActivationSamples, num_bits: int) -> str:
+    """Of the searches for inputs the one of least error on samples that it has not seen."""
+    seen, others = samples.values[:, ::2].contiguous(), samples.values[:, 1::2].contiguous()
+    best, least = SEARCHES[0], math.inf
+    for search in SEARCHES if others.numel() else ():
+        qparams = search_qparams(replace(samples, values=seen), num_bits, search=search)
+        error = float(quantization_error(others, qparams).sum())
+        if error < least:
+            best, least = search, error * (CLIPPING_GAIN if search == SEARCHES[0] else 1.0)
+    return best
 
 
 def _outputs(solution: LayerSolution, inputs: Tensor, geometry: LayerGeometry) -> Tensor:

@@ -49,6 +49,7 @@ class Solved:
     Args:
         solution: What to write into the layer.
         strength: Of ECAQ, ``None`` in other modes.
+        search: How the input's scales were found, ``None`` for a float input.
         error: Relative squared output error.
         error_rounding: The same of plain rounding with the same input quantization.
         guard_taken: Whether plain rounding was taken instead of the method's codes.
@@ -61,6 +62,7 @@ class Solved:
 
     solution: LayerSolution
     strength: float | None
+    search: str | None = None
     error: float
     error_rounding: float
     guard_taken: bool
@@ -100,7 +102,7 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         inputs, y = best.inputs(judge.x, geometry), judge.y
         del judge  # of a large layer each is half a gigabyte
         fit = replace(fit, x=best.inputs(fit.x, geometry))
-        evidence = collect_evidence(fit, best.lowest, method.bias_correction, team)
+        evidence = collect_evidence(fit, best.lowest(geometry), method.bias_correction, team)
         del fit
     with stopwatch('solve_codes'):
         scaled = best.weight(weight, geometry).to(evidence.x_sum.dtype)
@@ -118,7 +120,7 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
             solution = replace(solution, output_qparams=search_output_qparams(
                 solution, best, captures, geometry, plan, team))
     return team.from_first(Solved(
-        solution=solution, strength=best.strength, error=judged.error,
+        solution=solution, strength=best.strength, search=best.search, error=judged.error,
         error_rounding=plain.error, guard_taken=guard_taken, sweeps=solved.num_sweeps,
         rows=sampled, calls=calls, input_ranges=ranges,
         notes=(*notes, *width_notes(codes, best.qparams))))

@@ -8,8 +8,8 @@ from mmbitsplit.functional.aciq import (
     spread,
 )
 from mmbitsplit.functional.activation import (
-    channel_scales,
-    interpolate_scales,
+    channel_qparams,
+    interpolate_qparams,
     quantization_error,
     search_qparams,
 )
@@ -54,13 +54,13 @@ from mmbitsplit.functional.statistics import (
 
 __all__ = [
     'ActivationSamples', 'DISTRIBUTIONS', 'JointMinimum', 'add_ridge', 'allocate_bits',
-    'apply_layer', 'bias_correction', 'center', 'channel_dim', 'channel_ranges', 'channel_scales',
-    'clipping_constant', 'code_histogram', 'code_range', 'correct_weights', 'default_ridge',
-    'dequantize', 'entropy_threshold', 'explicit_padding', 'fake_quantize', 'feedback_factor',
-    'gather_outputs', 'gather_patches', 'interpolate_scales', 'layer_statistics', 'output_size',
-    'pack_codes', 'per_input', 'powell_minimum', 'product_input', 'quadratic_minimum',
-    'quadratic_objective', 'quantization_error', 'quantize', 'rescale_inputs', 'round_weight',
-    'rows_to_weight', 'search_qparams', 'solve_bitsplit', 'solve_bitsplit_rows',
-    'split_bit_planes', 'spread', 'stitch_bit_planes', 'unpack_codes', 'weight_rows',
-    'weight_scale', 'whole_steps',
+    'apply_layer', 'bias_correction', 'center', 'channel_dim', 'channel_ranges',
+    'channel_qparams', 'clipping_constant', 'code_histogram', 'code_range', 'correct_weights',
+    'default_ridge', 'dequantize', 'entropy_threshold', 'explicit_padding', 'fake_quantize',
+    'feedback_factor', 'gather_outputs', 'gather_patches', 'interpolate_qparams',
+    'layer_statistics', 'output_size', 'pack_codes', 'per_input', 'powell_minimum',
+    'product_input', 'quadratic_minimum', 'quadratic_objective', 'quantization_error',
+    'quantize', 'rescale_inputs', 'round_weight', 'rows_to_weight', 'search_qparams',
+    'solve_bitsplit', 'solve_bitsplit_rows', 'split_bit_planes', 'spread', 'stitch_bit_planes',
+    'unpack_codes', 'weight_rows', 'weight_scale', 'whole_steps',
 ]

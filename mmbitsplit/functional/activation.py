@@ -1,7 +1,8 @@
 """Scale search for a layer's input, and ECAQ's scales between one a tensor and one a channel.
 
 Source: Bit-split paper, section 3.2, Eq. 10 to 13. Differs from source: signed and asymmetric
-inputs, and scales that interpolate between per-tensor and per-channel.
+inputs, the latter with a zero point a channel, and scales that interpolate between per-tensor and
+per-channel.
 """
 
 import functools
@@ -107,11 +108,14 @@ def _search_mixed(view: ActivationSamples, num_bits: int, symmetry: str, search:
                    channel_max=channel_max)
 
 
-def channel_scales(samples: ActivationSamples, tensor: QParams, search: str = 'mse',
-                   norm: float = 3.0) -> Tensor:
-    """Finds one scale a channel for the codes and the zero point of a per-tensor quantizer.
+def channel_qparams(samples: ActivationSamples, tensor: QParams, search: str = 'mse',
+                    norm: float = 3.0) -> QParams:
+    """Finds one scale a channel for the codes of a per-tensor quantizer: ECAQ's.
 
-    ECAQ moves the scales into the weights, after which one zero point must serve all channels.
+    Where codes are asymmetric, every channel has a zero point of its own too: the sum of
+    ``w_c s_c (q_c - z_c)`` over channels is one product of codes less a constant, which the bias
+    holds. One zero point for all would leave a channel as many codes below zero as the widest
+    channel needs there, one of 255 behind a SiLU that reaches 70.
 
     Args:
         samples: Inputs of the layer.
@@ -119,12 +123,26 @@ def channel_scales(samples: ActivationSamples, tensor: QParams, search: str = 'm
         search, norm: See ``search_qparams``.
 
     Returns:
-        (C,) scales; a channel that is zero everywhere gets the per-tensor scale.
+        Parameters of shape (C,), ``unit=True``; a channel that is zero everywhere gets those of
+        the tensor.
     """
+    if tensor.quant_min >= 0 and float(samples.low.min()) < 0:
+        found = _search_asymmetric(samples, _bits(tensor), Search(search, norm))
+        dead = (samples.low >= 0) & (samples.high <= 0)
+        scale = torch.where(dead, tensor.scale.to(found.scale), found.scale)
+        zero_point = torch.where(dead, tensor.zero_point.to(scale), found.zero_point)
+    else:
+        scale = _channel_scales(samples, tensor, search, norm)
+        zero_point = tensor.zero_point.expand_as(scale)
+    return QParams(scale, zero_point, tensor.quant_min, tensor.quant_max, unit=True)
+
+
+def _channel_scales(samples: ActivationSamples, tensor: QParams, search: str, norm: float,
+                    ) -> Tensor:
+    """(C,) scales at the zero point of the tensor."""
     low, high = samples.low, samples.high
     if search in RANGE_SEARCHES:
-        symmetry = 'signed' if tensor.quant_min < 0 else \
-            'asymmetric' if bool(tensor.zero_point.any()) else 'unsigned'
+        symmetry = 'signed' if tensor.quant_min < 0 else 'unsigned'
         low, high = input_range(samples, _bits(tensor), symmetry, search)
     low_room = tensor.zero_point - tensor.quant_min  # codes below zero
     high_room = tensor.quant_max - tensor.zero_point
@@ -143,9 +161,26 @@ def channel_scales(samples: ActivationSamples, tensor: QParams, search: str = 'm
                           _bits(tensor), Search(search, norm)).scale
 
 
-def interpolate_scales(tensor_scale: Tensor, channel_scale: Tensor, strength: float) -> Tensor:
-    """Returns ``tensor_scale^(1 - strength) * channel_scale^strength``: 0 one scale, 1 ECAQ."""
-    return tensor_scale.pow(1 - strength) * channel_scale.pow(strength)
+def interpolate_qparams(tensor: QParams, by_channel: QParams, strength: float) -> QParams:
+    """Goes from one scale for all (strength 0) to ECAQ's one a channel (1).
+
+    Scales are ``tensor^(1 - strength) * by_channel^strength``. In between, a channel's zero point
+    is its own low end in steps of its scale: where the scale grew, both ends of its range stay
+    covered.
+
+    Args:
+        tensor: One scale and zero point.
+        by_channel: (C,) of both, for the same codes.
+        strength: 0 to 1.
+    """
+    scale = tensor.scale.pow(1 - strength) * by_channel.scale.pow(strength)
+    if strength == 0 or not bool((by_channel.zero_point != tensor.zero_point).any()):
+        zero_point = tensor.zero_point.expand_as(scale)
+    else:
+        below = (by_channel.zero_point - by_channel.quant_min) * by_channel.scale
+        zero_point = (by_channel.quant_min + torch.round(below / scale)).clamp(
+            by_channel.quant_min, by_channel.quant_max)
+    return replace(by_channel, scale=scale, zero_point=zero_point)
 
 
 def quantization_error(values: Tensor, qparams: QParams) -> Tensor:

@@ -320,6 +320,7 @@ class LayerReport:
         notes: Remarks, if any.
         output_bits: Width of an output code, ``None`` for a float output.
         input_ranges: Of each channel; in ``report_data.json`` only.
+        scale_search: How the input's scales were found, ``None`` for a float input.
     """
 
     name: str
@@ -343,6 +344,7 @@ class LayerReport:
     notes: list[str] = field(default_factory=list)
     output_bits: int | None = None
     input_ranges: dict[str, Any] | None = None
+    scale_search: str | None = None
 
 
 @dataclass(kw_only=True)

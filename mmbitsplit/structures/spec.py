@@ -10,7 +10,7 @@ from mmbitsplit.structures.options import check_choice, from_mapping
 
 MIN_BITS, MAX_BITS = 2, 8
 SCALE_SEARCHES = ('mse', 'minmax')
-ACTIVATION_SEARCHES = ('mse', 'minmax', 'kl', 'aciq_gauss', 'aciq_laplace', 'lp')
+ACTIVATION_SEARCHES = ('auto', 'mse', 'minmax', 'kl', 'aciq_gauss', 'aciq_laplace', 'lp')
 BIT_ALLOCATIONS = ('uniform', 'aciq')
 ACTIVATION_MODES = ('per_tensor', 'per_channel', 'ecaq')
 PLACEMENTS = ('inputs', 'deploy')
@@ -62,11 +62,14 @@ class ActivationSpec:
     Args:
         num_bits: Width of a code, 2 to 8; ``None`` leaves the inputs in float.
         mode: ``'per_tensor'``; ``'per_channel'`` (not one integer product, for comparison);
-            ``'ecaq'``: one scale a channel, moved into the weights (paper, section 3.2).
+            ``'ecaq'``: one scale a channel, moved into the weights (paper, section 3.2), and
+            where codes are asymmetric one zero point a channel, moved into the bias.
         symmetry: ``'unsigned'``, ``'signed'``, ``'asymmetric'``, or ``'auto'``: unsigned where
             no negative value was seen, else signed or asymmetric, whichever has less error.
-        scale_search: ``'mse'`` (paper, Eq. 11), ``'minmax'``, ``'kl'`` (TensorRT's entropy),
-            ``'aciq_gauss'`` and ``'aciq_laplace'`` (analytic clipping), ``'lp'`` (p-norm).
+        scale_search: ``'auto'`` chooses per layer between the next two, by what rounding the
+            inputs does to the layer's output; ``'mse'`` (paper, Eq. 11), ``'minmax'``, ``'kl'``
+            (TensorRT's entropy), ``'aciq_gauss'`` and ``'aciq_laplace'`` (analytic clipping),
+            ``'lp'`` (p-norm).
         strength: How far ECAQ goes from one scale a tensor (0) to one a channel (1);
             ``'auto'`` chooses it per layer on the layer's output error.
         placement: ``'inputs'`` quantizes what enters layers. ``'deploy'`` also quantizes, with
@@ -84,7 +87,7 @@ class ActivationSpec:
     num_bits: int | None = 8
     mode: str = 'ecaq'
     symmetry: str = 'auto'
-    scale_search: str = 'mse'
+    scale_search: str = 'auto'
     strength: float | str = 'auto'
     placement: str = 'inputs'
     # Not num_bits: fewer than 8 save nothing in a runtime and cost accuracy before additions

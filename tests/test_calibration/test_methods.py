@@ -44,7 +44,7 @@ def test_a_package_that_is_missing_is_said_before_anything_is_computed(monkeypat
 
 
 @pytest.mark.parametrize(('mapping', 'wanted'), [
-    ({}, ('mse', 'mse', 'ecaq', 'auto', 'auto')),
+    ({}, ('mse', 'auto', 'ecaq', 'auto', 'auto')),
     ({'method': dict(type='RoundToNearest')},
      ('minmax', 'minmax', 'per_tensor', 'asymmetric', 'auto')),
     ({'method': dict(type='RoundToNearest', scale_search='mse')},
@@ -237,7 +237,8 @@ def test_published_bit_split_is_the_default_with_its_additions_off(residual_net,
     calibrate(ours, images(), read_request({**SMALL, 'method': named('PublishedBitSplit')}),
               run=run_model)
     calibrate(theirs, images(), read_request({
-        **SMALL, 'activation': dict(mode='ecaq', strength=1.0), 'method': dict(
+        **SMALL, 'activation': dict(mode='ecaq', scale_search='mse', strength=1.0),
+        'method': dict(
             type='BitSplit', init='mse', polish=False, ridge=0.0, bias_correction=False,
             guard=False)}), run=run_model)
     assert_same_state(ours, theirs)

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 
 from mmbitsplit.functional import (
     ActivationSamples,
-    channel_scales,
+    channel_qparams,
     code_range,
     fake_quantize,
-    interpolate_scales,
+    interpolate_qparams,
     quantization_error,
     quantize,
     search_qparams,
@@ -138,14 +138,45 @@ def test_auto_is_no_worse_than_signed_alone(kind):
 
 @pytest.mark.parametrize('search', ['mse', 'minmax'])
 @pytest.mark.parametrize(('kind', 'symmetry'), SYMMETRY_OF)
-def test_channel_scales_help_with_the_codes_of_the_tensor(kind, symmetry, search):
+def test_channels_of_their_own_help_with_the_codes_of_the_tensor(kind, symmetry, search):
     samples = make_samples(kind)
     tensor = search_qparams(samples, 4, symmetry=symmetry, search=search)
-    scales = channel_scales(samples, tensor, search)
-    assert scales.shape == (6,)
-    assert (scales > 0).all()
-    by_channel = QParams(scales, tensor.zero_point.expand(6), tensor.quant_min, tensor.quant_max)
+    by_channel = channel_qparams(samples, tensor, search)
+    assert by_channel.unit
+    assert by_channel.scale.shape == by_channel.zero_point.shape == (6,)
+    assert (by_channel.scale > 0).all()
+    assert (by_channel.quant_min, by_channel.quant_max) == (tensor.quant_min, tensor.quant_max)
     assert total_error(samples, by_channel) < total_error(samples, tensor)
+    if symmetry in ('signed', 'unsigned'):
+        assert not by_channel.zero_point.any()
+
+
+@pytest.mark.parametrize('search', ['mse', 'minmax'])
+@pytest.mark.parametrize('bits', [4, 8])
+@pytest.mark.parametrize('activation', [F.silu, F.gelu, F.hardswish, F.leaky_relu])
+def test_a_zero_point_a_channel_spends_the_codes_of_every_channel(activation, bits, search):
+    """A wide channel leaves one code below zero; the others have the error of their own range."""
+    values = make_samples('symmetric', size=4000).values
+    values = activation(values + values.std(1, keepdim=True))
+    samples = of_values(torch.cat([values, 3000 * values[-1:].relu()]))
+    tensor = search_qparams(samples, bits, symmetry='asymmetric', search=search)
+    found = channel_qparams(samples, tensor, search)
+    alone = search_qparams(samples, bits, symmetry='asymmetric', search=search, per_channel=True)
+    assert torch.equal(found.scale, alone.scale)
+    assert torch.equal(found.zero_point, alone.zero_point)
+    assert len(found.zero_point.unique()) > 1
+    # Per channel by brute force: no pair of scale and zero point is much better.
+    errors = quantization_error(samples.values, found)
+    for c in (1, 3, 5):
+        low, high = float(samples.low[c]), float(samples.high[c])
+        best = min(
+            float(quantization_error(samples.values[c:c + 1], QParams(
+                torch.tensor([step], dtype=torch.float64), torch.tensor([float(zero)]), 0,
+                2 ** bits - 1)))
+            for part in torch.linspace(0.1 if search == 'mse' else 1.0, 1.0, 40).tolist()
+            for step in [part * (high - low) / (2 ** bits - 1)]
+            for zero in range(round(-low / step) + 2) if zero < 2 ** bits)
+        assert float(errors[c]) <= 1.3 * best
 
 
 @pytest.mark.parametrize('symmetry', ['unsigned', 'asymmetric'])
@@ -154,17 +185,41 @@ def test_a_dead_channel_gets_the_scale_of_the_tensor(symmetry, search):
     values = make_samples('relu').values
     values[2] = 0
     tensor = search_qparams(of_values(values), 4, symmetry=symmetry)
-    scales = channel_scales(of_values(values), tensor, search)
+    scales = channel_qparams(of_values(values), tensor, search).scale
     assert scales[2] == tensor.scale
     assert (scales[[0, 1, 3, 4, 5]] != tensor.scale).all()
 
 
 def test_interpolated_scales_reach_from_tensor_to_channel():
-    tensor, by_channel = torch.tensor([0.5]), torch.tensor([0.1, 0.5, 2.0])
-    torch.testing.assert_close(interpolate_scales(tensor, by_channel, 0.0), tensor.expand(3))
-    torch.testing.assert_close(interpolate_scales(tensor, by_channel, 1.0), by_channel)
-    torch.testing.assert_close(interpolate_scales(tensor, by_channel, 0.5),
-                               (tensor * by_channel).sqrt())
+    tensor = QParams(torch.tensor([0.5]), torch.tensor([3.0]), 0, 255)
+    scale, zero_point = torch.tensor([0.1, 0.5, 2.0]), torch.tensor([3.0, 40.0, 0.0])
+    for points in (zero_point, torch.full((3,), 3.0)):
+        by_channel = QParams(scale, points, 0, 255)
+        start, middle, end = (interpolate_qparams(tensor, by_channel, strength)
+                              for strength in (0.0, 0.5, 1.0))
+        torch.testing.assert_close(start.scale, tensor.scale.expand(3))
+        assert torch.equal(start.zero_point, tensor.zero_point.expand(3))
+        assert torch.equal(end.scale, scale) and torch.equal(end.zero_point, points)
+        torch.testing.assert_close(middle.scale, (tensor.scale * scale).sqrt())
+        assert torch.equal(middle.zero_point, middle.zero_point.round())
+
+
+@pytest.mark.parametrize('strength', [0.0, 0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize('bits', [4, 8])
+@pytest.mark.parametrize('kind', ['silu', 'shifted', 'negative'])
+def test_no_strength_clips_what_its_ends_hold(kind, bits, strength):
+    """Where the tensor's range holds all of a channel, every strength does but for roundings."""
+    samples = make_samples(kind)
+    tensor = search_qparams(samples, bits, symmetry='asymmetric', search='minmax')
+    by_channel = channel_qparams(samples, tensor, 'minmax')
+    found = interpolate_qparams(tensor, by_channel, strength)
+    spare = 0.51 * (found.scale + by_channel.scale)
+    low = (found.quant_min - found.zero_point) * found.scale
+    high = (found.quant_max - found.zero_point) * found.scale
+    assert (low <= samples.low + spare).all()
+    assert (high >= samples.high - spare).all()
+    assert (found.quant_min <= found.zero_point).all()
+    assert (found.zero_point <= found.quant_max).all()
 
 
 @pytest.mark.parametrize('values', [
@@ -182,7 +237,7 @@ def test_dead_and_constant_inputs_give_finite_parameters(values, symmetry, per_c
                                      search=search)
             scales = [qparams.scale]
             if not per_channel:
-                scales.append(channel_scales(samples, qparams, search))
+                scales.append(channel_qparams(samples, qparams, search).scale)
             for scale in scales:
                 assert torch.isfinite(scale).all()
                 assert (scale > 0).all()
@@ -192,7 +247,7 @@ def test_dead_and_constant_inputs_give_finite_parameters(values, symmetry, per_c
 def test_search_leaves_the_samples_alone():
     samples = make_samples('silu')
     before = samples.values.clone()
-    channel_scales(samples, search_qparams(samples, 4))
+    channel_qparams(samples, search_qparams(samples, 4))
     assert torch.equal(samples.values, before)
 
 
@@ -279,7 +334,7 @@ def test_ecaq_scales_of_a_search_are_those_of_each_channel(kind, symmetry, searc
     """What the search finds for each channel by itself; signed ones use the code -8 too."""
     samples = make_samples(kind)
     tensor = search_qparams(samples, 4, symmetry=symmetry, search=search)
-    scales = channel_scales(samples, tensor, search)
+    scales = channel_qparams(samples, tensor, search).scale
     if symmetry != 'auto':
         alone = search_qparams(samples, 4, per_channel=True, search=search, symmetry=symmetry)
         least = 0.87 if symmetry == 'signed' else 1 - 1e-6

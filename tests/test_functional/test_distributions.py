@@ -7,8 +7,8 @@ import torch
 
 from mmbitsplit.functional import (
     ActivationSamples,
+    channel_qparams,
     channel_ranges,
-    channel_scales,
     code_histogram,
     code_range,
     dequantize,
@@ -70,12 +70,10 @@ def test_limits_are_the_outermost_codes(per_channel, symmetry):
 def test_limits_follow_the_channels_that_are_told():
     samples = samples_of(40)
     tensor = search_qparams(samples, 8, symmetry='signed')
-    scale = channel_scales(samples, tensor)
-    qparams = QParams(scale, tensor.zero_point.expand_as(scale), tensor.quant_min,
-                      tensor.quant_max)
+    qparams = channel_qparams(samples, tensor)
     ranges = channel_ranges(samples, qparams, most=5)
     assert ranges['clip_high'] == pytest.approx(
-        [float(scale[channel] * tensor.quant_max) for channel in ranges['channel']])
+        [float(qparams.scale[channel] * tensor.quant_max) for channel in ranges['channel']])
 
 
 def test_channels_of_different_widths_have_limits_of_their_own():

@@ -56,7 +56,7 @@ class ErrorFeedback(Method):
     def defaults(self) -> Mapping[str, Mapping[str, Any]]:
         """It says nothing of inputs: one scale a tensor, by squared error."""
         return {'weight': {'scale_search': self.scale_search},
-                'activation': {'mode': 'per_tensor'}}
+                'activation': {'mode': 'per_tensor', 'scale_search': 'mse'}}
 
     def solve(self, statistics: LayerStatistics, weight: Tensor, num_bits: int,
               ) -> WeightSolution:

@@ -27,5 +27,5 @@ class PublishedBitSplit(BitSplit):
     guard: bool = False
 
     def defaults(self) -> Mapping[str, Mapping[str, Any]]:
-        """The paper's ECAQ: every channel's own scale, moved into the weights whole."""
-        return {'activation': {'mode': 'ecaq', 'strength': 1.0}}
+        """The paper's ECAQ: every channel's scale of least error, moved into the weights whole."""
+        return {'activation': {'mode': 'ecaq', 'scale_search': 'mse', 'strength': 1.0}}

@@ -4,8 +4,11 @@
     codes -> DequantizeLinear(weight scale) -> Conv
 
 The product sees the input's codes less zero point, as the layer itself does, because ECAQ and
-per-tensor scales are in the weight scales already. Codes stay inside the layer's bits; the file
-stores them in 8 bits, or in 4 where they fit and 4 are asked for.
+per-tensor scales are in the weight scales already. Where zero points differ by channel, integer
+kernels, which know one, are given the codes themselves: what the zero points add is one number an
+output channel and goes into the bias. It is the same at borders, because the real zero is padded
+before the quantizer. Codes stay inside the layer's bits; the file stores them in 8 bits, or in 4
+where they fit and 4 are asked for.
 """
 
 from collections.abc import Sequence
@@ -15,10 +18,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mmbitsplit.export.onnx.fold import LayerCall
+from mmbitsplit.export.onnx.fold import LayerCall, codes_as_they_are, one_zero_point
 from mmbitsplit.export.onnx.int32_bias import with_int32_bias
 from mmbitsplit.export.onnx.requirements import need
-from mmbitsplit.functional import channel_dim, explicit_padding
+from mmbitsplit.functional import channel_dim, explicit_padding, per_input, weight_rows
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import LayerGeometry, QParams
 
@@ -84,22 +87,24 @@ class LayerWriter:
         if not qparams.unit:
             return self._round_trip(x, qparams, name, axis)
         points = _zero_points(qparams)
-        same_points = len(set(points)) == 1
+        same_points = one_zero_point(qparams)
         # QuantizeLinear with a scale a channel is what onnxruntime computes fastest, but for two
         # cases. Between integer layers alone it lays channels last, where that takes
         # longer than all the rest; and signed codes it takes from pairs of equal scales only.
         divide = same_points and qparams.scale.numel() > 1 and (
             self.divide_first or qparams.quant_min < 0)
+        shifted = codes_as_they_are(call.layer)
+        point = np.zeros_like(points[0]) if shifted else points[0]
         if folded or divide:
             x = x if folded else self._divide(x, qparams, name, axis)
-            codes = self._quantize(x, np.float32(1), points[0], qparams, f'{name}.unit', axis)
+            codes = self._quantize(x, np.float32(1), point, qparams, f'{name}.unit', axis)
         else:
             codes = self._quantize(x, *_scales(qparams), qparams, name, axis)
-        if self.in_integers and same_points:
-            return self._dequantize(codes, np.float32(1), points[0], f'{name}.unit', axis)
+        if self.in_integers and (same_points or shifted):
+            return self._dequantize(codes, np.float32(1), point, f'{name}.unit', axis)
         # A scale a channel, though all are 1: beside one scale and a weight in float onnxruntime
         # takes it on itself to quantize the weight.
-        points = np.broadcast_to(points, call.layer.geometry.in_channels)
+        points = np.broadcast_to(point if shifted else points, call.layer.geometry.in_channels)
         return self._dequantize(codes, np.ones(points.shape, np.float32), points,
                                 f'{name}.units', axis)
 
@@ -140,10 +145,16 @@ class LayerWriter:
         if reader is not None:
             factor = reader.layer.qparams.scale.double().cpu().numpy()
             scale, bias = scale / factor, None if bias is None else bias / factor
+            if codes_as_they_are(reader.layer):
+                points = reader.layer.qparams.zero_point.double().cpu().numpy()
+                bias = points if bias is None else bias + points
             name = f'{call.name}.for.{reader.name}'
         codes = layer.codes
         if bias is not None:
             codes, scale = with_int32_bias(codes, scale, bias, geometry)
+        if codes_as_they_are(layer):
+            shift = scale * _zero_point_sums(codes, layer)
+            bias = -shift if bias is None else bias - shift
         codes_name = call.name if codes is layer.codes else f'{name}.coarse'
         weight = self._dequantized_weight(call, codes, scale.astype(np.float32), codes_name, name)
         return weight, None if bias is None else self._store(f'{name}.bias',
@@ -188,7 +199,44 @@ class LayerWriter:
             output_padding=geometry.output_padding if transposed else None)
 
     def _pad(self, x: Any, call: LayerCall) -> Any:
-        """Padding that repeats inputs; before the quantizer is as good as behind it."""
+        """Padding that repeats inputs; before the quantizer is as good as behind it.
+
+        Zeros too, where the operator's own would not mean zero.
+        """
+        x = self._pad_repeating(x, call)
+        if not codes_as_they_are(call.layer):
+            return x
+        pads = _zero_pads(call)
+        if pads is None:
+            amounts = self._same_padding(x, call.layer.geometry)
+        elif any(pads):
+            top, left, bottom, right = pads
+            amounts = self._store('pads.' + '.'.join(map(str, pads)),
+                                  np.array([0, 0, top, left, 0, 0, bottom, right], np.int64))
+        else:
+            return x
+        return self._node('Pad', [x, amounts], mode='constant')
+
+    def _same_padding(self, x: Any, geometry: LayerGeometry) -> Any:
+        """``functional.explicit_padding`` as nodes, for sizes that only the runtime knows."""
+        spans = [dilation * (taps - 1) + 1
+                 for dilation, taps in zip(geometry.dilation, geometry.kernel_size)]
+
+        def pair(values: Sequence[int]) -> Any:
+            return self._store('pair.' + '.'.join(map(str, values)), np.array(values, np.int64))
+
+        size, stride = self._node('Shape', [x], start=2, end=4), pair(geometry.stride)
+        outputs = self._node('Div', [
+            self._node('Add', [size, pair([step - 1 for step in geometry.stride])]), stride])
+        covered = self._node('Add', [self._node('Mul', [
+            self._node('Sub', [outputs, pair([1, 1])]), stride]), pair(spans)])
+        total = self._node('Max', [self._node('Sub', [covered, size]), pair([0, 0])])
+        less = self._node('Div', [total, pair([2, 2])])
+        more = self._node('Sub', [total, less])
+        ends = [less, more] if geometry.auto_padding == 'same_upper' else [more, less]
+        return self._node('Concat', [pair([0, 0]), ends[0], pair([0, 0]), ends[1]], axis=0)
+
+    def _pad_repeating(self, x: Any, call: LayerCall) -> Any:
         geometry = call.layer.geometry
         if geometry.pre_padding_mode == 'zeros':
             return x
@@ -236,18 +284,33 @@ class LayerWriter:
         return self.graph.initializers[name]
 
 
-def _padding(call: LayerCall) -> dict[str, Any]:
-    """The attributes of a convolution that say how zeros surround its input."""
+def _zero_pads(call: LayerCall) -> list[int] | None:
+    """Zeros around a convolution's input: (top, left, bottom, right).
+
+    ``None`` where they follow from a size that only the runtime knows.
+    """
     geometry, sizes = call.layer.geometry, call.node.inputs[0].shape[2:]
+    if geometry.kind == 'linear':
+        return [0] * 4
     if geometry.auto_padding != 'none':
-        if not all(isinstance(size, int) for size in sizes):  # the runtime works it out
-            return {'auto_pad': geometry.auto_padding.upper()}
+        if not all(isinstance(size, int) for size in sizes):
+            return None
         geometry = explicit_padding(geometry, (1, geometry.in_channels, *sizes))
     top, left = geometry.padding
     pads = [top, left, top, left]
     if geometry.pre_padding_mode == 'zeros':  # uneven; the others are nodes of their own
         before_w, after_w, before_h, after_h = geometry.pre_padding
         pads = [a + b for a, b in zip(pads, (before_h, before_w, after_h, after_w))]
+    return pads
+
+
+def _padding(call: LayerCall) -> dict[str, Any]:
+    """The attributes of a convolution that say how zeros surround its input."""
+    if codes_as_they_are(call.layer):
+        return {'pads': [0] * 4}  # they are there already
+    pads = _zero_pads(call)
+    if pads is None:  # the runtime works it out
+        return {'auto_pad': call.layer.geometry.auto_padding.upper()}
     return {'pads': pads}
 
 
@@ -261,6 +324,13 @@ def _check_standard(name: str, layer: QuantizedLayer) -> None:
         raise ValueError(f"Layer '{name}' has {' and '.join(what)}, which ONNX's operators cannot "
                          'compute in integers. Quantize with a method that has one scale a channel '
                          "and no more, such as method=dict(type='BitSplit').")
+
+
+def _zero_point_sums(codes: Tensor, layer: QuantizedLayer) -> np.ndarray:
+    """What the input's zero points add to each output channel, in steps: (out_channels,)."""
+    rows = weight_rows(codes, layer.geometry).double()  # (G, M, N)
+    points = per_input(layer.qparams.zero_point.double(), layer.geometry).unsqueeze(-1)
+    return (rows @ points.to(rows)).flatten().cpu().numpy()
 
 
 def _given(bias: Any) -> list[Any]:

@@ -36,7 +36,7 @@ class MethodRow:
 PER_TENSOR = {'mode': 'per_tensor', 'scale_search': 'mse'}
 PER_CHANNEL = {'mode': 'per_channel', 'scale_search': 'mse'}
 ECAQ_PAPER = {'mode': 'ecaq', 'scale_search': 'mse', 'strength': 1.0}
-ECAQ_DEFAULT = {'mode': 'ecaq', 'scale_search': 'mse', 'strength': 'auto'}
+ECAQ_DEFAULT = {'mode': 'ecaq', 'scale_search': 'auto', 'strength': 'auto'}
 AS_PUBLISHED = {'type': 'PublishedBitSplit'}
 DEFAULT = 'bitsplit'
 
@@ -73,7 +73,7 @@ METHOD_ROWS = {
     'ecaq': MethodRow('ECAQ', AS_PUBLISHED, ECAQ_PAPER, paper='ECAQ'),
     DEFAULT: MethodRow('mmbitsplit default', {'type': 'BitSplit'}, ECAQ_DEFAULT),
     'bitsplit_per_channel': MethodRow('mmbitsplit default, per channel', {'type': 'BitSplit'},
-                                      PER_CHANNEL),
+                                      {**PER_CHANNEL, 'scale_search': 'auto'}),
     'bitsplit_deploy': MethodRow('mmbitsplit default, deploy', {'type': 'BitSplit'},
                                  {**ECAQ_DEFAULT, 'placement': 'deploy'}),
 }

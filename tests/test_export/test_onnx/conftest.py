@@ -69,20 +69,21 @@ def make_layer(module: nn.Module, inputs: str = 'ecaq', bits: int = 4, input_bit
 
 
 class Chain(nn.Module):
-    """Layers one after another with ReLU between."""
+    """Layers one after another, with ReLU or nothing between."""
 
-    def __init__(self, layers: Sequence[QuantizedLayer]):
+    def __init__(self, layers: Sequence[QuantizedLayer], relu: bool = True):
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers, self.relu = nn.ModuleList(layers), relu
 
     @torch.no_grad()
     def forward(self, x):
         for index, layer in enumerate(self.layers):
-            x = layer(torch.relu(x) if index else x)
+            x = layer(torch.relu(x) if index and self.relu else x)
         return x
 
 
-def chain_model(layers: Sequence[QuantizedLayer], x: torch.Tensor, tap: bool = False):
+def chain_model(layers: Sequence[QuantizedLayer], x: torch.Tensor, tap: bool = False,
+                relu: bool = True):
     """The graph of a Chain as tracing leaves it; ``tap`` makes the first output a graph output."""
     ir = onnx_ir
     value = image = ir.Value(name='x', shape=ir.Shape(x.shape),
@@ -92,7 +93,7 @@ def chain_model(layers: Sequence[QuantizedLayer], x: torch.Tensor, tap: bool = F
         shape = [None] * x.dim()
         shape[channel_dim(layer.geometry)] = layer.geometry.out_channels
         for op_type, domain, facts in (('Relu', '', {}), (OP_TYPE, DOMAIN, {'layer': str(index)})):
-            if op_type == 'Relu' and not index:
+            if op_type == 'Relu' and not (index and relu):
                 continue
             out = ir.Value(name=f'{op_type}_{index}', type=ir.TensorType(ir.DataType.FLOAT),
                            shape=ir.Shape(shape) if domain else value.shape)
@@ -120,8 +121,8 @@ def chain_of():
 @pytest.fixture
 def write_chain(tmp_path):
     """Writes a chain of layers as an ONNX file; returns its path, the folds and the model."""
-    def write(layers, x, name='chain', tap=False, **options):
-        model = chain_model(layers, x, tap)
+    def write(layers, x, name='chain', tap=False, relu=True, **options):
+        model = chain_model(layers, x, tap, relu)
         folds = write_layers(model, {str(i): layer for i, layer in enumerate(layers)}, **options)
         path = tmp_path / f'{name}.onnx'
         onnx_ir.save(model, path)

@@ -80,6 +80,34 @@ def test_what_cannot_fold_stays_and_computes_the_same(layer_of, chain_of, write_
     torch.testing.assert_close(found, chain_of(layers)(x), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize('bias', [True, False])
+def test_zero_points_fold_where_nothing_lies_between(layer_of, chain_of, write_chain, run_file, x,
+                                                     bias):
+    """They go into the bias of the layer before, and onnxruntime fuses it."""
+    layers = [layer_of(nn.Conv2d(6, 8, 3, padding=1, bias=bias), 'zero_points', seed=1),
+              layer_of(nn.Conv2d(8, 5, 1), 'zero_points', seed=2)]
+    path, folds, _ = write_chain(layers, x, relu=False)
+    assert folds == [('0', '1')]
+    assert executed_operators(path).integer_convolutions == 1
+    expected, second = chain_of(layers, relu=False)(x), layers[1]
+    one_code = second.weight_scale.view(-1, 1, 1) * second.codes.abs().amax()
+    for optimize in (True, False):
+        apart = (run_file(path, x, optimize=optimize) - expected).abs()
+        assert (apart <= 1e-5).float().mean() > 0.9
+        assert bool((apart <= 2 * one_code + 1e-5).all())
+
+
+@pytest.mark.parametrize(('padding', 'relu'), [(1, False), (0, True)])
+def test_zero_points_do_not_pass_a_relu_or_a_border(layer_of, chain_of, write_chain, run_file, x,
+                                                    padding, relu):
+    layers = [layer_of(nn.Conv2d(6, 8, 3, padding=1), 'ecaq', seed=1),
+              layer_of(nn.Conv2d(8, 5, 3, padding=padding), 'zero_points', seed=2)]
+    path, folds, _ = write_chain(layers, x, relu=relu)
+    assert folds == []
+    torch.testing.assert_close(run_file(path, x, optimize=False), chain_of(layers, relu)(x),
+                               rtol=1e-5, atol=1e-4)
+
+
 def test_a_quantized_output_does_not_fold(layer_of, write_chain, x):
     layers = convs(layer_of)
     layers[0].output_qparams = layer_of(nn.Conv2d(1, 1, 1), 'tensor').qparams

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from mmbitsplit.export.onnx.operator_check import executed_operators
+
 LAYERS = {
     'conv': lambda: nn.Conv2d(6, 4, 3, 2, 1),
     'conv_no_bias': lambda: nn.Conv2d(6, 4, (3, 1), bias=False),
@@ -37,8 +39,6 @@ def make_input(name: str) -> torch.Tensor:
 def test_a_layer_computes_the_same(layer_of, write_chain, run_file, name, inputs, runtime):
     if runtime == 'openvino':
         pytest.importorskip('openvino')
-        if inputs == 'zero_points':
-            pytest.skip('OpenVINO pads with one zero point; calibration gives unit inputs one')
     layer, x = layer_of(LAYERS[name](), inputs), make_input(name)
     path, _, _ = write_chain([layer], x)
     with torch.no_grad():
@@ -54,7 +54,7 @@ SAME = {
 
 
 @pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino'])
-@pytest.mark.parametrize('inputs', ['float', 'tensor', 'asymmetric', 'per_channel'])
+@pytest.mark.parametrize('inputs', ['float', 'tensor', 'asymmetric', 'zero_points', 'per_channel'])
 @pytest.mark.parametrize('name', SAME)
 def test_padding_by_a_rule(layer_of, write_chain, run_file, name, inputs, runtime):
     if runtime == 'openvino':
@@ -100,15 +100,50 @@ def test_one_input_channel(layer_of, write_chain, run_file, inputs):
         torch.testing.assert_close(run_file(path, x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-def test_padding_is_zero_after_the_zero_point_is_taken_off(layer_of, write_chain, run_file):
+@pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino'])
+@pytest.mark.parametrize('inputs', ['asymmetric', 'zero_points'])
+def test_padding_is_zero_after_the_zero_point_is_taken_off(layer_of, write_chain, run_file,
+                                                          inputs, runtime):
     """A constant input below the range: only where padding enters do outputs differ."""
-    layer = layer_of(nn.Conv2d(2, 3, 3, padding=1), 'asymmetric')
+    pytest.importorskip(runtime)
+    layer = layer_of(nn.Conv2d(2, 3, 3, padding=1), inputs)
     x = torch.full((1, 2, 6, 6), -100.0)
     path, _, _ = write_chain([layer], x)
-    found = run_file(path, x)
+    found = run_file(path, x, runtime)
     with torch.no_grad():
         torch.testing.assert_close(found, layer(x), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found[..., 0, 0], found[..., 3, 3])
+
+
+@pytest.mark.parametrize('module', [
+    lambda: nn.Conv2d(6, 6, 3, padding=1), lambda: nn.Conv2d(6, 6, 3, padding=1, bias=False),
+    lambda: nn.Conv2d(6, 6, 3, padding=1, groups=6)], ids=['bias', 'no_bias', 'depthwise'])
+@pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino'])
+def test_zero_points_of_channels_are_no_hindrance_to_integer_kernels(
+        layer_of, chain_of, write_chain, run_file, module, runtime):
+    """And none to the exact sum: a double-precision sum over codes less zero point."""
+    pytest.importorskip(runtime)
+    layers = [layer_of(module(), 'zero_points'), layer_of(nn.Conv2d(6, 4, 1), 'tensor', seed=1)]
+    x = make_input('conv')
+    path, _, _ = write_chain(layers, x)
+    counts = executed_operators(path, runtime)
+    assert counts.integer_convolutions >= (1 if runtime == 'onnxruntime' else 2)
+    first, second = layers
+    points = first.qparams.zero_point.double().view(1, -1, 1, 1)
+    codes = torch.round(x.double() / first.qparams.scale.view(1, -1, 1, 1).double())
+    codes = codes.clamp(-points, 255 - points)  # zero, also where padded
+    sums = nn.functional.conv2d(codes, first.codes.double(), padding=1,
+                                groups=first.geometry.groups)
+    sums *= first.weight_scale.view(1, -1, 1, 1)
+    if first.bias is not None:
+        sums += first.bias.detach().view(1, -1, 1, 1)
+    with torch.no_grad():
+        expected = second(sums.float().relu())
+        torch.testing.assert_close(chain_of(layers)(x), expected, rtol=1e-5, atol=1e-5)
+    one_code = second.weight_scale.max() * second.codes.abs().max()
+    apart = (run_file(path, x, runtime) - expected).abs()
+    assert (apart <= 1e-5).float().mean() > 0.95  # a value between two codes may take the other
+    assert apart.max() <= 2 * one_code
 
 
 def stored(path):

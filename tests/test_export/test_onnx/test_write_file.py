@@ -103,10 +103,10 @@ def test_shapes_vary_when_asked_for(model, tmp_path):
 class OwnClasses(nn.Module):
     """Padding by a rule, and steps before and behind a layer and a folded norm."""
 
-    def __init__(self, layer_of):
+    def __init__(self, layer_of, inputs):
         super().__init__()
         self.stem, self.body = layer_of(nn.Conv2d(3, 6, 3, 2), 'float'), layer_of(
-            nn.Conv2d(6, 6, 3, 2, groups=6), 'asymmetric')
+            nn.Conv2d(6, 6, 3, 2, groups=6), inputs)
         for layer in (self.stem, self.body):
             layer.geometry = replace(layer.geometry, auto_padding='same_upper')
         self.act = Steps((Step('hardtanh.default', ({'value': 0}, 0, 6), {}),))
@@ -123,13 +123,15 @@ class OwnClasses(nn.Module):
 
 
 @pytest.mark.parametrize('dynamic', [False, True])
-def test_classes_that_do_more_than_torchs(layer_of, tmp_path, dynamic):
-    model = OwnClasses(layer_of).eval()
+@pytest.mark.parametrize('inputs', ['asymmetric', 'zero_points'])
+def test_classes_that_do_more_than_torchs(layer_of, tmp_path, dynamic, inputs):
+    model = OwnClasses(layer_of, inputs).eval()
     file = write_onnx(request_for(model, (2, 3, 17, 20), dynamic), tmp_path / 'model.onnx')
     assert file.layers == 3
     graph = onnx.load(str(file.path)).graph
     assert {node.domain for node in graph.node} == {''}
-    assert 'Pad' not in {node.op_type for node in graph.node}
+    # Before channels with zero points of their own zeros are padded as real numbers.
+    assert ('Pad' in {node.op_type for node in graph.node}) == (inputs == 'zero_points')
     for shape in ((2, 3, 17, 20), *(((1, 3, 16, 21), (3, 3, 19, 18)) if dynamic else ())):
         x = torch.rand(shape, generator=torch.Generator().manual_seed(5))
         with torch.no_grad():
