@@ -109,10 +109,14 @@ class CallRecord:
         """
         if self.problem is not None:
             raise NotUnderstood(self.problem)
+        self.check_returned(output)
+        return self.find(output)
+
+    def check_returned(self, output: Tensor) -> None:
+        """Raises ``NotUnderstood`` where the class has returned something else."""
         if self.closed and (output is not self._returned[0]
                             or _version(output) != self._returned[1]):
             raise NotUnderstood('has a hook that changes what it computes')
-        return self.find(output)
 
     def find(self, tensor: Tensor) -> Value:
         """Names a tensor that depends on the input.

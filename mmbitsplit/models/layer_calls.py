@@ -6,7 +6,7 @@ from what was read, and tried on inputs of other sizes.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -96,20 +96,38 @@ class LayerCalls:
         record = self._records.pop()
         if name in self.unlike:
             return
-        with self._pause():
-            if record is None or not x.numel():
+        if record is None or not x.numel():
+            with self._pause():
                 if not computes_like_torch(module, x, output):
                     self.unlike[name] = UNLIKE
-                return
-            try:
-                if len([leaf for leaf in tree_leaves((args, kwargs))
-                        if isinstance(leaf, Tensor)]) > 1:
-                    raise NotUnderstood('takes several tensors')
+            return
+        try:
+            if len([leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]) > 1:
+                raise NotUnderstood('takes several tensors')
+            record.check_returned(output)
+            with ExitStack() as stack:
+                if torch.is_autocast_enabled(x.device.type) or torch.is_inference_mode_enabled():
+                    # Casts are no steps, and operations come undivided in inference mode.
+                    for context in (torch.autocast(x.device.type, enabled=False),
+                                    torch.inference_mode(False), torch.no_grad()):
+                        stack.enter_context(context)
+                    record, x, output = self._again(module, x)
+                stack.enter_context(self._pause())
                 found = read_layer(record, output)
                 _check_shape(module, found)
                 self._compare(name, module, found, x, output)
-            except NotUnderstood as error:
-                self._refuse(name, str(error))
+        except NotUnderstood as error:
+            self._refuse(name, str(error))
+
+    def _again(self, module: nn.Module, x: Tensor) -> tuple[CallRecord, Tensor, Tensor]:
+        """Runs a class once more, recorded, on a copy of its input."""
+        x = x.to(module.weight.dtype, copy=True)
+        self._records.append(CallRecord(x))
+        try:
+            output = module.forward(x)
+        finally:
+            record = self._records.pop()
+        return record, x, output
 
     def leave_norm(self, name: str, module: nn.Module, x: Tensor, output: Tensor) -> bool:
         """A call of a batch norm is over; returns whether it can be folded as far as it goes."""

@@ -19,8 +19,8 @@ from mmbitsplit.models.layer_steps import NO_STEPS, REPEATABLE, Step, StepList, 
 from mmbitsplit.structures import LayerGeometry
 
 PADDING_MODES = {'reflection_pad2d': 'reflect', 'replication_pad2d': 'replicate'}
-_MATRIX_PRODUCTS = ('addmm', 'mm', 'bmm', 'linear')
-_PRODUCTS = ('convolution', 'conv2d', 'conv_transpose2d', *_MATRIX_PRODUCTS)
+_MATRIX_PRODUCTS = ('addmm', 'mm', 'bmm')
+_PRODUCTS = ('convolution', *_MATRIX_PRODUCTS)
 _OTHER_PRODUCTS = ('baddbmm', 'matmul', 'einsum', '_scaled_dot_product', 'scaled_dot_product')
 # Names of input, weight and bias in the schemas of products; '' for none.
 _OPERANDS = (('input', 'weight', 'bias'), ('mat1', 'mat2', 'self'), ('self', 'mat2', ''))
@@ -87,7 +87,7 @@ def read_layer(record: CallRecord, output: Tensor) -> LayerInside:
     while after and after[0].name in views and after[0].inputs == {start}:
         start = after.pop(0).outputs[0]
     geometries = (geometry,)
-    if before and before[-1].name in ('pad', 'constant_pad_nd', *PADDING_MODES):
+    if before and before[-1].name in ('constant_pad_nd', *PADDING_MODES):
         entry = before[-1].args[0].index
         geometries = _padded(before.pop(), geometry, record.tensors[entry].shape)
     elif geometry.kind == 'conv2d':
@@ -140,12 +140,12 @@ def _find_product(record: CallRecord) -> _Product:
         if weight.shape[0] != 1 and not bool((weight == weight[:1]).all()):
             raise NotUnderstood('multiplies by several matrices')
         weight = weight[0]
-    weight = weight.t() if linear and node.name != 'linear' else weight
+    weight = weight.t() if linear else weight
     if weight.dim() != (2 if linear else 4) \
             or not linear and record.tensors[x.index].dim() != 4:
         raise NotUnderstood('computes a product of other dimensions')
     if node.kwargs or bias is not None and (
-            bias.numel() != bias.shape[-1] or linear and bias.numel() != weight.shape[0]):
+            bias.dim() == 0 or bias.numel() != bias.shape[-1] or linear and bias.numel() != weight.shape[0]):
         raise NotUnderstood('adds something else than a bias')
     bias = None if bias is None else bias.reshape(-1)
     return _Product(node, x, weight, bias, _geometry(node, weight))
@@ -155,16 +155,14 @@ def _geometry(node: Node, weight: Tensor) -> LayerGeometry:
     if weight.dim() == 2:
         return LayerGeometry('linear', weight.shape[1], weight.shape[0])
     given = node.named
-    transposed = given.get('transposed', node.name == 'conv_transpose2d')
-    if isinstance(given['padding'], str):
-        raise NotUnderstood(f"pads its input by padding='{given['padding']}' in inference mode")
+    transposed = given['transposed']
     inputs, outputs = (weight.shape[0], weight.shape[1] * given['groups']) if transposed \
         else (weight.shape[1] * given['groups'], weight.shape[0])
     return LayerGeometry(
         'conv_transpose2d' if transposed else 'conv2d', inputs, outputs, groups=given['groups'],
         kernel_size=tuple(weight.shape[2:]), stride=_pair(given['stride']),
         padding=_pair(given['padding']), dilation=_pair(given['dilation']),
-        output_padding=_pair(given.get('output_padding', (0, 0))))
+        output_padding=_pair(given['output_padding']))
 
 
 def _pair(values: Any) -> tuple[int, int]:
@@ -189,9 +187,7 @@ def _padded(node: Node, geometry: LayerGeometry, shape: torch.Size) -> tuple[Lay
         shape: Of the input before it was padded.
     """
     given = node.named
-    pads, fill = given['pad' if 'pad' in given else 'padding'], given.get('value') or 0
-    if given.get('mode', 'constant') != 'constant':
-        raise NotUnderstood(f"pads its input by mode='{given['mode']}' in inference mode")
+    pads, fill = given['pad' if 'pad' in given else 'padding'], given.get('value', 0)
     if geometry.kind != 'conv2d' or any(pads[4:]) or min(pads) < 0:
         raise NotUnderstood('pads or crops its input in an unknown way')
     left, right, top, bottom = (*pads, 0, 0)[:4]

@@ -351,6 +351,29 @@ def test_a_hook_is_no_part_of_the_class(make_net, make_ready, image, hook):
     assert torch.equal(net(image), before)
 
 
+@pytest.mark.parametrize('name', LAYERS)
+@pytest.mark.parametrize('context', [torch.inference_mode, lambda: torch.autocast(
+    'cpu', torch.bfloat16)], ids=['inference_mode', 'autocast'])
+def test_contexts_of_the_run_hide_nothing(make_net, see, name, context):
+    net, x = net_of(make_net, name), images((10, 12))
+    plain = see(net, x).inside
+    forward = net.forward
+
+    def run(x):
+        with context():
+            return forward(x)
+    net.forward = run
+    flow = see(net, x)
+    assert flow.unlike_torch == {}
+    assert flow.inside.keys() == plain.keys() <= {'layer'}
+    for layer, expected in plain.items():
+        found = flow.inside[layer]
+        assert found.geometry == expected.geometry
+        torch.testing.assert_close(found.weight, expected.weight)
+        assert len(found.before.steps) == len(expected.before.steps)
+        assert len(found.after.steps) == len(expected.after.steps)
+
+
 def test_a_hook_that_looks_stays_on_the_layer(make_net, make_ready, image):
     net = make_net(lambda net, x: net.b(net.a(x)), a=CosineConv(3, 4, 3), b=nn.Conv2d(4, 2, 1))
     seen = []
