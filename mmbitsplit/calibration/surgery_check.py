@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, recording, replaying
 from mmbitsplit.calibration.selection_replay import in_a_recorded_call
 from mmbitsplit.models import PreparedModel, layer_kind, quantized_layers
+from mmbitsplit.models.layer_steps import Steps
 
 RESULT = '<result>'
 ELEMENTS = 4096  # of an output that are compared, evenly spread
@@ -88,7 +89,9 @@ class SurgeryCheck:
     def compare(self, prepared: PreparedModel) -> Difference | None:
         """Runs the prepared model; says where it differs, if it does."""
         outputs = self._again()
-        found = _differences(self.expected, outputs, prepared.folded)
+        folded = {norm: layer for norm, layer in prepared.folded.items()
+                  if self.model.get_submodule(norm) is prepared.places[norm]}
+        found = _differences(self.expected, outputs, folded)
         for name, size in found.items():
             if size > TOLERANCE and size > MORE * self._noise_floor(prepared).get(name, 0.0):
                 return Difference(name, size, outputs.error)
@@ -179,7 +182,8 @@ def _watched(model: nn.Module, keep: Callable[[str, Any], None]) -> Iterator[Non
 
     handles = [module.register_forward_hook(hook_for(name))
                for name, module in model.named_modules()
-               if isinstance(module, nn.modules.batchnorm._BatchNorm) or layer_kind(module)]
+               if isinstance(module, (nn.modules.batchnorm._BatchNorm, Steps))
+               or layer_kind(module)]
     handles += [model.get_submodule(name).register_forward_hook(hook_for(name))
                 for name, _ in quantized_layers(model)]
     try:
@@ -228,15 +232,14 @@ def _differences(expected: Outputs, outputs: Outputs, folded: Mapping[str, str],
     """Relative differences by layer, in the order in which the first forward called them.
 
     Args:
-        folded: Layer by batch norm that it has taken in: it gives the norm's output where it has.
+        folded: Layer by batch norm that it has taken in and whose output it gives.
     """
-    norms = {layer: norm for norm, layer in folded.items() if norm not in outputs.calls}
     found = {}
     for name, calls in expected.calls.items():
-        if name in norms:
+        if name in folded.values():
             continue
-        layer = folded.get(name)
-        theirs = outputs.calls.get(layer if layer in norms else name, [])
+        # Where a norm's class goes on after normalizing, steps stand in its place.
+        theirs = outputs.calls.get(name) or outputs.calls.get(folded.get(name, name), [])
         # Lists of detections are longer or shorter by round-off; raw outputs are not.
         alike = [a[0] for a in calls] == [b[0] for b in theirs]
         if alike or name != RESULT:

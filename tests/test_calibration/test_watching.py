@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from own_classes import OwnClasses
 from torch import nn
 
 from mmbitsplit.calibration import ReplayPoint, calibrate
@@ -159,6 +160,12 @@ def test_recorded_decisions_are_taken_over_when_comparing(net, images, make_spec
     calibrate(model, images(), make_spec(), run=call,
               replay_points=[ReplayPoint(model.chooser, 'choose')])
     assert isinstance(model.end, QuantizedLayer)
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_classes_of_their_own_are_compared_where_their_steps_are(count, seeded, images, make_spec):
+    _, report = calibrate(seeded(OwnClasses), images(count), make_spec(), run=call)
+    assert report.folded_batch_norms == ['norm']
 
 
 FLAGS = {number: ((number % 4,), (number // 2,)) for number in range(8)}
