@@ -15,6 +15,7 @@ from mmbitsplit.calibration.forward_state import ForwardState
 from mmbitsplit.calibration.replay import ReplayPoint, Tape, recording, replaying
 from mmbitsplit.calibration.thread_state import seed_generators
 from mmbitsplit.models.carried import tensors_in
+from mmbitsplit.models.readers import odd_layout
 
 ELEMENTS = 256  # of a tensor that are compared, evenly spread
 TOLERANCE = 1e-5  # relative; some kernels of GPUs add up in any order
@@ -56,7 +57,7 @@ def _events(model: nn.Module) -> Iterator[list[Event]]:
     def note(words: str) -> Callable[[Any], None]:
         return lambda value: events.append((words, [
             tensor.detach().reshape(-1)[::tensor.numel() // ELEMENTS + 1].clone()
-            for tensor in tensors_in(value) if tensor.layout is torch.strided]))
+            for tensor in tensors_in(value) if odd_layout(tensor) is None]))
 
     handles = []
     for name, module in model.named_modules():

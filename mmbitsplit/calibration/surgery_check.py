@@ -18,6 +18,7 @@ from mmbitsplit.calibration.replay import ReplayPoint, Tape, recording, replayin
 from mmbitsplit.calibration.selection_replay import in_a_recorded_call
 from mmbitsplit.models import PreparedModel, layer_kind, quantized_layers
 from mmbitsplit.models.layer_steps import Steps
+from mmbitsplit.models.readers import odd_layout
 
 RESULT = '<result>'
 ELEMENTS = 4096  # of an output that are compared, evenly spread
@@ -158,7 +159,7 @@ def _outputs(model: nn.Module, forward: Callable[[], Any]) -> Outputs:
 
     def keep(name: str, output: Any) -> None:
         # What is called inside a recorded step is not called again.
-        if isinstance(output, Tensor) and not in_a_recorded_call():
+        if isinstance(output, Tensor) and not in_a_recorded_call() and odd_layout(output) is None:
             flat = output.detach().reshape(-1)
             # Odd, so that a map whose width it divides is not looked at in the same columns only.
             outputs.calls.setdefault(name, []).append(

@@ -9,10 +9,11 @@ from mmbitsplit.models.convert import (
     rebuild,
     swap_layer,
 )
-from mmbitsplit.models.dataflow import DataFlow, layer_input, watch
+from mmbitsplit.models.dataflow import DataFlow
 from mmbitsplit.models.geometry import layer_geometry, layer_kind
 from mmbitsplit.models.quantized_layers import QuantizedLayer, SteppedLayer
 from mmbitsplit.models.roles import check_request, layer_role
+from mmbitsplit.models.watcher import layer_input, watch
 
 __all__ = ['DataFlow', 'PreparedModel', 'QuantizedLayer', 'SteppedLayer', 'apply',
            'check_request', 'describe', 'layer_geometry', 'layer_input', 'layer_kind',

@@ -60,7 +60,7 @@ def prepare(model: nn.Module, flow: DataFlow, spec: QuantSpec,
 
     Args:
         model: Float model in eval mode, changed in place.
-        flow: What ``dataflow.watch`` saw of it.
+        flow: What ``watcher.watch`` saw of it.
         spec: The request.
         check: Told the layers before anything is changed; may refuse.
 
