@@ -64,6 +64,7 @@ class ForwardState:
 
         Gives a function that looks again: a forward may itself put back what it has changed.
         """
+        outside = random_state()
         self.begin(batch)
         generators = random_state()
 
@@ -77,6 +78,7 @@ class ForwardState:
         finally:
             self.ours.restore()
             self.modules.end()
+            set_random_state(outside)
 
     @contextmanager
     def kept(self) -> Iterator[None]:

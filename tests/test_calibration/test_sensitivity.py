@@ -148,3 +148,16 @@ def test_error_without_spread_and_over_several_layers():
     assert relative_error({'a': constant}, {'a': constant + 1}) == 1
     assert relative_error({'a': other, 'b': constant},
                           {'a': other + 1, 'b': constant}) == pytest.approx(0.5)
+
+
+def test_generators_are_as_before_and_random_steps_draw_alike(images, make_spec, run_model):
+    class Shuffled(PlainNet):
+        def forward(self, x):
+            return super().forward(x[..., torch.randperm(x.shape[-1])])
+
+    torch.manual_seed(0)
+    model = Shuffled().eval()
+    before = torch.get_rng_state()
+    probe = Sensitivity(model, images(), make_spec(), run=run_model)
+    assert relative_error(probe.reference, probe._raw_outputs()) == 0
+    assert torch.equal(torch.get_rng_state(), before)
