@@ -88,13 +88,6 @@ class ForwardState:
         finally:
             self.modules.end()
 
-    def leaving_no_trace(self, run: Callable) -> Callable:
-        """Wraps what runs the model: modules are as before after each time."""
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with self.kept():
-                return run(*args, **kwargs)
-        return wrapped
-
     def save(self) -> Saved:
         """Returns where the forward that is running stands."""
         thread = ThreadState.now()
