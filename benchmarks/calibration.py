@@ -22,6 +22,7 @@ from mmengine.registry import MODELS, init_default_scope
 import mmbitsplit.engine  # noqa: F401  declares operators that mmpretrain's import needs
 from mmbitsplit.calibration import Progress, calibrate
 from mmbitsplit.engine.calibration_data import load_calibration_data
+from mmbitsplit.engine.float_weights import forget_pretrained
 from mmbitsplit.engine.presets import replay_points
 from mmbitsplit.engine.quantize_runner import read_spec
 
@@ -71,7 +72,7 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     """Calibrates one case and returns seconds, ratios and memory."""
     cfg = CASES[name](args)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    _forget_pretrained(cfg.model)
+    forget_pretrained(cfg.model)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
@@ -116,14 +117,6 @@ def _show(name: str):
         print(f'\r{name}: {step.stage} {step.done}/{step.total}{detail}, '
               f'{time.perf_counter() - started:.0f} s\033[K', end='', flush=True)
     return show
-
-
-def _forget_pretrained(model) -> None:
-    if isinstance(model, dict):
-        if (model.get('init_cfg') or {}).get('type') == 'Pretrained':
-            model['init_cfg'] = None
-        for value in model.values():
-            _forget_pretrained(value)
 
 
 CASES = {'retinanet': retinanet, 'resnet50': resnet50, 'demo': demo}

@@ -26,7 +26,7 @@ from mmbitsplit.engine.config_shape import check_shape
 from mmbitsplit.engine.distributed import is_first, prepare_config, unite
 from mmbitsplit.engine.evaluation_record import EvaluationRecord, recording_evaluation
 from mmbitsplit.engine.files import check_work_dir
-from mmbitsplit.engine.float_weights import load_weights
+from mmbitsplit.engine.float_weights import forget_pretrained, load_weights
 from mmbitsplit.engine.interruption import finished_results, open_journal
 from mmbitsplit.engine.preflight import check_data, check_weights
 from mmbitsplit.engine.quantization_runner import runner_of
@@ -81,7 +81,7 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
     check_data(cfg, spec.calibration)
     if untrained:
         cfg.load_from = None
-        _forget_pretrained(cfg.model)
+        forget_pretrained(cfg.model)
     else:
         cfg.load_from = check_weights(cfg.get('load_from'))
     work_dir = check_work_dir(cfg.work_dir)
@@ -186,16 +186,6 @@ def _evaluate(runner: Runner, team: Team, report: bool,
     with recording_evaluation(runner, team) if report else nullcontext() as record:
         metrics = numbers(runner.test())
     return metrics, time.perf_counter() - started, record
-
-
-def _forget_pretrained(model: Any) -> None:
-    """Drops every ``init_cfg`` that would download weights."""
-    if isinstance(model, dict):
-        init = model.get('init_cfg')
-        if isinstance(init, dict) and init.get('type') == 'Pretrained':
-            model['init_cfg'] = None
-        for value in model.values():
-            _forget_pretrained(value)
 
 
 def _initialise(runner: Runner) -> None:

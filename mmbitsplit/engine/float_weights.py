@@ -51,6 +51,23 @@ def check_float_weights(model: nn.Module, checkpoint: str) -> None:
                          'config.')
 
 
+def forget_pretrained(model: Any) -> None:
+    """Drops every ``init_cfg`` of a model's config that would download weights."""
+    if isinstance(model, dict):
+        init = model.get('init_cfg')
+        if isinstance(init, (list, tuple)):
+            model['init_cfg'] = [one for one in init if not _downloads(one)]
+        elif _downloads(init):
+            model['init_cfg'] = None
+    for value in model.values() if isinstance(model, dict) else model \
+            if isinstance(model, (list, tuple)) else ():
+        forget_pretrained(value)
+
+
+def _downloads(init: Any) -> bool:
+    return isinstance(init, Mapping) and init.get('type') == 'Pretrained'
+
+
 def _optional(name: str) -> bool:
     return name.endswith('num_batches_tracked')  # torch before 0.4.1 had none
 

@@ -1,0 +1,253 @@
+"""What quantizing one model of mmdet or mmpretrain with random weights shows.
+
+No data and no weights are needed. Weights are as the model initialises them, those that start at
+zero made small; batch norms take the statistics of the images, so that signals neither die nor
+explode with depth. What layers a model has, which of them are quantized and whether the run ends
+well depends on the architecture alone; errors are those of random layers.
+"""
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmbitsplit.calibration import calibrate
+from mmbitsplit.calibration.methods import read_request
+from mmbitsplit.engine.default_request import CLASSIFICATION, task_of
+from mmbitsplit.engine.float_weights import forget_pretrained
+from mmbitsplit.engine.presets import replay_points
+
+BITS = ((8, 8), (4, 8))  # weights, inputs
+METHOD = 'RoundToNearest'
+ROWS = 256  # positions a layer
+BATCHES = 2
+SHAPE = (160, 192)  # of images for detectors, pixels
+SHAPES = {'ssd300': (300, 300), 'ssd512': (512, 512), 'cornernet': (255, 255),
+          'centripetalnet': (255, 255)}  # by what the config's name begins with
+PROPOSALS = {'nms_pre': 100, 'max_per_img': 20}  # of a region proposal network
+GENTLE = 0.5  # spread of what a batch norm gives, around 1
+LEAST = 1e-12  # below this a tensor counts as zero
+
+
+def probe(name: str, cfg: Config) -> dict[str, Any]:
+    """Quantizes a config's model at several widths.
+
+    Args:
+        name: File name of the config.
+        cfg: Its config.
+
+    Returns:
+        Task, counts, shares and errors; plain values.
+    """
+    task = task_of(cfg)
+    init_default_scope(cfg.default_scope)
+    model = build_model(cfg)
+    batches = make_batches(name, cfg, task)
+    enliven(model, batches)
+    multiplications, seen = count_multiplications(model, batches[0])
+    found: dict[str, Any] = {'task': task, 'errors': {}}
+    for weight_bits, activation_bits in BITS:
+        quantized = copy.deepcopy(model)
+        spec = read_request(dict(
+            weight=dict(num_bits=weight_bits), activation=dict(num_bits=activation_bits),
+            method=dict(type=METHOD),
+            calibration=dict(num_images=BATCHES, batch_size=1, rows_per_layer=ROWS)))
+        _, report = calibrate(quantized, batches, spec, run=run,
+                              replay_points=replay_points(quantized))
+        with torch.no_grad():
+            run(quantized, batches[0])
+        found['errors'][f'W{weight_bits}A{activation_bits}'] = errors_of(report)
+    return {**found, **shares_of(model, report, multiplications, seen)}
+
+
+def run(model: nn.Module, batch: Any) -> Any:
+    """A model's test step, as evaluation makes it."""
+    return model.test_step(batch)
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Builds a config's model with random weights, the same every time."""
+    forget_pretrained(cfg.model)
+    _fewer_proposals(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    return revert_sync_batchnorm(model).eval()
+
+
+def _fewer_proposals(part: Any) -> None:
+    """Keeps the second stage of a detector as small as its images."""
+    if isinstance(part, dict):
+        if isinstance(part.get('rpn'), dict):
+            part['rpn'].update({key: value for key, value in PROPOSALS.items()
+                                if key in part['rpn']})
+        for value in part.values():
+            _fewer_proposals(value)
+
+
+def make_batches(name: str, cfg: Config, task: str) -> list[dict[str, Any]]:
+    """Batches of two synthetic images each, as a dataloader gives them."""
+    channels = _channels(cfg)
+    generator = torch.Generator().manual_seed(0)
+    if task == CLASSIFICATION:
+        size = _classifier_size(cfg)
+        return [{'inputs': make_images(4, channels, (size, size), generator)}
+                for _ in range(BATCHES)]
+    shape = next((shape for start, shape in SHAPES.items() if name.startswith(start)), SHAPE)
+    return [{'inputs': list(make_images(2, channels, shape, generator)),
+             'data_samples': [_detection_sample(shape, 2 * number + place) for place in range(2)]}
+            for number in range(BATCHES)]
+
+
+def make_images(count: int, channels: int, shape: tuple[int, int], generator: torch.Generator,
+                ) -> Tensor:
+    """Images of smooth fields, edges and some noise: (count, channels, height, width), uint8.
+
+    Each has colours and a mixture of scales of its own: what a classifier pools differs.
+    """
+    images = 120 + 60 * torch.randn(count, channels, 1, 1, generator=generator)
+    for cells, strength in ((3, 80.0), (9, 60.0), (27, 40.0)):
+        field = torch.randn(count, channels, cells, cells, generator=generator)
+        share = torch.rand(count, 1, 1, 1, generator=generator)
+        images = images + strength * share * nn.functional.interpolate(
+            field, shape, mode='nearest' if cells == 9 else 'bilinear')
+    images = images + 8 * torch.randn(images.shape, generator=generator)
+    return images.clamp(0, 255).to(torch.uint8)
+
+
+def _channels(cfg: Config) -> int:
+    settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    mean = settings.get('mean')
+    return len(mean) if isinstance(mean, (list, tuple)) else 3
+
+
+def _classifier_size(cfg: Config) -> int:
+    """The side of the square that the test pipeline makes of an image."""
+    loader = cfg.get('test_dataloader') or {}
+    sizes = [step[key] for step in (loader.get('dataset') or {}).get('pipeline') or ()
+             for key in ('crop_size', 'scale') if step.get(key)]
+    size = sizes[-1] if sizes else cfg.model.backbone.get('img_size') or 224
+    return max(size) if isinstance(size, (list, tuple)) else int(size)
+
+
+def _detection_sample(shape: tuple[int, int], number: int) -> Any:
+    from mmdet.structures import DetDataSample
+    return DetDataSample(metainfo=dict(
+        img_id=number, img_path=f'{number}.png', img_shape=shape, ori_shape=shape,
+        pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0), flip=False,
+        flip_direction=None))
+
+
+@torch.no_grad()
+def enliven(model: nn.Module, batches: list[Any]) -> None:
+    """Makes weights that start at zero small, and gives batch norms the images' statistics."""
+    generator = torch.Generator().manual_seed(1)
+    norms = [module for module in model.modules() if isinstance(
+        module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None]
+    for name, value in model.named_parameters():
+        if name.endswith('weight') and not value.abs().max() > LEAST:
+            value.copy_(0.5 if value.dim() == 1 else 0.02 * torch.randn(
+                value.shape, generator=generator))
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        if norm.affine:  # most of a channel passes the activation
+            norm.weight.mul_(GENTLE)
+            norm.bias.add_(1)
+        norm.momentum = None
+        norm.reset_running_stats()
+        norm.train()
+    try:
+        for batch in batches:
+            run(model, batch)
+    except ValueError:  # one value a channel has no spread
+        for norm in norms:
+            norm.reset_running_stats()
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def count_multiplications(model: nn.Module, batch: Any) -> tuple[dict[str, float], float]:
+    """Counts the multiplications of one batch.
+
+    Returns:
+        Those of each module with a weight, by geometry: weight elements times positions; and all
+        that torch knows of (convolutions, linear layers, matrix products, attention), with those
+        of modules that compute by other operators, deformable convolutions for one.
+    """
+    by_module: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    counter = FlopCounterMode(display=False)
+    before: dict[str, int] = {}
+
+    def enter(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: tuple) -> None:
+            before[name] = counter.get_total_flops()
+        return hook
+
+    def leave(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
+            if isinstance(output, Tensor) and inputs and isinstance(inputs[0], Tensor):
+                amount = module.weight.numel() * _positions(module, inputs[0], output)
+                by_module[name] += amount
+                if counter.get_total_flops() == before[name]:
+                    unknown[name] += amount
+        return hook
+
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, 'weight', None), Tensor) and module.weight.dim() >= 2 \
+                and not isinstance(module, nn.Embedding):
+            hooks += [module.register_forward_pre_hook(enter(name)),
+                      module.register_forward_hook(leave(name))]
+    with torch.no_grad(), counter:
+        run(model, batch)
+    for hook in hooks:
+        hook.remove()
+    return dict(by_module), counter.get_total_flops() / 2 + sum(unknown.values())
+
+
+def _positions(module: nn.Module, x: Tensor, y: Tensor) -> int:
+    """How often each element of a weight is used."""
+    transposed = getattr(module, 'transposed', False)
+    value = x if transposed else y
+    if module.weight.dim() == 2:
+        return value.numel() // value.shape[-1]
+    return value.numel() // value.shape[1] if value.dim() == module.weight.dim() \
+        else value.numel() // value.shape[0]
+
+
+def errors_of(report: Any) -> dict[str, Any]:
+    """The errors of the layers that give a model's outputs, and the worst of all layers."""
+    last = [layer.error for layer in report.layers if 'last' in layer.role]
+    worst = max(report.layers, key=lambda layer: layer.error)
+    return {'outputs': median(last) if last else None, 'layers': median(
+        layer.error for layer in report.layers), 'worst': worst.error, 'worst_layer': worst.name}
+
+
+def shares_of(model: nn.Module, report: Any, multiplications: Mapping[str, float],
+              all_multiplications: float) -> dict[str, Any]:
+    """Counts what is quantized, and says what is not, largest first."""
+    parameters = sum(value.numel() for value in model.parameters())
+    weights = sum(math.prod(layer.shape) for layer in report.layers)
+    covered = sum(multiplications.get(layer.name, 0) for layer in report.layers)
+    kept: Counter[tuple[str, str]] = Counter()
+    for part in report.kept_float:
+        kept[part.kind, part.reason] += part.num_weights
+    return {'layers': len(report.layers), 'parameters': parameters,
+            'share_of_weights': weights / parameters,
+            'share_of_multiplications': covered / all_multiplications if all_multiplications
+            else None, 'multiplications': all_multiplications,
+            'kept_float': [dict(kind=kind, reason=reason, share=number / parameters)
+                           for (kind, reason), number in kept.most_common(8)]}
