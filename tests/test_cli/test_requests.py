@@ -32,6 +32,9 @@ def coco(tmp_path):
     """A data root of three images, laid out as COCO."""
     import cv2
     import numpy as np
+    from mmdet.datasets import CocoDataset
+    categories = [dict(id=number, name=name)
+                  for number, name in enumerate(CocoDataset.METAINFO['classes'], 1)]
     root = tmp_path / 'small coco'
     (root / 'annotations').mkdir(parents=True)
     for split, count in (('train', 2), ('val', 1)):
@@ -44,7 +47,7 @@ def coco(tmp_path):
         boxes = [dict(id=image['id'], image_id=image['id'], category_id=1, area=64, iscrowd=0,
                       bbox=[2, 2, 8, 8]) for image in images]
         (root / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(dict(
-            images=images, annotations=boxes, categories=[dict(id=1, name='person')])))
+            images=images, annotations=boxes, categories=categories)))
     return root
 
 
@@ -67,6 +70,23 @@ def test_nothing_of_the_user_s_is_needed_but_the_data(capsys, coco):
     assert results['config'] == YOLOX and results['untrained']
     assert (results['weight_bits'], results['activation_bits']) == (4, 8)
     assert results['method']['type'] == 'RoundToNearest'
+
+
+def test_averages_of_the_training_config_do_not_disturb_a_test(capsys, coco, tmp_path):
+    """mmengine's EMAHook copies the model before weights are loaded, and swaps at every test."""
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, DefaultScope
+
+    from mmbitsplit.engine.upstream_configs import find_upstream
+    cfg = Config.fromfile(find_upstream(YOLOX))
+    assert any(hook['type'] == 'EMAHook' for hook in cfg.custom_hooks)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'random.pth')
+    code, out, err = run(capsys, 'test', YOLOX, tmp_path / 'random.pth', '--data-root', coco,
+                         '--cfg-options', 'model.test_cfg.score_thr=0.9',
+                         'test_dataloader.num_workers=0',
+                         'test_dataloader.persistent_workers=False')
+    assert code == 0, err[-2000:]
 
 
 def test_weights_that_cannot_be_fetched_are_named_with_what_to_do(capsys, coco, monkeypatch):
