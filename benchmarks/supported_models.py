@@ -104,6 +104,19 @@ def families(package: str) -> Iterator[tuple[str, str]]:
             yield f'{package}{MARK}{folder.name}', f'{package}{MARK}{folder.name}/{chosen}'
 
 
+def chosen_configs(patterns: Sequence[str]) -> list[str]:
+    """Lists the configs of some patterns, in their order; none where there is no pattern."""
+    whole = [pattern for pattern in patterns if pattern.endswith('.py') and '*' not in pattern]
+    if len(whole) == len(patterns):
+        return whole
+    # In turn: what an interrupted sweep has done is of both packages.
+    turns = zip_longest(*([name for _, name in families(package)] for package in PACKAGES))
+    names = [name for turn in turns for name in turn if name is not None]
+    return list(dict.fromkeys(
+        name for pattern in patterns for name in (
+            [pattern] if pattern in whole else fnmatch.filter(names, pattern))))
+
+
 def _any_config(package: str) -> str:
     return {'mmdet': 'retinanet/retinanet_r50_fpn_1x_coco.py',
             'mmpretrain': 'resnet/resnet18_8xb32_in1k.py'}[package]
@@ -232,8 +245,9 @@ def _short(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs/supported_models')
-    parser.add_argument('--only', default='*', metavar='PATTERN',
-                        help="configs of this name, such as 'mmdet::rtmdet/*'")
+    parser.add_argument('--only', nargs='*', default=['*'], metavar='PATTERN',
+                        help="configs of these names, such as 'mmdet::rtmdet/*'; a whole name may "
+                        'be that of any config')
     parser.add_argument('--redo', choices=['failed', 'all'],
                         help='run again what failed, or everything')
     parser.add_argument('--seconds', type=float, default=300,
@@ -244,10 +258,7 @@ def main() -> None:
     parser.add_argument('--list', action='store_true', help='list the configs and end')
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    # In turn: what an interrupted sweep has done is of both packages.
-    turns = zip_longest(*([name for _, name in families(package)] for package in PACKAGES))
-    names = [name for turn in turns for name in turn
-             if name is not None and fnmatch.fnmatch(name, args.only)]
+    names = chosen_configs(args.only)
     if args.list:
         print('\n'.join(names))
         return

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 DICT, LIST, TEXT = "a dict, such as dict(type='...')", 'a list', 'a word in quotes'
 NUMBER = 'an integer'
+LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
 Kinds = tuple[tuple[type, ...], str]
 NONE = type(None)
 DICT_OR_NONE: Kinds = ((Mapping, NONE), f'{DICT}, or None')
@@ -44,6 +45,8 @@ ALLOWED: dict[str, Kinds] = {
     'param_scheduler': ((Mapping, _ParamScheduler, list, tuple, NONE), f'{LIST} of dicts'),
     'log_processor': ((Mapping, LogProcessor, NONE), f'{DICT}, or None'),
     'visualizer': ((Mapping, Visualizer, NONE), f'{DICT}, or None'),
+    **dict.fromkeys(('test_dataloader.dataset.pipeline', 'train_dataloader.dataset.pipeline',
+                     'visualizer.vis_backends'), ((list, tuple, NONE), f'{LIST} of dicts')),
     'runner_type': ((str, type), TEXT), 'log_level': ((str, int), TEXT),
     'randomness.seed': ((int, NONE), f'{NUMBER}, or None'),
     'resume': ((bool, NONE), 'True or False'),
@@ -67,7 +70,13 @@ def check_shape(cfg: Config) -> None:
         if isinstance(holder, Mapping | Config) and key in holder:
             _check(path, holder[key], kinds, allowed)
     for path, value in _hooks(cfg):
-        _check(path, value, (Mapping, Hook, type(None)), DICT)
+        _check(path, value, (Mapping, Hook, NONE), DICT)
+    for path, value in _steps(cfg):
+        if not callable(value):
+            _check(path, value, (Mapping,), DICT)
+    level = cfg.get('log_level', 'INFO')
+    if isinstance(level, str) and level not in LEVELS:
+        raise ValueError(f"log_level='{level}' is not supported; allowed are {', '.join(LEVELS)}.")
     for path, value in _leaves('', cfg._to_lazy_dict()):
         if isinstance(value, UNWRITABLE):
             raise ValueError(f'{path}={_short(value)} cannot be written down, and a run keeps its '
@@ -95,6 +104,14 @@ def _hooks(cfg: Config) -> Iterator[tuple[str, Any]]:
         yield f'default_hooks.{name}', hook
     for number, hook in enumerate(cfg.get('custom_hooks') or ()):
         yield f'custom_hooks.{number}', hook
+
+
+def _steps(cfg: Config) -> Iterator[tuple[str, Any]]:
+    for name in ('test_dataloader', 'train_dataloader'):
+        loader = cfg.get(name)
+        dataset = loader.get('dataset') if isinstance(loader, Mapping) else {}
+        for number, step in enumerate((dataset or {}).get('pipeline') or ()):
+            yield f'{name}.dataset.pipeline.{number}', step
 
 
 def explain_duplicates(config: str, error: Exception) -> str | None:

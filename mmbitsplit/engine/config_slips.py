@@ -15,6 +15,14 @@ UNKNOWN_ARGUMENT = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword ar
 MISSING_ARGUMENT = re.compile(r'(\w+)\.__init__\(\) missing \d+ required .*arguments?: (.+)')
 
 
+UNKNOWN_RUNNER = re.compile(r'(\S+) is not in the runner registry')
+NO_DICT = re.compile(r'cfg should be a dict, ConfigDict or Config, but got (.+)')
+# Functions of mmengine that a setting is handed to whole.
+UNKNOWN_KEY = re.compile(r"(set_randomness|set_multi_processing)\(\) got an unexpected keyword "
+                         r"argument '(\w+)'")
+SETTINGS = {'set_randomness': 'randomness', 'set_multi_processing': 'env_cfg.mp_cfg'}
+
+
 class ConfigSlip(ValueError):
     """A ``type`` or an argument that a config names is not there."""
 
@@ -43,6 +51,15 @@ def _explained(text: str) -> str | None:
         name, argument = found.groups()
         return (f"The config gives {name} the argument '{argument}', which it does not take"
                 f'{_hint(argument, _arguments(name))}; mend the dict of type {name}.')
+    if found := UNKNOWN_RUNNER.match(text):
+        return (f"runner_type='{found[1]}' is not known; leave it out for mmengine's Runner, or "
+                'import a Runner of your own by custom_imports.')
+    if found := UNKNOWN_KEY.search(text):
+        return (f"{SETTINGS[found[1]]} of the config has the key '{found[2]}', which mmengine does "
+                'not take; take it out.')
+    if found := NO_DICT.search(text):
+        return (f"Where a dict(type='...') belongs the config has {found[1]}; look for a part of "
+                'the model, a data set or a hook that is a bare value.')
     if found := MISSING_ARGUMENT.search(text):
         return (f'The config does not give {found[1]} what it needs: {found[2]}; add it to the '
                 f'dict of type {found[1]}.')

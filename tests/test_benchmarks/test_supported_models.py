@@ -105,6 +105,17 @@ def test_one_config_a_family():
         assert name.startswith(f'{family}/') and supported_models.find_upstream(name).is_file()
 
 
+def test_patterns_and_whole_names(monkeypatch):
+    monkeypatch.setattr(supported_models, 'families', lambda package: [
+        (f'{package}::{name}', f'{package}::{name}/{name}_r50.py') for name in 'ab'])
+    chosen = supported_models.chosen_configs
+    assert chosen(['*']) == ['mmdet::a/a_r50.py', 'mmpretrain::a/a_r50.py', 'mmdet::b/b_r50.py',
+                             'mmpretrain::b/b_r50.py']
+    assert chosen(['mmdet::c/x.py', '*::b/*', 'mmdet::*']) == [
+        'mmdet::c/x.py', 'mmdet::b/b_r50.py', 'mmpretrain::b/b_r50.py', 'mmdet::a/a_r50.py']
+    assert chosen([]) == [] and chosen(['mmdet::c/x.py']) == ['mmdet::c/x.py']
+
+
 def test_proposals_are_few():
     cfg = dict(test_cfg=dict(rpn=dict(nms_pre=1000, max_per_img=1000, nms=dict(x=1)), rcnn=dict(
         max_per_img=100)))

@@ -7,8 +7,9 @@ from mmbitsplit.engine.config_shape import ALLOWED, check_shape, explain_duplica
 
 USUAL = dict(
     model=dict(type='Toy', data_preprocessor=dict(mean=[0])), work_dir='x', load_from=None,
-    train_dataloader=dict(batch_size=2, num_workers=0, dataset=dict(type='A')),
-    test_dataloader=dict(batch_size=1, num_workers=0, dataset=dict(type='A')),
+    train_dataloader=dict(batch_size=2, num_workers=0, dataset=dict(type='A', pipeline=[])),
+    test_dataloader=dict(batch_size=1, num_workers=0, dataset=dict(
+        type='A', pipeline=[dict(type='Load'), dict])),
     test_evaluator=[dict(type='M')], val_evaluator=dict(type='M'), test_cfg=dict(),
     default_hooks=dict(timer=dict(type='T'), logger=None), custom_hooks=[dict(type='H')],
     env_cfg=dict(mp_cfg=dict(), dist_cfg=dict(backend='nccl')), randomness=dict(seed=None),
@@ -44,6 +45,18 @@ def test_what_is_allowed_is_said(path, wrong, allowed):
     cfg = Config(USUAL)
     cfg.merge_from_dict({path: wrong})
     with pytest.raises(ValueError, match=rf'{path}=.* is not supported; it must be {allowed}'):
+        check_shape(cfg)
+
+
+def test_a_level_that_is_none():
+    with pytest.raises(ValueError, match="log_level='loud' is not supported; allowed are DEBUG"):
+        check_shape(Config({**USUAL, 'log_level': 'loud'}))
+
+
+def test_a_step_of_a_pipeline_that_is_none():
+    cfg = Config(USUAL)
+    cfg.test_dataloader.dataset.pipeline = [dict(type='Load'), 3]
+    with pytest.raises(ValueError, match='test_dataloader.dataset.pipeline.1=3 is not supported'):
         check_shape(cfg)
 
 

@@ -39,6 +39,19 @@ def test_arguments_too_many_and_too_few_are_named(det_scope):
     refused(lambda: MODELS.build(dict(type='ResNet')), 'does not give ResNet', "'depth'")
 
 
+def test_what_a_runner_cannot_use_is_said(det_scope, tmp_path):
+    from mmengine.config import Config
+    from mmengine.registry import RUNNERS
+    usual = dict(model=dict(type='mmengine.ToyModel'), work_dir=str(tmp_path))
+    refused(lambda: RUNNERS.build(Config(dict(usual, runner_type='Runer'))), "runner_type='Runer'")
+    refused(lambda: RUNNERS.build(Config(dict(usual, randomness=dict(seeed=1)))),
+            "randomness of the config has the key 'seeed'")
+    refused(lambda: RUNNERS.build(Config(dict(usual, env_cfg=dict(mp_cfg=dict(seeed=1))))),
+            "env_cfg.mp_cfg of the config has the key 'seeed'")
+    refused(lambda: MODELS.build(dict(type='RetinaNet', backbone=3, neck=None, bbox_head=None)),
+            "Where a dict(type='...') belongs", "<class 'int'>")
+
+
 @pytest.mark.parametrize('error', [KeyError('name'), TypeError('no number'), KeyError(),
                                    RuntimeError('out of memory')])
 def test_other_errors_stay_what_they_are(error):
