@@ -88,16 +88,21 @@ class LayerWriter:
             return self._round_trip(x, qparams, name, axis)
         points = _zero_points(qparams)
         same_points = one_zero_point(qparams)
-        # QuantizeLinear with a scale a channel is what onnxruntime computes fastest, but for two
+        # QuantizeLinear with a scale a channel is what onnxruntime computes fastest, but for three
         # cases. Between integer layers alone it lays channels last, where that takes
-        # longer than all the rest; and signed codes it takes from pairs of equal scales only.
-        divide = same_points and qparams.scale.numel() > 1 and (
-            self.divide_first or qparams.quant_min < 0)
+        # longer than all the rest; there it also merges the quantizer with an activation function
+        # before it, for which it knows one scale; and signed codes it takes from pairs of equal
+        # scales only.
+        divide = qparams.scale.numel() > 1 and (self.divide_first or qparams.quant_min < 0)
         shifted = codes_as_they_are(call.layer)
         point = np.zeros_like(points[0]) if shifted else points[0]
         if folded or divide:
             x = x if folded else self._divide(x, qparams, name, axis)
-            codes = self._quantize(x, np.float32(1), point, qparams, f'{name}.unit', axis)
+            if folded or same_points:
+                codes = self._quantize(x, np.float32(1), point, qparams, f'{name}.unit', axis)
+            else:
+                codes = self._quantize(x, np.ones(points.shape, np.float32), points, qparams,
+                                       f'{name}.points', axis)
         else:
             codes = self._quantize(x, *_scales(qparams), qparams, name, axis)
         if self.in_integers and (same_points or shifted):
