@@ -144,8 +144,8 @@ def _find_product(record: CallRecord) -> _Product:
     if weight.dim() != (2 if linear else 4) \
             or not linear and record.tensors[x.index].dim() != 4:
         raise NotUnderstood('computes a product of other dimensions')
-    if node.kwargs or bias is not None and (
-            bias.dim() == 0 or bias.numel() != bias.shape[-1] or linear and bias.numel() != weight.shape[0]):
+    if node.kwargs or linear and bias is not None and (  # a convolution checks its bias itself
+            bias.numel() != weight.shape[0] or bias.shape[-1] != weight.shape[0]):
         raise NotUnderstood('adds something else than a bias')
     bias = None if bias is None else bias.reshape(-1)
     return _Product(node, x, weight, bias, _geometry(node, weight))
