@@ -34,6 +34,7 @@ SHAPE = (160, 192)  # of images for detectors, pixels
 SHAPES = {'ssd300': (300, 300), 'ssd512': (512, 512), 'cornernet': (255, 255),
           'centripetalnet': (255, 255)}  # by what the config's name begins with
 PROPOSALS = {'nms_pre': 100, 'max_per_img': 20}  # of a region proposal network
+DETECTIONS = 10  # whose masks are computed
 GENTLE = 0.5  # spread of what a batch norm gives, around 1
 LEAST = 1e-12  # below this a tensor counts as zero
 
@@ -83,15 +84,20 @@ def build_model(cfg: Config) -> nn.Module:
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
-    return revert_sync_batchnorm(model).eval()
+    return revert_sync_batchnorm(model).eval().requires_grad_(False)  # nothing is trained
 
 
 def _fewer_proposals(part: Any) -> None:
-    """Keeps the second stage of a detector as small as its images."""
+    """Keeps the second stage of a detector as small as its images, and lets masks be made.
+
+    Random scores are below every threshold.
+    """
     if isinstance(part, dict):
         if isinstance(part.get('rpn'), dict):
             part['rpn'].update({key: value for key, value in PROPOSALS.items()
                                 if key in part['rpn']})
+        if isinstance(part.get('rcnn'), dict) and 'score_thr' in part['rcnn']:
+            part['rcnn'].update(score_thr=0.0, max_per_img=DETECTIONS)
         for value in part.values():
             _fewer_proposals(value)
 

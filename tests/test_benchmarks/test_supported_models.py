@@ -118,7 +118,7 @@ def test_patterns_and_whole_names(monkeypatch):
 
 def test_proposals_are_few():
     cfg = dict(test_cfg=dict(rpn=dict(nms_pre=1000, max_per_img=1000, nms=dict(x=1)), rcnn=dict(
-        max_per_img=100)))
+        max_per_img=100, score_thr=0.05)))
     model_probe._fewer_proposals(cfg)
     assert cfg['test_cfg'] == dict(rpn=dict(nms_pre=100, max_per_img=20, nms=dict(x=1)),
-                                   rcnn=dict(max_per_img=100))
+                                   rcnn=dict(max_per_img=10, score_thr=0.0))
