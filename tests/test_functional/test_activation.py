@@ -164,7 +164,8 @@ def test_a_zero_point_a_channel_spends_the_codes_of_every_channel(activation, bi
     alone = search_qparams(samples, bits, symmetry='asymmetric', search=search, per_channel=True)
     assert torch.equal(found.scale, alone.scale)
     assert torch.equal(found.zero_point, alone.zero_point)
-    assert len(found.zero_point.unique()) > 1
+    # A leaky ReLU's lobe is less than half a step of 4 bits: no code is spent on it.
+    assert len(found.zero_point.unique()) > 1 or bool((-samples.low < found.scale / 2).all())
     # Per channel by brute force: no pair of scale and zero point is much better.
     errors = quantization_error(samples.values, found)
     for c in (1, 3, 5):
