@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmbitsplit.calibration import calibrate
@@ -217,7 +218,8 @@ def count_multiplications(model: nn.Module, batch: Any) -> tuple[dict[str, float
                 and not isinstance(module, nn.Embedding):
             hooks += [module.register_forward_pre_hook(enter(name)),
                       module.register_forward_hook(leave(name))]
-    with torch.no_grad(), counter:
+    # As matrix products: the counter does not know the CPU's kernel for attention.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         run(model, batch)
     for hook in hooks:
         hook.remove()
