@@ -9,6 +9,8 @@ from torch import Tensor
 from mmbitsplit.calibration.capture import CallCapture
 from mmbitsplit.calibration.team import Team
 
+BATCHES_TO_ONE_OTHER = 8
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -57,6 +59,23 @@ class LayerRows:
             return everything, everything
         return (self._join(lambda capture: _chosen(~capture.held_out)),
                 self._join(lambda capture: _chosen(capture.held_out)))
+
+    def other_batches(self) -> frozenset[int]:
+        """Batches to judge on what was found on the rest: one of eight, of fewer one; or none."""
+        seen = sorted({batch for part in self.team.gather(
+            [capture.batch for capture in self.captures]) for batch in part})
+        every = min(BATCHES_TO_ONE_OTHER, len(seen))
+        return frozenset(seen[every - 1::every]) if len(seen) > 1 else frozenset()
+
+    def thin_apart(self, most: int, others: frozenset[int]) -> tuple[Rows, Rows]:
+        """About ``most`` positions of all batches but the others, and of the others."""
+        def part(chosen: Callable[[int], bool]) -> Rows:
+            count = sum(capture.held_out.numel() for capture in self.captures
+                        if chosen(capture.batch))
+            step = max(1, self.team.total(count) // most)
+            return self._join(lambda capture: slice(0, None, step) if chosen(capture.batch)
+                              else slice(0))
+        return part(lambda batch: batch not in others), part(lambda batch: batch in others)
 
     def thin(self, most: int) -> tuple[Rows, Rows]:
         """Twice about ``most`` positions over all processes, evenly from every call.

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmbitsplit.calibration.capture import CallCapture, merge_samples
+from mmbitsplit.calibration.capture import CallCapture
 from mmbitsplit.calibration.evidence import collect_evidence
-from mmbitsplit.calibration.input_scales import choose_candidate, input_candidates
+from mmbitsplit.calibration.input_scales import choose_input
 from mmbitsplit.calibration.methods import Method
 from mmbitsplit.calibration.output_error import output_error
 from mmbitsplit.calibration.output_scales import search_output_qparams
@@ -91,9 +91,7 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
     geometry, weight = layer.geometry, layer.float_rows()
     rows = LayerRows(captures, targets, team, weight)
     with stopwatch('solve_scales'):
-        samples = merge_samples(captures, team)
-        candidates = input_candidates(samples, plan.activation)
-        best = choose_candidate(candidates, rows, layer, plan, method)
+        best, samples = choose_input(captures, rows, layer, plan, method)
         ranges = channel_ranges(samples, best.qparams)
         del samples
     with stopwatch('solve_statistics'):

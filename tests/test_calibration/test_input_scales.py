@@ -12,6 +12,7 @@ from mmbitsplit.calibration.input_scales import (
     SEARCHES,
     STRENGTHS,
     choose_candidate,
+    choose_input,
     input_candidates,
 )
 from mmbitsplit.calibration.rows import LayerRows
@@ -211,3 +212,26 @@ def test_zero_points_a_channel_bring_ecaq_to_what_per_channel_gives(name):
         errors[mode] = float((found - wanted).square().sum() / (wanted - wanted.mean()).square()
                              .sum())
     assert errors['ecaq'] < 2 * errors['per_channel'] + 1e-5
+
+
+def waking():
+    """Eight batches (8, K): seven channels are small but in the last one."""
+    x = torch.rand(8, 8, 1024, generator=torch.Generator().manual_seed(0))
+    x[:7, 1:] /= 64
+    return x
+
+
+@pytest.mark.parametrize('search, cautious', [('auto', True), ('minmax', False)])
+def test_strengths_are_compared_on_batches_that_their_scales_did_not_see(search, cautious):
+    """Channels that some batches wake: scales of their own clip them on others."""
+    layer = make_layer()
+    captures = [make_capture(layer, part, batch) for batch, part in enumerate(waking())]
+    targets = [layer.float_rows() @ capture.patches for capture in captures]
+    plan = LayerPlan('layer', WeightSpec(8), ActivationSpec(8, scale_search=search))
+    rows = LayerRows(captures, targets, Team(), layer.float_rows())
+    chosen, samples = choose_input(captures, rows, layer, plan, build_method({'type': 'BitSplit'}))
+    assert (chosen.strength < 1) == cautious
+    assert torch.equal(samples.high, torch.stack([one.high for one in captures]).amax(0))
+    again = [one for one in input_candidates(samples, plan.activation)
+             if (one.strength, one.search) == (chosen.strength, chosen.search)]
+    assert torch.equal(chosen.qparams.scale, again[0].qparams.scale)  # found on all of them

@@ -184,3 +184,20 @@ def test_a_layer_with_one_position_is_calibrated_whichever_batch_has_it(
                           run=run_model)
     found = {layer.name: layer for layer in report.layers}
     assert found['m'].rows == 1 and found['m'].error < 0.01
+
+
+@pytest.mark.parametrize('count, others', [(1, []), (2, [1]), (4, [3]), (8, [7]), (19, [7, 15])])
+def test_one_batch_of_eight_is_for_judging_the_rest(count, others):
+    rows = make_rows([[False] * 5] * count)
+    assert rows.other_batches() == frozenset(others)
+    if others:
+        fit, judge = map(numbers_of, rows.thin_apart(10000, rows.other_batches()))
+        assert sorted({number // 5 for number in judge}) == others
+        assert sorted(fit + judge) == list(range(5 * count))
+
+
+def test_batches_apart_are_thinned_evenly():
+    rows = make_rows([[False] * 64] * 8)
+    fit, judge = map(numbers_of, rows.thin_apart(56, rows.other_batches()))
+    assert {number // 64 for number in fit} == set(range(7)) and len(fit) == 56
+    assert judge == list(range(7 * 64, 8 * 64))
