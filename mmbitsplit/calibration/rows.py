@@ -9,8 +9,6 @@ from torch import Tensor
 from mmbitsplit.calibration.capture import CallCapture
 from mmbitsplit.calibration.team import Team
 
-BATCHES_TO_ONE_OTHER = 8
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -61,11 +59,10 @@ class LayerRows:
                 self._join(lambda capture: _chosen(capture.held_out)))
 
     def other_batches(self) -> frozenset[int]:
-        """Batches to judge on what was found on the rest: one of eight, of fewer one; or none."""
+        """Every second batch that reaches the layer, to judge on what was found on the rest."""
         seen = sorted({batch for part in self.team.gather(
             [capture.batch for capture in self.captures]) for batch in part})
-        every = min(BATCHES_TO_ONE_OTHER, len(seen))
-        return frozenset(seen[every - 1::every]) if len(seen) > 1 else frozenset()
+        return frozenset(seen[1::2])
 
     def thin_apart(self, most: int, others: frozenset[int]) -> tuple[Rows, Rows]:
         """About ``most`` positions of all batches but the others, and of the others."""
