@@ -6,6 +6,7 @@
 #   TORCH        version or requirement of torch
 #   TORCHVISION  version or requirement of torchvision; without it, the one that fits torch
 #   MMCV_DEVICE  cpu: compile onedl-mmcv without CUDA even where a GPU is
+#   TEST_JOBS    processes that run test files side by side, a thread each (one a core)
 #   PYTEST_ARGS  more arguments for pytest, for example PYTEST_ARGS='-k setup -x'
 # pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) are respected.
 
@@ -14,9 +15,12 @@ VENV ?= .venv
 TORCH ?=
 TORCHVISION ?=
 MMCV_DEVICE ?= auto
+TEST_JOBS ?= auto
 PYTEST_ARGS ?=
 
 VENV_PYTHON = $(VENV)/bin/python
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest -n $(TEST_JOBS) \
+    --dist loadfile
 DEMO_DIR = work_dirs/demo
 DEMOS = retinanet_digits_w4a8 mask_rcnn_digits_w4a8
 
@@ -51,9 +55,9 @@ WITHOUT_VNNI = tests/test_functional/test_exact_sums.py tests/test_calibration/t
     tests/test_tools/test_onnx_tools.py
 
 test: data ## run the tests
-	$(if $(PYTEST_ARGS),,ONEDNN_MAX_CPU_ISA=AVX2 $(VENV_PYTHON) -m pytest $(WITHOUT_VNNI) \
+	$(if $(PYTEST_ARGS),,ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(WITHOUT_VNNI) \
 	    -k 'sums or products or several_processes or two_processes or openvino')
-	$(VENV_PYTHON) -m pytest tests $(PYTEST_ARGS)
+	$(PYTEST) tests $(PYTEST_ARGS)
 
 lint: setup ## check the style with ruff, the types with mypy
 	$(VENV_PYTHON) -m ruff check .
