@@ -12,6 +12,9 @@ import argparse
 import time
 from pathlib import Path
 
+import mmbitsplit.cli  # noqa: F401  before torch: its threads wait without spinning
+
+# isort: split
 import cv2
 import numpy as np
 import torch

@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == '__main__':
     sys.path.insert(0, str(ROOT))
 
+import mmbitsplit.cli  # noqa: E402, F401  before torch: its threads wait without spinning
+
+# isort: split
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 

@@ -48,7 +48,7 @@ def finish(processes, seconds):
     return [process.returncode for process in processes], ended
 
 
-def together(task, folder, size, seconds=150):
+def together(task, folder, size, seconds=400):
     statuses, _ = finish(start(task, folder, size), seconds)
     assert statuses == [0] * size, ''.join(
         (folder / f'errors {rank}').read_text()[-2000:] for rank in range(size))
@@ -105,9 +105,9 @@ def test_one_process_s_journal_serves_all(tmp_path):
 
 @pytest.mark.parametrize('task, size, status', [('dies', 2, 9), ('dies', 3, 9), ('fails', 2, 1)])
 def test_the_others_end_with_an_error_when_one_is_lost(task, size, status, tmp_path):
-    statuses, ended = finish(start(task, tmp_path, size), 60)
+    statuses, ended = finish(start(task, tmp_path, size), 120)
     assert statuses == [1] * (size - 1) + [status]
-    assert max(ended.values()) - ended[size - 1] < 10
+    assert max(ended.values()) - ended[size - 1] < 30  # at once, on a busy machine
     for rank in range(size - 1):
         text = (tmp_path / f'errors {rank}').read_text()
         assert 'Connection closed by peer' in text or 'Connection reset by peer' in text, text
