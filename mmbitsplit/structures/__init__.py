@@ -27,10 +27,12 @@ from mmbitsplit.structures.spec import (
     WeightSpec,
     merge,
 )
+from mmbitsplit.structures.units import Unit
 
 __all__ = [
     'ActivationSpec', 'BitPlan', 'CalibrationSpec', 'FirstLastSpec', 'FloatRemainder',
     'LayerGeometry', 'LayerMeans', 'LayerPlan', 'LayerReport', 'LayerSolution', 'LayerStatistics',
     'OutputPlan', 'OverrideSpec', 'QParams', 'QuantSpec', 'QuantizationReport', 'RowStatistics',
-    'Selection', 'WeightSolution', 'WeightSpec', 'from_mapping', 'merge', 'nearest', 'summary',
+    'Selection', 'Unit', 'WeightSolution', 'WeightSpec', 'from_mapping', 'merge', 'nearest',
+    'summary',
 ]
