@@ -10,12 +10,14 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 
-# What `mim` looks for in mmbitsplit/.mim. Demo, CIFAR configs and set-up belong to a checkout: the
-# demo's weights (8 MB) and data, and the network of the CIFAR configs, are only there. The model
-# index leaves their metafiles out.
+# What `mim` looks for in mmbitsplit/.mim. Demo, bench, CIFAR configs and set-up belong to a
+# checkout: the demo's weights (8 MB) and data, the packages bench/ and demo/, and the network of
+# the CIFAR configs, are only there. The model index leaves their metafiles out.
 MIM = {'tools': ('*.py', '*.sh'), 'configs': ('*.py', '*.yml', '*.md'),
        'model-index.yml': ('model-index.yml',)}
-MIM_WITHOUT = ('tools/setup', 'configs/demo', 'configs/cifar')
+MIM_WITHOUT = ('tools/setup', 'tools/demo_summary.py', 'tools/make_demo_data.py',
+               'tools/paper_tables.py', 'tools/store_results.py', 'tools/update_tables.py',
+               'configs/demo', 'configs/cifar')
 
 # Seen to work together: Python 3.11, torch 2.13 (CPU), numpy 2.2, and the `mm` versions named by
 # the lower bounds below. The ranges are wider so that nobody's own torch is replaced.
@@ -98,8 +100,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmbitsplit', 'mmbitsplit.*']),
-    package_data={'mmbitsplit': ['py.typed', 'report/paper/*.csv', '**/*.html', '**/*.css',
-                                 '**/*.js']},
+    package_data={'mmbitsplit': ['py.typed', '**/*.html', '**/*.css', '**/*.js']},
     cmdclass={'build_py': BuildWithMim},
     entry_points={'console_scripts': ['mmbitsplit = mmbitsplit.cli.main:start']},
     python_requires='>=3.10',

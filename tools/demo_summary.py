@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import mmbitsplit.cli  # noqa: F401  before torch: its threads wait without spinning
 
 # isort: split
@@ -18,8 +20,9 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from torch import nn
 
+from demo.pictures import comparison_figure
 from mmbitsplit.apis import load_quantized
-from mmbitsplit.report import comparison_figure, results_text
+from mmbitsplit.report import results_text
 
 IMAGES_PER_MODEL = 2  # two detectors make the four images of the demo's picture
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import mmbitsplit.cli  # noqa: E402, F401  before torch: its threads wait without spinning
+import mmbitsplit.cli  # noqa: F401  before torch: its threads wait without spinning
 
 # isort: split
-from mmbitsplit.datasets import DigitsOptions, write_digits  # noqa: E402
+from demo.digits import DigitsOptions, write_digits
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

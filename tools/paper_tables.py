@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
-from mmbitsplit.cli.paper_tables import main
+# The bench lies in the repository's root; the CIFAR configs import their network from benchmarks/.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.commands.paper_tables import main
 from mmbitsplit.engine.distributed import end_with
 
 if __name__ == '__main__':
-    # The CIFAR configs import their network from benchmarks/.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     end_with(main)

@@ -1,6 +1,11 @@
 """Keeps the figures of finished runs in a small file of results/, for the tables of pages."""
 
-from mmbitsplit.cli.store_results import main
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.commands.store_results import main
 from mmbitsplit.engine.distributed import end_with
 
 if __name__ == '__main__':

@@ -6,10 +6,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from mmbitsplit.cli.command import DONE, USER_ERROR, run_module, say_error
 from mmbitsplit.version import __version__
+
+REPOSITORY = Path(__file__).resolve().parents[2]  # of a wheel it is site-packages
+OF_THE_REPOSITORY = 'bench.commands'
 
 
 @dataclass(frozen=True)
@@ -17,17 +22,32 @@ class Command:
     """A command, imported only when it is chosen.
 
     Args:
-        module: Name in ``mmbitsplit.cli``.
+        module: Name in ``package``.
         summary: What ``mmbitsplit --help`` says of it.
+        package: Where the module is.
     """
 
     module: str
     summary: str
+    package: str = 'mmbitsplit.cli'
 
     @property
     def path(self) -> str:
         """Dotted name of the module."""
-        return f'mmbitsplit.cli.{self.module}'
+        return f'{self.package}.{self.module}'
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the module can be imported; a checkout alone has those of the repository."""
+        if self.package == OF_THE_REPOSITORY:  # not find_spec: others have a package `bench` too
+            return (REPOSITORY / f'{self.path.replace(".", "/")}.py').is_file()
+        return find_spec(self.path) is not None
+
+    def load(self) -> ModuleType:
+        """Imports the module; an editable install does not know the packages beside ours."""
+        if self.package == OF_THE_REPOSITORY:
+            sys.path.insert(0, str(REPOSITORY))
+        return importlib.import_module(self.path)
 
 
 COMMANDS = {
@@ -38,10 +58,13 @@ COMMANDS = {
     'inspect': Command('inspect_checkpoint', 'list what a quantized checkpoint holds'),
     'report': Command('make_report', 'make report.html of a finished run again'),
     'compare': Command('compare_runs', 'put several runs into one table and one plot'),
-    'paper-tables': Command('paper_tables', "run the grid of one of the paper's tables"),
-    'store-results': Command('store_results', 'keep the figures of finished runs in results/'),
-    'update-tables': Command('update_tables', 'write the tables of pages from results/'),
     'sensitivity': Command('sensitivity', 'quantize each layer alone and see what it costs'),
+    'paper-tables': Command('paper_tables', "run the grid of one of the paper's tables",
+                            OF_THE_REPOSITORY),
+    'store-results': Command('store_results', 'keep the figures of finished runs in results/',
+                             OF_THE_REPOSITORY),
+    'update-tables': Command('update_tables', 'write the tables of pages from results/',
+                             OF_THE_REPOSITORY),
 }
 EXAMPLE = ('example: mmbitsplit quantize mmdet::yolox/yolox_tiny_8xb8-300e_coco.py '
            '--weight-bits 4 --work-dir work_dirs/yolox_tiny')
@@ -49,7 +72,7 @@ EXAMPLE = ('example: mmbitsplit quantize mmdet::yolox/yolox_tiny_8xb8-300e_coco.
 
 def available() -> dict[str, Command]:
     """Returns the commands whose modules are there."""
-    return {name: command for name, command in COMMANDS.items() if find_spec(command.path)}
+    return {name: command for name, command in COMMANDS.items() if command.is_there}
 
 
 def help_text() -> str:
@@ -76,11 +99,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if first in ('-V', '--version'):
         print(f'mmbitsplit {__version__}')
         return DONE
-    if first not in available():
-        from mmbitsplit.structures import nearest
-        say_error(f"Unknown command '{first}': {nearest(first, available())}.")
+    commands = available()
+    if first in commands:
+        return run_module(commands[first].load(), rest, f'mmbitsplit {first}')
+    if first in COMMANDS and COMMANDS[first].package == OF_THE_REPOSITORY:
+        say_error(f"The command '{first}' is part of mmbitsplit's repository (bench/, tools/"
+                  f'{COMMANDS[first].module}.py), not of an installed wheel: run it in a checkout '
+                  'of the repository.')
         return USER_ERROR
-    return run_module(importlib.import_module(COMMANDS[first].path), rest, f'mmbitsplit {first}')
+    from mmbitsplit.structures import nearest
+    say_error(f"Unknown command '{first}': {nearest(first, commands)}.")
+    return USER_ERROR
 
 
 def start() -> NoReturn:

@@ -1,6 +1,5 @@
-"""Tables, pictures and pages of results; ``run_page`` and the like need plotly and Pillow."""
+"""Tables and pages of results; ``run_page`` and the like need plotly and Pillow."""
 
-from mmbitsplit.report.pictures import comparison_figure
 from mmbitsplit.report.tables import results_rows, results_text, text_table
 
-__all__ = ['comparison_figure', 'results_rows', 'results_text', 'text_table']
+__all__ = ['results_rows', 'results_text', 'text_table']

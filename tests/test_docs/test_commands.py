@@ -1,6 +1,5 @@
 """Commands and links of the pages are those of the repository."""
 
-import importlib
 import re
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def commands() -> list:
 def test_scripts_exist_and_know_the_options(script, options):
     path = PROJECT / script
     assert path.is_file()
-    sources = [path, PROJECT / 'mmbitsplit/cli' / path.name,
+    sources = [path, PROJECT / 'mmbitsplit/cli' / path.name, PROJECT / 'bench/commands' / path.name,
                *(PROJECT / 'mmbitsplit/cli').glob('co*.py')]  # what commands share
     text = '\n'.join(source.read_text(encoding='utf-8') for source in sources if source.is_file())
     unknown = {option for option in options if f"'{option}'" not in text}
@@ -46,7 +45,7 @@ def test_subcommands_and_targets_exist(page):
     text = '\n'.join(block or inline for block, inline in CODE.findall(
         page.read_text(encoding='utf-8')))
     for name, rest in SUBCOMMAND.findall(text):
-        parser = make_parser(importlib.import_module(COMMANDS[name].path), 'mmbitsplit')
+        parser = make_parser(COMMANDS[name].load(), 'mmbitsplit')
         unknown = set(re.findall(r'(?<!\w)--[a-z-]+', rest)) - set(parser._option_string_actions)
         assert not unknown, name
     makefile = (PROJECT / 'Makefile').read_text()

@@ -12,7 +12,10 @@ import pytest
 import yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
-SOURCES = ('mmbitsplit', 'tools', 'configs', 'setup.py', 'pyproject.toml', 'MANIFEST.in',
+# Tools of bench/ and demo/, which are of the repository alone.
+OF_THE_REPOSITORY = {f'tools/{name}.py' for name in (
+    'demo_summary', 'make_demo_data', 'paper_tables', 'store_results', 'update_tables')}
+SOURCES = ('bench', 'mmbitsplit', 'tools', 'configs', 'setup.py', 'pyproject.toml', 'MANIFEST.in',
            'README.md', 'LICENSE', 'CHANGELOG.md', 'CITATION.cff', 'model-index.yml')
 # Builds one kind of wheel, as pip asks setuptools to do it.
 BUILD = ('import sys; from setuptools import build_meta; '
@@ -61,8 +64,8 @@ def test_a_wheel_holds_the_whole_package(names):
 def test_a_wheel_holds_tools_and_configs_but_nothing_of_the_checkout(names):
     wanted = {f'mmbitsplit/.mim/{name}'
               for name in tracked('tools', '.py', '.sh') | tracked('configs', '.py', '.yml', '.md')
-              if not name.startswith(('tools/setup/', 'configs/demo/',
-                                      'configs/cifar/'))}
+              if not name.startswith(('tools/setup/', 'configs/demo/', 'configs/cifar/'))
+              and name not in OF_THE_REPOSITORY}
     found = {name for name in names if '/.mim/' in name and not name.endswith('model-index.yml')}
     assert found == wanted and 'mmbitsplit/.mim/tools/quantize.py' in found
     assert ('mmbitsplit/.mim/model-index.yml' in names) == (PROJECT / 'model-index.yml').exists()
@@ -70,9 +73,26 @@ def test_a_wheel_holds_tools_and_configs_but_nothing_of_the_checkout(names):
                 and not name.startswith(('mmbitsplit/cli/', 'mmbitsplit/.mim/tools/'))]
 
 
-def test_a_wheel_holds_the_papers_numbers(names):
-    assert tracked('mmbitsplit', '.csv') <= names
-    assert 'mmbitsplit/report/paper/published.csv' in names
+def test_commands_of_the_repository_say_so_in_a_wheel(wheel, tmp_path):
+    """Also where another package named `bench` is installed beside it."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    (tmp_path / 'bench').mkdir()
+    (tmp_path / 'bench/__init__.py').write_text('')
+    (tmp_path / 'elsewhere').mkdir()
+
+    def call(*args):
+        return subprocess.run([sys.executable, '-m', 'mmbitsplit', *args], text=True,
+                              cwd=tmp_path / 'elsewhere', capture_output=True,
+                              env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+
+    listed = call('--help').stdout
+    assert '  sensitivity ' in listed
+    for command in ('paper-tables', 'store-results', 'update-tables'):
+        assert command not in listed
+        refused = call(command, '--help')
+        assert refused.returncode == 2 and refused.stderr.count('\n') == 1
+        assert "part of mmbitsplit's repository" in refused.stderr
 
 
 def test_all_that_the_model_index_names_is_in_the_wheel(wheel, names):
@@ -103,9 +123,11 @@ def test_an_sdist_holds_what_a_wheel_is_built_of_and_no_part_of_the_tests(tmp_pa
     with tarfile.open(archive) as file:
         names = {name.partition('/')[2] for name in file.getnames() if name.count('/')}
     wanted = tracked('mmbitsplit', '.py', '.css', '.js', '.csv', '.typed') \
-        | tracked('tools', '.py', '.sh') | tracked('configs', '.py', '.yml', '.md')
-    assert wanted | set(SOURCES) - {'mmbitsplit', 'tools', 'configs'} <= names
-    assert not [name for name in names if name.startswith(('tests', 'demo', 'data'))]
+        | tracked('tools', '.py', '.sh') - OF_THE_REPOSITORY \
+        | tracked('configs', '.py', '.yml', '.md')
+    assert wanted | set(SOURCES) - {'bench', 'mmbitsplit', 'tools', 'configs'} <= names
+    assert not [name for name in names if name in OF_THE_REPOSITORY
+                or name.startswith(('tests', 'bench', 'demo', 'data'))]
 
 
 def find_script(package: Path, command: str) -> Path:
@@ -133,6 +155,12 @@ def test_an_editable_install_has_links_that_survive_moving(tmp_path):
     for package in (moved / 'mmbitsplit', moved):  # openmim looks at the first, onedl-mim at both
         assert find_script(package, 'quantize').read_text() \
             == (PROJECT / 'tools/quantize.py').read_text()
+    elsewhere = subprocess.run(
+        [sys.executable, '-c', f'import sys; sys.path.append({str(moved)!r}); '
+         'from mmbitsplit.cli.main import COMMANDS, available; sys.path.pop(); '
+         'print(available() == COMMANDS, COMMANDS["update-tables"].load().__file__)'],
+        cwd=tmp_path, text=True, capture_output=True, env={**os.environ, 'PYTHONPATH': ''})
+    assert elsewhere.stdout.split() == ['True', str(moved / 'bench/commands/update_tables.py')]
     link = moved / 'mmbitsplit/.mim/configs'
     assert link.is_symlink() and link.resolve() == moved / 'configs'
     assert not list((moved / 'mmbitsplit').rglob('*.pyc'))

@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip('mmengine')
 
-from mmbitsplit.cli.update_tables import pages, wanted  # noqa: E402
-from mmbitsplit.report.marked_tables import BLOCK, unmarked_tables  # noqa: E402
-from mmbitsplit.report.model_zoo import FAMILIES, entries  # noqa: E402
-from mmbitsplit.report.stored_runs import KEPT, read_runs  # noqa: E402
+from bench.commands.update_tables import pages, wanted  # noqa: E402
+from bench.marked_tables import BLOCK, unmarked_tables  # noqa: E402
+from bench.model_zoo import FAMILIES, entries  # noqa: E402
+from bench.stored_runs import KEPT, read_runs  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 STORED = sorted((ROOT / 'results').rglob('*.json'))
