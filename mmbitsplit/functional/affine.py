@@ -33,7 +33,7 @@ def quantize(x: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
         Codes in [quant_min, quant_max], shape and dtype of ``x``; ties go to the even code.
     """
     scale, zero_point = _aligned(x, qparams, channel_dim)
-    low, high = (_view(bound, x, channel_dim) for bound in qparams.limits())
+    low, high = (along_channels(bound, x, channel_dim) for bound in qparams.limits())
     return torch.div(x, scale).round_().add_(zero_point).clamp_(low, high)
 
 
@@ -58,7 +58,7 @@ def product_input(x: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
     """
     scale, zero_point = _aligned(x, qparams, channel_dim)
     # Zero points are whole: clamping first and leaving them out gives the same codes.
-    low, high = (_view(bound, x, channel_dim) - zero_point for bound in qparams.limits())
+    low, high = (along_channels(bound, x, channel_dim) - zero_point for bound in qparams.limits())
     scale, low, high = torch.broadcast_tensors(scale, low, high)
     last = channel_dim in (-1, x.dim() - 1)
     if not x.is_contiguous() or not x.numel() or (last and scale.numel() > 1):
@@ -71,10 +71,12 @@ def product_input(x: Tensor, qparams: QParams, channel_dim: int = 1) -> Tensor:
 
 def _aligned(x: Tensor, qparams: QParams, channel_dim: int) -> tuple[Tensor, Tensor]:
     """Views scale and zero point so that they broadcast along ``channel_dim`` of ``x``."""
-    return _view(qparams.scale, x, channel_dim), _view(qparams.zero_point, x, channel_dim)
+    return (along_channels(qparams.scale, x, channel_dim),
+            along_channels(qparams.zero_point, x, channel_dim))
 
 
-def _view(values: Tensor, x: Tensor, channel_dim: int) -> Tensor:
+def along_channels(values: Tensor, x: Tensor, channel_dim: int) -> Tensor:
+    """Views (1,) or (C,) values so that they broadcast along a dimension of ``x``, in its dtype."""
     shape = [1] * x.dim()
     shape[channel_dim] = -1
     return values.to(x).view(shape)

@@ -1,0 +1,1 @@
+"""Quantizers as pure functions: round trips, their ranges and their gradients."""
