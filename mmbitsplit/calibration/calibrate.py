@@ -156,8 +156,8 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
                 replaying(replay_points, found.tape, lockstep.current_batch):
             lockstep.run()
     solver.check_complete()
-    prepared.originals.clear()  # there is no way back from here
     refinement = solver.refine() if method.refines else {}
+    prepared.release_float()
     reports = {report.name: report for report in solver.reports}
     selections = [replace(selection, reaches=tuple(layers))
                   for selection, layers in look.flow.selections.items()]

@@ -1,5 +1,6 @@
 """What a calibration will hold in memory, estimated before it starts, and what there is."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -20,6 +21,7 @@ from mmbitsplit.models import DataFlow, QuantizedLayer
 BUDGET = 0.8  # part of the available memory that a calibration may take
 # Copies of a layer's sampled rows and of its gram that are alive at once while it is solved.
 ROW_COPIES, GRAM_COPIES = 3, 4
+CODE_BYTES = 1  # of a weight's code in memory, whatever its width in a file
 # Smaller blocks stay with the C library when they are freed, and larger ones cannot use them
 # (glibc's DEFAULT_MMAP_THRESHOLD_MAX).
 KEPT_BLOCK = 32 << 20
@@ -34,20 +36,23 @@ class MemoryEstimate:
         running: Of the batch whose forward is running, beside what it holds asleep.
         targets: Float outputs at the sampled positions.
         solving: Rows and sums of the largest layer.
+        weights: Codes and the weights that stand for them, beside the float weights, which are
+            kept until the end.
     """
 
     suspended: int
     running: int
     targets: int
     solving: int
+    weights: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.suspended + self.running + self.targets + self.solving
+        return self.suspended + self.running + self.targets + self.solving + self.weights
 
 
-NOTHING = MemoryEstimate(suspended=0, running=0, targets=0, solving=0)
+NOTHING = MemoryEstimate(suspended=0, running=0, targets=0, solving=0, weights=0)
 
 
 def estimate_memory(flow: DataFlow, layers: Mapping[str, QuantizedLayer],
@@ -63,7 +68,7 @@ def estimate_memory(flow: DataFlow, layers: Mapping[str, QuantizedLayer],
         rows_per_layer: Sampled positions of a layer.
         num_batches: Batches of all processes.
     """
-    targets = solving = 0
+    targets = solving = weights = 0
     for name, layer in layers.items():
         outputs = layer.geometry.out_channels
         most = rows_per_call(rows_per_layer, num_batches, flow.calls[name])
@@ -71,6 +76,7 @@ def estimate_memory(flow: DataFlow, layers: Mapping[str, QuantizedLayer],
                    for size in flow.output_sizes[name])
         inputs = layer.geometry.inputs_per_output
         targets += 4 * rows * outputs
+        weights += (CODE_BYTES + 4) * math.prod(layer.geometry.weight_shape)
         real = 8 if inputs <= MOST_INPUTS_IN_DOUBLE else 4
         grams = GRAM_COPIES * inputs if inputs <= MOST_INPUTS_FOR_GRAM else PART
         solving = max(solving, layer.geometry.groups * inputs * (
@@ -78,7 +84,7 @@ def estimate_memory(flow: DataFlow, layers: Mapping[str, QuantizedLayer],
     return MemoryEstimate(
         suspended=int(_most_held(_held(flow, layers, owners)) * sum(sizes.values())),
         running=int(flow.peak_bytes * max(sizes.values(), default=0)), targets=targets,
-        solving=solving)
+        solving=solving, weights=weights)
 
 
 def _held(flow: DataFlow, layers: Iterable[str], owners: Mapping[str, Owner],
@@ -130,9 +136,9 @@ def check_memory(estimate: MemoryEstimate, budget: int, num_images: int,
         f'Calibrating on {num_images} images would hold about {_gb(estimate.total)} '
         f'({_gb(estimate.suspended)} of suspended forwards, {_gb(estimate.running)} of the running '
         f'one, {_gb(estimate.targets)} of float outputs, {_gb(estimate.solving)} to solve the '
-        f'largest layer); the budget is {_gb(budget)}. {advice}, share the images between '
-        'several processes, or raise quantization.calibration.memory_budget (GB) if you know '
-        'better.')
+        f'largest layer, {_gb(estimate.weights)} of codes beside the float weights); the budget '
+        f'is {_gb(budget)}. {advice}, share the images between several processes, or raise '
+        'quantization.calibration.memory_budget (GB) if you know better.')
 
 
 def batch_size(batch: Any) -> int:

@@ -44,6 +44,12 @@ class PreparedModel:
             if get_module(self.model, name) is not module:
                 set_module(self.model, name, module)
 
+    def release_float(self) -> None:
+        """Gives the float model up: there is no way back from here, and its memory is free."""
+        self.originals.clear()
+        for layer in self.layers.values():
+            layer.release_float()
+
     def put_in(self, names: Iterable[str]) -> None:
         """Puts some of the layers in, and folds the batch norms after them."""
         norms = {layer: norm for norm, layer in self.folded.items()}

@@ -1,6 +1,7 @@
 """Layers with integer weight codes and quantized inputs, and their float state before solving."""
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,17 +21,41 @@ from mmbitsplit.functional.precision import autocast_dtype, full_float32
 from mmbitsplit.models.layer_steps import Steps
 from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
 
+# What is a buffer once codes are installed: ``weight`` is what the others stand for.
+STATE = ('codes', 'weight_scale', 'weight_offset', 'weight', 'input_scale', 'input_zero_point',
+         'input_max', 'output_scale', 'output_zero_point', 'output_max')
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatWeights:
+    """What a layer computes with in float.
+
+    Args:
+        weight: As torch stores it for this kind.
+        bias: (out_channels,) or ``None``.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> 'FloatWeights':
+        """The same on another device or in another dtype."""
+        return FloatWeights(*(value if value is None else nn.Parameter(
+            fn(value.detach()), requires_grad=value.requires_grad)
+            for value in (self.weight, self.bias)))
+
 
 class QuantizedLayer(nn.Module):
     """A Conv2d, ConvTranspose2d or Linear that multiplies integer codes.
 
-    Until ``install`` it computes the float layer. Afterwards ``codes`` (int8, the weight's
-    shape), ``weight_scale`` (out_channels,), ``bias`` and the input's ``input_scale`` and
-    ``input_zero_point`` are its state, and the output is ``weight_scale * (codes * x) + bias``
-    with x the input's codes less zero point (per-tensor, ECAQ) or its dequantized values
-    (per-channel), computed in float. Where the output is quantized too, ``output_scale`` and
-    ``output_zero_point`` (1,) are state, and the output is rounded to their grid. Some methods
-    add ``weight_offset`` (out_channels,) to every weight of an output channel, or give the
+    Until ``install`` it computes the float layer. The float weights are kept beside the codes, so
+    that ``float_forward`` and ``to_float`` work, until ``release_float``. After ``install``
+    ``codes`` (int8, the weight's shape), ``weight_scale`` (out_channels,), ``bias`` and the
+    input's ``input_scale`` and ``input_zero_point`` are its state, and the output is
+    ``weight_scale * (codes * x) + bias`` with x the input's codes less zero point (per-tensor,
+    ECAQ) or its dequantized values (per-channel), computed in float. Where the output is quantized
+    too, ``output_scale`` and ``output_zero_point`` (1,) are state, and the output is rounded to
+    their grid. Some methods add ``weight_offset`` (out_channels,) to every weight of an output channel, or give the
     channels of the input widths of their own, whose largest codes are ``input_max``. In a state
     dict the codes stand bit-packed, one row an output channel (``functional.pack_codes``).
 
@@ -49,6 +74,7 @@ class QuantizedLayer(nn.Module):
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(),
                                                            requires_grad=False)
+        self._kept: FloatWeights | None = None  # while codes are installed
         self.qparams: QParams | None = None
         self.output_qparams: QParams | None = None
         self._ranges: dict[str, tuple[int, int, bool]] = {}  # of codes, and unit
@@ -89,7 +115,9 @@ class QuantizedLayer(nn.Module):
         return output
 
     def install(self, solution: LayerSolution) -> None:
-        """Replaces the float weight by a solution; the float weight is gone afterwards."""
+        """Computes with a solution from now on; float weights are kept until ``release_float``."""
+        if not self.quantized:
+            self._kept = FloatWeights(self.weight, self.bias)
         device, dtype = self.weight.device, self.weight.dtype
         self.num_bits = solution.num_bits
         self._set_buffer('codes', solution.codes.to(device))
@@ -102,6 +130,43 @@ class QuantizedLayer(nn.Module):
         self._set_qparams('input', solution.qparams)
         self._set_qparams('output', solution.output_qparams)
         self._refresh()
+
+    def float_forward(self, input: Tensor) -> Tensor:
+        """What the float layer makes of an input, whether codes are installed or not."""
+        kept = self.float_weights()
+        return apply_layer(input, kept.weight, kept.bias, self.geometry)
+
+    def float_weights(self) -> FloatWeights:
+        """The float layer's weight and bias.
+
+        Raises:
+            RuntimeError: They have been released.
+        """
+        if not self.quantized:
+            return FloatWeights(self.weight, self.bias)
+        if self._kept is None:
+            raise RuntimeError('The float weights of this layer have been released: calibration '
+                               'is over, or it was loaded from a quantized checkpoint. Load the '
+                               'float model again.')
+        return self._kept
+
+    def float_rows(self) -> Tensor:
+        """The float weight as rows (G, M, N)."""
+        return weight_rows(self.float_weights().weight.detach(), self.geometry)
+
+    def to_float(self) -> None:
+        """Takes back ``install``: the layer is the float layer that it was."""
+        kept = self.float_weights()
+        for name in STATE:
+            self._buffers.pop(name, None)
+        self._non_persistent_buffers_set.discard('weight')
+        self._ranges.clear()
+        self.qparams = self.output_qparams = self.num_bits = self._kept = None
+        self.weight, self.bias = kept.weight, kept.bias
+
+    def release_float(self) -> None:
+        """Gives the memory of the float weights back; there is no way back to float then."""
+        self._kept = None
 
     def plan_row(self) -> dict[str, Any]:
         """What a checkpoint must say besides tensors to build this layer again."""
@@ -207,12 +272,10 @@ class QuantizedLayer(nn.Module):
 
     def _apply(self, fn, *args, **kwargs):
         super()._apply(fn, *args, **kwargs)
+        if self._kept is not None:
+            self._kept = self._kept.map(fn)
         self._refresh_qparams()
         return self
-
-    def float_rows(self) -> Tensor:
-        """The weight as rows (G, M, N); before ``install`` the float weight."""
-        return weight_rows(self.weight.detach(), self.geometry)
 
     def extra_repr(self) -> str:
         geometry = self.geometry

@@ -116,6 +116,25 @@ def test_what_is_not_known_is_named_with_the_nearest(changes, message, residual_
     assert not any(isinstance(module, QuantizedLayer) for module in model.modules())
 
 
+def test_float_weights_are_there_until_the_end_and_gone_afterwards(residual_net, images, make_spec,
+                                                                   run_model, monkeypatch):
+    release, moved = QuantizedLayer.release_float, []
+
+    def at_the_end(layer):
+        x = torch.ones(1, *([layer.geometry.in_channels] if layer.geometry.kind == 'linear'
+                            else [layer.geometry.in_channels, 5, 5]))
+        moved.append(float((layer.float_forward(x) - layer(x)).abs().max()))
+        release(layer)
+
+    monkeypatch.setattr(QuantizedLayer, 'release_float', at_the_end)
+    prepared, _ = calibrate(residual_net(), images(), make_spec(), run=run_model)
+    assert len(moved) == 7 and min(moved) > 0
+    assert not prepared.originals
+    for layer in prepared.layers.values():
+        with pytest.raises(RuntimeError, match='released'):
+            layer.float_rows()
+
+
 @pytest.mark.parametrize('batches', [[], ()])
 def test_no_batches(batches, residual_net, make_spec, run_model):
     with pytest.raises(ValueError, match='empty.*at least one'):
@@ -193,11 +212,13 @@ def test_a_calibration_that_is_broken_off_leaves_the_model_as_it_was(
 
     model, batches = residual_net().train(), images()
     modules, before = dict(model.named_modules()), outputs(residual_net(), batches)
+    parameters = [id(value) for value in model.parameters()]
     with pytest.raises(error):
         calibrate(model, batches, make_spec(), run=run_model, progress=stop)
     assert model.training and dict(model.named_modules()) == modules
     assert not any(module._forward_hooks or module._forward_pre_hooks or 'forward' in vars(module)
                    for module in modules.values())
+    assert [id(value) for value in model.parameters()] == parameters
     assert all(value.requires_grad for value in model.parameters())
     assert_same_state(model, residual_net())
     for ours, wanted in zip(outputs(model.eval(), batches), before, strict=True):

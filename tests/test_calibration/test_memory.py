@@ -27,7 +27,8 @@ from mmbitsplit.models import QuantizedLayer, prepare, watch
 from mmbitsplit.structures import CalibrationSpec
 
 GB = 10 ** 9
-EIGHT = MemoryEstimate(suspended=5 * GB, running=GB // 2, targets=2 * GB, solving=GB // 2)
+EIGHT = MemoryEstimate(suspended=5 * GB, running=GB // 2, targets=2 * GB, solving=GB // 4,
+                       weights=GB // 4)
 
 
 class PyramidNet(nn.Module):
@@ -180,8 +181,10 @@ def test_estimate_is_near_what_is_held(make_net, images, make_spec, run_model, m
     monkeypatch.setattr(LayerSolver, '__call__', counting)
     monkeypatch.setattr(sys.modules['mmbitsplit.calibration.calibrate'], 'check_memory',
                         lambda *args: estimates.append(args[0]) or check(*args))
-    _, report = calibrate(model, batches, make_spec(), run=run_model)
+    prepared, report = calibrate(model, batches, make_spec(), run=run_model)
     estimate, most = estimates[0], max(held)
+    assert estimate.weights == sum(layer.codes.nbytes + layer.weight.nbytes
+                                   for layer in prepared.layers.values())
     assert report.estimated_bytes == estimate.total
     assert 0.5 * most < estimate.suspended + estimate.targets < 2 * most
     assert most < 1.2 * estimate.total
@@ -201,7 +204,7 @@ def test_what_does_not_fit_is_refused_with_the_number_that_would(budget, fit):
     assert f'about {fit} images would fit: set quantization.calibration.num_images={fit},' \
         in message
     for part in ('5.0 GB of suspended', '0.5 GB of the running', '2.0 GB of float',
-                 '0.5 GB to solve',
+                 '0.2 GB to solve', '0.2 GB of codes',
                  f'budget is {budget:.1f} GB', 'quantization.calibration.memory_budget'):
         assert part in message
 

@@ -293,3 +293,41 @@ def test_an_offset_and_widths_of_channels_are_state(float_layer):
     assert layer.state_dict()['input_max'].dtype == torch.uint8
     apply(layer, make_solution(layer))  # written over: nothing of it is left
     assert not {'weight_offset', 'input_max'} & set(layer.state_dict())
+
+
+@pytest.mark.parametrize('inputs', INPUTS)
+def test_float_weights_are_kept_until_they_are_released(float_layer, inputs):
+    layer, x = quantized(float_layer), make_input(float_layer)
+    weight, bias = layer.weight, layer.bias
+    solution = replace(make_solution(layer, inputs=inputs),
+                       weight_offset=torch.rand(layer.geometry.out_channels))
+    for _ in range(2):  # written over, the float weights are still those of the float layer
+        apply(layer, solution)
+        assert not torch.equal(layer(x), float_layer(x))
+        assert torch.equal(layer.float_forward(x), float_layer(x))
+        assert torch.equal(layer.float_rows(), weight_rows(float_layer.weight, layer.geometry))
+    expected = layer(x)
+    layer.to_float()
+    assert not layer.quantized and layer.weight is weight and layer.bias is bias
+    assert torch.equal(layer(x), float_layer(x)) and torch.equal(layer.float_forward(x), layer(x))
+    assert set(layer.state_dict()) == set(float_layer.state_dict())
+    apply(layer, solution)
+    assert torch.equal(layer(x), expected)
+    layer.release_float()
+    assert torch.equal(layer(x), expected)
+    with pytest.raises(RuntimeError, match='released.*Load the float model again'):
+        layer.float_forward(x)
+    with pytest.raises(RuntimeError, match='released'):
+        layer.to_float()
+
+
+def test_kept_float_weights_are_no_state_and_go_where_the_layer_goes(float_layer):
+    layer, x = quantized(float_layer), make_input(float_layer)
+    apply(layer, make_solution(layer))
+    assert not {'weight'} & set(layer.state_dict())
+    moved = copy.deepcopy(layer).double()
+    torch.testing.assert_close(moved.float_forward(x.double()).float(), float_layer(x))
+    loaded = quantized(float_layer)
+    loaded.expect(layer.plan_row())
+    with pytest.raises(RuntimeError, match='loaded from a quantized checkpoint'):
+        loaded.float_forward(x)
