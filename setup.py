@@ -32,7 +32,7 @@ EXTRAS_REQUIRE = {
         'torchvision',
     ],
     'demo': ['scikit-learn>=1.3', 'pycocotools>=2.0.6', 'opencv-python'],
-    'report': ['plotly>=6.0,<8', 'pillow>=10.1'],
+    'report': ['jinja2>=3.1,<4', 'plotly>=6.0,<8', 'pillow>=10.1'],
     # Export needs torch>=2.8 (torch.onnx.ops); tried: onnx 1.23, onnxscript 0.7, onnx-ir 1.1,
     # onnxruntime 1.31, openvino 2026.4.
     'onnx': ['onnx>=1.23,<2', 'onnxscript>=0.7,<0.8', 'onnx-ir>=1.1,<2',

@@ -1,12 +1,11 @@
 """Several runs in one table: rows for people, for spreadsheets, and a page."""
 
 import csv
-import html
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmbitsplit.report.page import build_page, plot, table
+from mmbitsplit.report.page import Table, build_page
 from mmbitsplit.report.result_figures import runs_figure
 from mmbitsplit.report.tables import (
     RELATIVE_ERROR,
@@ -80,14 +79,10 @@ def comparison_page(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [[(_cell(name, row[name]), row[name]) if name in NUMERIC and row[name] is not None
               else _cell(name, row[name]) for name in COLUMNS] for row in rows]
     runs = len({row['run'] for row in rows})
-    body = (f'<h1>{runs} runs</h1><p class="quiet">Metrics in points, sizes in MB (10<sup>6</sup> '
-            'bytes) of the float tensors and of the quantized file, seconds of calibration; worst '
-            f'error and layer: the largest of the relative output errors. {RELATIVE_ERROR} A click '
-            'on a title sorts.</p>'
-            + table(list(COLUMNS.values()), cells, numeric=numeric, paths=paths, sortable=True)
-            + f'<h2>Drop and size</h2>{plot("runs")}')
-    title = ', '.join(dict.fromkeys(html.escape(row['run']) for row in rows))
-    return build_page(title[:80], body, {'runs': runs_figure(rows)})
+    table = Table(list(COLUMNS.values()), cells, numeric=numeric, paths=paths, sortable=True)
+    title = ', '.join(dict.fromkeys(row['run'] for row in rows))
+    return build_page('comparison.html', title[:80], {'runs': runs_figure(rows)}, runs=runs,
+                      table=table, relative_error=RELATIVE_ERROR)
 
 
 def _cell(name: str, value: Any) -> str:

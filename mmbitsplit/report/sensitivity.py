@@ -1,12 +1,11 @@
 """What each layer costs when it alone is quantized: table and heat maps."""
 
 import csv
-import html
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmbitsplit.report.page import build_page, plot, table
+from mmbitsplit.report.page import Table, build_page
 from mmbitsplit.report.result_figures import heat_map
 from mmbitsplit.report.tables import RELATIVE_ERROR, headline_metrics, in_points, text_table
 
@@ -58,26 +57,17 @@ def sensitivity_page(rows: Sequence[Mapping[str, Any]], float_metrics: Mapping[s
     figures = {'error': heat_map(layers, names, [[
         by_place.get((layer, *column), {}).get('error') for column in columns]
         for layer in layers], 'relative error of the outputs', logarithmic=True)}
-    maps = ['<h2>Effect on the raw outputs</h2><p class="quiet">What the model\'s last layers put '
-            f'out, before any decoding, against the float model. {RELATIVE_ERROR}</p>'
-            + plot('error')]
     metric = _metric(float_metrics)
     if metric is not None:
         figures['metric'] = heat_map(layers, names, [[
             _drop(metric, float_metrics, by_place.get((layer, *column)))
             for column in columns] for layer in layers], f'drop of {metric}, points',
             logarithmic=False)
-        maps.append(f'<h2>Effect on {metric}</h2><p class="quiet">Float '
-                    f'{in_points(metric, float_metrics[metric]):.2f} on the same images.</p>'
-                    f'{plot("metric")}')
     header, cells, numeric = _table(rows, float_metrics)
-    body = (f'<h1>{html.escape(title)}</h1><p class="quiet">Each of {len(layers)} layers '
-            'quantized alone, all others in float. W: weights, A: inputs, with the bits of a '
-            'code; an empty field is an input that stays float (the image). The more a field '
-            'stands out, the more bits its layer deserves.</p>'
-            + ''.join(maps) + '<h2>Table</h2><p class="quiet">A click on a title sorts.</p>'
-            + table(header, cells, numeric=numeric, sortable=True))
-    return build_page(title, body, figures)
+    return build_page(
+        'sensitivity.html', title, figures, num_layers=len(layers), metric=metric,
+        float_figure=None if metric is None else f'{in_points(metric, float_metrics[metric]):.2f}',
+        table=Table(header, cells, numeric=numeric, sortable=True), relative_error=RELATIVE_ERROR)
 
 
 def _table(rows: Sequence[Mapping[str, Any]], float_metrics: Mapping[str, float],

@@ -114,6 +114,7 @@ def test_a_wheel_brings_the_console_command(wheel):
 def test_a_wheel_holds_the_licence_and_the_page_s_assets(names):
     assert [name for name in names if name.endswith('.dist-info/licenses/LICENSE')]
     assert tracked('mmbitsplit/report/assets', '.css', '.js') <= names
+    assert 'mmbitsplit/report/templates/run.html' in tracked('mmbitsplit/report', '.html') <= names
 
 
 def test_an_sdist_holds_what_a_wheel_is_built_of_and_no_part_of_the_tests(tmp_path):
@@ -122,7 +123,7 @@ def test_an_sdist_holds_what_a_wheel_is_built_of_and_no_part_of_the_tests(tmp_pa
     _, archive = build('build_sdist', tmp_path)
     with tarfile.open(archive) as file:
         names = {name.partition('/')[2] for name in file.getnames() if name.count('/')}
-    wanted = tracked('mmbitsplit', '.py', '.css', '.js', '.csv', '.typed') \
+    wanted = tracked('mmbitsplit', '.py', '.html', '.css', '.js', '.typed') \
         | tracked('tools', '.py', '.sh') - OF_THE_REPOSITORY \
         | tracked('configs', '.py', '.yml', '.md')
     assert wanted | set(SOURCES) - {'bench', 'mmbitsplit', 'tools', 'configs'} <= names

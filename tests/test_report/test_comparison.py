@@ -55,4 +55,4 @@ def test_long_names_may_be_broken_and_errors_are_explained(rows):
     pytest.importorskip('plotly')
     page = comparison_page(rows)
     assert page.count('<td class="path">') == 2 * len(rows)  # config, worst layer
-    assert RELATIVE_ERROR in page.replace('&#x27;', "'")
+    assert RELATIVE_ERROR in page.replace('&#39;', "'")

@@ -5,9 +5,24 @@ import re
 
 import pytest
 
-from mmbitsplit.report.page import build_page, pack, plot, table, to_json, unpack
+from mmbitsplit.report.page import Table, build_page, pack, templates, to_json, unpack
 
 pytest.importorskip('plotly')
+PARTS = "{% import 'parts.html' as parts %}"
+
+
+@pytest.fixture
+def page_of(monkeypatch):
+    """Builds a page whose template is given as text."""
+    import jinja2
+
+    def make(body: str, title: str, *args, **values) -> str:
+        text = "{% extends 'base.html' %}" + PARTS + '{% block body %}' + body + '{% endblock %}'
+        environment = templates().overlay(loader=jinja2.ChoiceLoader(
+            [jinja2.DictLoader({'x.html': text}), templates().loader]))
+        monkeypatch.setattr('mmbitsplit.report.page.templates', lambda: environment)
+        return build_page('x.html', title, *args, **values)
+    return make
 
 
 def test_packed_text_comes_back():
@@ -23,13 +38,14 @@ def test_json_is_what_browsers_read():
         'a': [None, None, 1.235], 'b': [1, None, 'x'], '3': 12345678}
 
 
-def test_a_page_is_whole_and_alone(read_page):
+def test_a_page_is_whole_and_alone(page_of, read_page):
     from plotly.offline import get_plotlyjs
 
     figures = {'one': {'data': [], 'layout': {}}}
-    page = build_page('a & b', plot('one') + '<p>text</p>', figures, {'layer': {'facts': 'x'}})
+    page = page_of("{{ parts.plot('one') }}<p>{{ text }}</p>", 'a & b', figures,
+                   {'layer': {'facts': 'x'}}, text='<text>')
     read = read_page(page)
-    assert read.figures == ['one'] and 'text' in read.text
+    assert read.figures == ['one'] and {'a & b', '<text>'} <= set(read.text)
     assert json.loads(unpack(read.scripts['page-data'])) == {
         'figures': figures, 'layers': {'layer': {'facts': 'x'}}}
     assert unpack(read.scripts['plotly']) == get_plotlyjs()
@@ -54,9 +70,16 @@ def test_colours_of_figures_are_defined_in_both_styles():
             re.findall(r'--([a-z]+[0-9]?):', part))
 
 
+def test_a_template_that_asks_for_what_is_not_there_is_an_error(page_of):
+    import jinja2
+    with pytest.raises(jinja2.UndefinedError, match='unknown_name'):
+        page_of('{{ unknown_name }}', 't', {})
+
+
 def test_cells_are_escaped_and_sorted_by_their_values(read_page):
     rows = [['<b>&"', ('1.0e+03', 1000.0)], ['plain', 'x']]
-    html = table(['name', 'value'], rows, numeric=(1,), sortable=True, layers=['<l>"', 'm'])
+    table = Table(['name', 'value'], rows, numeric=(1,), sortable=True, layers=['<l>"', 'm'])
+    html = templates().from_string(PARTS + '{{ parts.table(table) }}').render(table=table)
     read = read_page(html)
     assert '<b>&"' in read.text and '1.0e+03' in read.text
     assert read.links == ['<l>"', 'm']
@@ -69,5 +92,5 @@ def test_without_plotly_the_error_names_the_extra(monkeypatch):
     from mmbitsplit.report import page
     monkeypatch.setitem(sys.modules, 'plotly.offline', None)
     page._plotly.cache_clear()
-    with pytest.raises(ImportError, match=r'mmbitsplit\[report\]'):
-        build_page('t', '', {})
+    with pytest.raises(ImportError, match=r'plotly.*mmbitsplit\[report\]'):
+        build_page('run.html', 't', {})
