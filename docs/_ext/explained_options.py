@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmbitsplit.structures import Range
+
 ENTRY = re.compile(r'    (?P<names>\w+(?:, \w+)*): (?P<text>\S.*)')
 CONTINUATION = re.compile(r'     +(?P<text>\S.*)')
 # References of one docstring to another class say nothing on a page.
@@ -25,7 +27,7 @@ class Option:
 
     Args:
         name: Of the field.
-        type: In words that a config's author uses.
+        type: In words that a config's author uses, with limits and choices, in Markdown.
         default: Its ``repr``, ``'required'``, or empty where a table of its own shows it.
         meaning: What the docstring says, in Markdown.
     """
@@ -98,12 +100,17 @@ def _follow(cls: type, name: str, text: str) -> str:
 
 
 def type_words(kind: Any) -> str:
-    """Returns a type as a config's author would say it."""
+    """Returns what an annotation allows, as a config's author would say it, in Markdown."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         return ' or '.join(type_words(part) for part in typing.get_args(kind))
     if kind in (None, type(None)):
         return 'None'
+    if origin is typing.Literal:
+        return ', '.join(f'`{choice!r}`' for choice in typing.get_args(kind))
+    if origin is typing.Annotated:
+        limits = [note for note in kind.__metadata__ if isinstance(note, Range)]
+        return ' '.join(map(str, [type_words(kind.__origin__), *limits]))
     if origin is not None and issubclass(origin, Mapping) or dataclasses.is_dataclass(kind):
         return 'dict'
     if origin is not None and issubclass(origin, Sequence):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -31,38 +31,33 @@ from mmbitsplit.report.sensitivity import (
     sensitivity_markdown,
     sensitivity_page,
 )
-from mmbitsplit.structures import LayerPlan, nearest
-from mmbitsplit.structures.spec import check_bits
+from mmbitsplit.structures import LayerPlan, Options, Range, nearest
+from mmbitsplit.structures.spec import Bits
 
 STEM = 'sensitivity'
 
 
 @dataclass(frozen=True)
-class SensitivityOptions:
+class SensitivityOptions(Options):
     """What is tried.
 
     Args:
-        weight_bits: Widths of weight codes, 2 to 8.
-        activation_bits: Widths of input codes, 2 to 8.
+        weight_bits: Widths of weight codes.
+        activation_bits: Widths of input codes.
         metric_images: Evaluation images a trial is judged on; 0 looks at the raw outputs alone.
         layers: Shell pattern of the layers to try.
     """
 
-    weight_bits: tuple[int, ...] = (2, 3, 4, 8)
-    activation_bits: tuple[int, ...] = ()
-    metric_images: int = 0
+    weight_bits: Sequence[Bits] = (2, 3, 4, 8)
+    activation_bits: Sequence[Bits] = ()
+    metric_images: Annotated[int, Range(0)] = 0
     layers: str = '*'
 
     def __post_init__(self):
-        for name in ('weight_bits', 'activation_bits'):
-            for num_bits in getattr(self, name):
-                check_bits(name, num_bits)
+        super().__post_init__()
         if not self.weight_bits and not self.activation_bits:
             raise ValueError('weight_bits and activation_bits are both empty; give at least one '
                              'width from 2 to 8.')
-        if self.metric_images < 0:
-            raise ValueError(f'metric_images={self.metric_images} is not supported; allowed are '
-                             '0 (no metric) or a number of images.')
 
 
 @dataclass

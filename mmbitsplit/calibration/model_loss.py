@@ -12,7 +12,6 @@ from mmbitsplit.calibration.replay import ReplayPoint, Tape, replaying
 from mmbitsplit.calibration.team import Team
 from mmbitsplit.models import DataFlow, QuantizedLayer, SteppedLayer, layer_role
 
-LOSSES = ('auto', 'cross_entropy', 'squared_error')
 MOST_ELEMENTS = 1 << 16  # of an output that a squared error looks at, evenly spread
 
 

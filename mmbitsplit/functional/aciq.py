@@ -6,14 +6,15 @@ rapid-deployment, NeurIPS 2019 (ACIQ), and the authors' code where the paper lea
 
 import functools
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mmbitsplit.structures.options import check_choice
+from mmbitsplit.structures.options import check_value
 from mmbitsplit.structures.spec import MAX_BITS, MIN_BITS
 
-DISTRIBUTIONS = ('gauss', 'laplace')
+Distribution = Literal['gauss', 'laplace']
 
 
 @functools.lru_cache
@@ -33,7 +34,7 @@ def clipping_constant(distribution: str, num_bits: int, *, half_range: bool = Fa
 
     Source: section 3; the constants of the authors' code are these, cut to two digits.
     """
-    check_choice('distribution', distribution, DISTRIBUTIONS)
+    check_value('distribution', distribution, Distribution)
     steps = 3 * 4.0 ** (num_bits + half_range)
 
     def slope(a: float) -> float:  # half the derivative, rising

@@ -4,6 +4,8 @@ Source: Wang et al., Towards Accurate Post-training Network Quantization via Bit
 Stitching, ICML 2020, Eq. 2 to 9 and Algorithm 1.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -13,10 +15,10 @@ from mmbitsplit.functional.descent import sweep_
 from mmbitsplit.functional.error_feedback import feedback_factor
 from mmbitsplit.functional.rounding import round_weight, weight_scale
 from mmbitsplit.structures import WeightSolution
-from mmbitsplit.structures.options import check_choice
+from mmbitsplit.structures.options import check_value
 from mmbitsplit.structures.spec import check_bits
 
-INITS = ('error_feedback', 'mse')
+Init = Literal['error_feedback', 'mse']
 
 
 def solve_bitsplit(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int, *,
@@ -53,7 +55,7 @@ def solve_bitsplit(gram: Tensor, cross: Tensor, weight: Tensor, num_bits: int, *
         and a cap on the sweeps. ``init='mse', polish=False`` is the paper's method.
     """
     check_bits('num_bits', num_bits)
-    check_choice('init', init, INITS)
+    check_value('init', init, Init)
     _check_shapes(gram, cross, weight)
     gram, cross = gram.contiguous(), cross.contiguous()
     weight = weight.to(gram.dtype)

@@ -1,15 +1,16 @@
 """Which part of a layer's input range the codes share, found without trying scales out."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional.aciq import DISTRIBUTIONS, clipping_constant, spread
+from mmbitsplit.functional.aciq import Distribution, clipping_constant, spread
 from mmbitsplit.functional.affine import code_range
 from mmbitsplit.functional.entropy import entropy_threshold
 
-ACIQ = {f'aciq_{name}': name for name in DISTRIBUTIONS}
+ACIQ = {f'aciq_{name}': name for name in get_args(Distribution)}
 RANGE_SEARCHES = ('minmax', 'kl', *ACIQ)
 SAMPLES_FOR_TENSOR = 1 << 19  # values that the search for one scale looks at, about
 

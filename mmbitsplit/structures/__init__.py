@@ -17,7 +17,7 @@ from mmbitsplit.structures.layers import (
     WeightSolution,
     summary,
 )
-from mmbitsplit.structures.options import from_mapping, nearest
+from mmbitsplit.structures.options import Options, Range, from_mapping, nearest
 from mmbitsplit.structures.spec import (
     ActivationSpec,
     CalibrationSpec,
@@ -32,7 +32,7 @@ from mmbitsplit.structures.units import Unit
 __all__ = [
     'ActivationSpec', 'BitPlan', 'CalibrationSpec', 'FirstLastSpec', 'FloatRemainder',
     'LayerGeometry', 'LayerMeans', 'LayerPlan', 'LayerReport', 'LayerSolution', 'LayerStatistics',
-    'OutputPlan', 'OverrideSpec', 'QParams', 'QuantSpec', 'QuantizationReport', 'RowStatistics',
-    'Selection', 'Unit', 'WeightSolution', 'WeightSpec', 'from_mapping', 'merge', 'nearest',
-    'summary',
+    'Options', 'OutputPlan', 'OverrideSpec', 'QParams', 'QuantSpec', 'QuantizationReport', 'Range',
+    'RowStatistics', 'Selection', 'Unit', 'WeightSolution', 'WeightSpec', 'from_mapping', 'merge',
+    'nearest', 'summary',
 ]

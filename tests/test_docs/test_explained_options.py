@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 
@@ -77,12 +77,13 @@ def test_types_defaults_and_long_meanings(explained):
             Nothing: Ever.
         """
 
-        a: int | None = None
+        a: Annotated[int, structures.Range(0, 8)] | Literal['x', 'y'] | None = None
         b: Mapping[str, Any] = field(default_factory=dict)
         c: tuple[float, ...] = (1.0,)
 
     assert [dataclasses.astuple(option) for option in explained.explained_options(Many)] == [
-        ('a', 'int or None', 'None', 'Two of a kind.'), ('b', 'dict', '{}', 'Two of a kind.'),
+        ('a', "int from 0 to 8 or `'x'`, `'y'` or None", 'None', 'Two of a kind.'),
+        ('b', 'dict', '{}', 'Two of a kind.'),
         ('c', 'list of float', '[1.0]', 'Last.')]
 
 

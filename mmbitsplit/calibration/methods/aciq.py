@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from mmbitsplit.calibration.methods.base import register_method
 from mmbitsplit.calibration.methods.rounding import RoundingMethod, rounded_at
 from mmbitsplit.functional import (
-    DISTRIBUTIONS,
+    Distribution,
     allocate_bits,
     clipping_constant,
     correct_weights,
@@ -19,9 +19,6 @@ from mmbitsplit.functional import (
     weight_scale,
 )
 from mmbitsplit.structures import WeightSolution
-from mmbitsplit.structures.options import check_choice
-
-WEIGHT_CLIPPINGS = ('minmax', *DISTRIBUTIONS)
 
 
 @register_method
@@ -33,20 +30,16 @@ class ACIQ(RoundingMethod):
     comes, and weight codes are symmetric as everywhere in this package.
 
     Args:
-        distribution: Of the inputs, ``'laplace'`` or ``'gauss'``.
+        distribution: Of the inputs.
         weight_clipping: ``'minmax'`` (as published, weights are not clipped), or the distribution
             to clip each channel by.
         weight_correction: Restore each channel's mean and norm after rounding. The mean takes an
             offset that a runtime pays for with the sum of the inputs.
     """
 
-    distribution: str = 'laplace'
-    weight_clipping: str = 'minmax'
+    distribution: Distribution = 'laplace'
+    weight_clipping: Literal['minmax', Distribution] = 'minmax'
     weight_correction: bool = True
-
-    def __post_init__(self):
-        check_choice('distribution', self.distribution, DISTRIBUTIONS)
-        check_choice('weight_clipping', self.weight_clipping, WEIGHT_CLIPPINGS)
 
     def defaults(self) -> Mapping[str, Mapping[str, Any]]:
         """A scale for every channel of the inputs, by the distribution."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmbitsplit.structures import (
     LayerStatistics,
+    Options,
     QuantSpec,
     RowStatistics,
     WeightSolution,
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from mmbitsplit.calibration.refinement import Refinement
 
 
-class Method:
+class Method(Options):
     """Chooses weight codes of a layer from its statistics.
+
+    Its fields are the options of a config; their annotations say what is allowed.
 
     Attributes:
         bias_correction: Fit the bias together with the weights.
@@ -112,7 +115,7 @@ def build_method(config: Mapping[str, Any]) -> Method:
     name = options.pop('type')
     if name not in METHODS:
         raise ValueError(f"method.type='{name}' is not known; {nearest(name, METHODS)}.")
-    return from_mapping(METHODS[name], options, f'quantization.method ({name})', typed=True)
+    return from_mapping(METHODS[name], options, f'quantization.method ({name})')
 
 
 def read_request(mapping: Mapping[str, Any]) -> QuantSpec:

@@ -1,6 +1,7 @@
 """Bit-split and stitching as a method."""
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from torch import Tensor
 
@@ -11,9 +12,8 @@ from mmbitsplit.functional import (
     solve_bitsplit,
     solve_bitsplit_rows,
 )
-from mmbitsplit.functional.bitsplit import INITS
-from mmbitsplit.structures import LayerStatistics, RowStatistics, WeightSolution
-from mmbitsplit.structures.options import check_choice, check_number
+from mmbitsplit.functional.bitsplit import Init
+from mmbitsplit.structures import LayerStatistics, Range, RowStatistics, WeightSolution
 
 
 @register_method
@@ -38,20 +38,13 @@ class BitSplit(Method):
         guard: Take plain rounding where it is better on held-out positions.
     """
 
-    init: str = 'error_feedback'
+    init: Init = 'error_feedback'
     polish: bool = True
-    max_sweeps: int = 20
-    tolerance: float = 1e-3
-    ridge: float | None = None
+    max_sweeps: Annotated[int, Range(0)] = 20
+    tolerance: Annotated[float, Range(0, 1)] = 1e-3
+    ridge: Annotated[float, Range(0)] | None = None
     bias_correction: bool = True
     guard: bool = True
-
-    def __post_init__(self):
-        check_choice('init', self.init, INITS)
-        check_number('max_sweeps', self.max_sweeps, 0, whole=True)
-        check_number('tolerance', self.tolerance, 0, 1)
-        if self.ridge is not None:
-            check_number('ridge', self.ridge, 0)
 
     def solve(self, statistics: LayerStatistics, weight: Tensor, num_bits: int,
               ) -> WeightSolution:

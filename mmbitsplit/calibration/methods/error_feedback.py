@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,11 +15,8 @@ from mmbitsplit.functional import (
     solve_bitsplit_rows,
     weight_scale,
 )
-from mmbitsplit.structures import LayerStatistics, RowStatistics, WeightSolution
-from mmbitsplit.structures.options import check_choice
-from mmbitsplit.structures.spec import SCALE_SEARCHES
-
-TARGETS = ('weight', 'output')
+from mmbitsplit.structures import LayerStatistics, Range, RowStatistics, WeightSolution
+from mmbitsplit.structures.spec import WeightSearch
 
 
 @register_method
@@ -35,23 +32,17 @@ class ErrorFeedback(Method):
     Args:
         target: ``'weight'``, what the float weight gives on the inputs of the quantized model, as
             published; or ``'output'``, the float model's output.
-        scale_search: Of the grid, fixed beforehand: ``'mse'`` or ``'minmax'``.
-        ridge: Multiple of the mean gram diagonal added to it, above zero.
+        scale_search: Of the grid, fixed beforehand.
+        ridge: Multiple of the mean gram diagonal added to it.
         bias_correction: Fit the bias together with the weights.
         guard: Take plain rounding where it is better on held-out positions.
     """
 
-    target: str = 'weight'
-    scale_search: str = 'mse'
-    ridge: float = 0.01
+    target: Literal['weight', 'output'] = 'weight'
+    scale_search: WeightSearch = 'mse'
+    ridge: Annotated[float, Range(0, above=True)] = 0.01
     bias_correction: bool = False
     guard: bool = False
-
-    def __post_init__(self):
-        check_choice('target', self.target, TARGETS)
-        check_choice('scale_search', self.scale_search, SCALE_SEARCHES)
-        if not self.ridge > 0:
-            raise ValueError(f'ridge={self.ridge!r} is not supported; it must be above zero.')
 
     def defaults(self) -> Mapping[str, Mapping[str, Any]]:
         """It says nothing of inputs: one scale a tensor, by squared error."""

@@ -17,7 +17,7 @@ class KLDivergence(RoundToNearest):
     TensorRT's signed ones.
 
     Args:
-        scale_search: Of the weights; ``'minmax'`` as published, or ``'mse'``.
+        scale_search: Of the weights; ``'minmax'`` as published.
         bias_correction, guard: See ``RoundToNearest``.
     """
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from torch import Tensor
 
 from mmbitsplit.calibration.methods.base import register_method
 from mmbitsplit.calibration.methods.rounding import RoundingMethod, rounded_at
-from mmbitsplit.calibration.model_loss import LOSSES
 from mmbitsplit.functional import (
     correct_weights,
     powell_minimum,
@@ -16,8 +15,7 @@ from mmbitsplit.functional import (
     round_weight,
     weight_scale,
 )
-from mmbitsplit.structures import QParams, WeightSolution
-from mmbitsplit.structures.options import check_choice
+from mmbitsplit.structures import QParams, Range, WeightSolution
 
 if TYPE_CHECKING:
     from mmbitsplit.calibration.refinement import Refinement, SolvedLayer
@@ -39,7 +37,8 @@ class LAPQ(RoundingMethod):
 
     Args:
         norms: The p that are tried.
-        loss: ``'auto'``, ``'cross_entropy'`` or ``'squared_error'``, see ``ModelLoss``.
+        loss: Between the float and the quantized model's outputs; ``'auto'``: cross entropy where
+            one linear layer makes them, squared error otherwise.
         loss_batches: Calibration batches that the loss is taken over.
         max_iterations: Rounds of Powell's method, each some ten losses a factor (CIFAR ResNet-20,
             36 factors: 380); 0 stops at the best p.
@@ -48,25 +47,20 @@ class LAPQ(RoundingMethod):
             ``ACIQ``.
     """
 
-    norms: Sequence[float] = (2.0, 2.5, 3.0, 3.5, 4.0)
-    loss: str = 'auto'
-    loss_batches: int = 4
-    max_iterations: int = 1
-    max_evaluations: int = 2000
+    norms: Sequence[Annotated[float, Range(1)]] = (2.0, 2.5, 3.0, 3.5, 4.0)
+    loss: Literal['auto', 'cross_entropy', 'squared_error'] = 'auto'
+    loss_batches: Annotated[int, Range(1)] = 4
+    max_iterations: Annotated[int, Range(0)] = 1
+    max_evaluations: Annotated[int, Range(1)] = 2000
     weight_correction: bool = True
 
     looks_at_images = True
     refines = True
 
     def __post_init__(self):
-        check_choice('loss', self.loss, LOSSES)
-        if not self.norms or not all(isinstance(p, (int, float)) and p >= 1 for p in self.norms):
-            raise ValueError(f'norms={self.norms!r} is not supported; allowed are numbers from 1.')
-        for name, least in (('loss_batches', 1), ('max_iterations', 0), ('max_evaluations', 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f'{name}={value!r} is not supported; allowed are integers from '
-                                 f'{least}.')
+        super().__post_init__()
+        if not self.norms:
+            raise ValueError(f'norms={self.norms!r} is not supported; give at least one p from 1.')
 
     def packages(self) -> Mapping[str, str]:
         """Powell's method is SciPy's."""

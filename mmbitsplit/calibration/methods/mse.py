@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from mmbitsplit.calibration.methods.base import register_method
 from mmbitsplit.calibration.methods.round_to_nearest import RoundToNearest
+from mmbitsplit.structures.spec import WeightSearch
 
 
 @register_method
@@ -15,4 +16,4 @@ class MSE(RoundToNearest):
         scale_search, bias_correction, guard: See ``RoundToNearest``.
     """
 
-    scale_search: str = 'mse'
+    scale_search: WeightSearch = 'mse'

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from mmbitsplit.calibration.methods.base import register_method
 from mmbitsplit.calibration.methods.bitsplit import BitSplit
+from mmbitsplit.functional.bitsplit import Init
+from mmbitsplit.structures import Range
 
 
 @register_method
@@ -20,9 +22,9 @@ class PublishedBitSplit(BitSplit):
         init, polish, max_sweeps, tolerance, ridge, bias_correction, guard: See ``BitSplit``.
     """
 
-    init: str = 'mse'
+    init: Init = 'mse'
     polish: bool = False
-    ridge: float | None = 0.0
+    ridge: Annotated[float, Range(0)] | None = 0.0
     bias_correction: bool = False
     guard: bool = False
 

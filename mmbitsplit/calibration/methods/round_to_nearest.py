@@ -10,8 +10,7 @@ from mmbitsplit.calibration.methods.base import register_method
 from mmbitsplit.calibration.methods.rounding import RoundingMethod, rounded_at
 from mmbitsplit.functional import round_weight, weight_scale
 from mmbitsplit.structures import WeightSolution
-from mmbitsplit.structures.options import check_choice
-from mmbitsplit.structures.spec import SCALE_SEARCHES
+from mmbitsplit.structures.spec import WeightSearch
 
 
 @register_method
@@ -20,18 +19,18 @@ class RoundToNearest(RoundingMethod):
     """TF-Lite (Krishnamoorthi, 2018): weights by the largest of a channel, inputs by their range.
 
     Args:
-        scale_search: ``'minmax'`` or ``'mse'``, of the weights and, unless ``activation`` says
+        scale_search: Of the weights and, unless ``activation`` says
             otherwise, of the inputs.
         bias_correction: Correct the bias for the mean error of the outputs.
         guard: Has nothing to fall back to; kept off.
     """
 
-    scale_search: str = 'minmax'
+    scale_search: WeightSearch = 'minmax'
     bias_correction: bool = False
     guard: bool = False
 
     def __post_init__(self):
-        check_choice('scale_search', self.scale_search, SCALE_SEARCHES)
+        super().__post_init__()
         if self.guard:
             raise ValueError('guard=True: plain rounding is what the guard falls back to.')
 
