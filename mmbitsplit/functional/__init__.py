@@ -1,7 +1,6 @@
 """Pure tensor functions: quantizers, statistics, solvers. No module, no state, no model."""
 
 from mmbitsplit.functional.aciq import (
-    Distribution,
     allocate_bits,
     clipping_constant,
     correct_weights,
@@ -53,7 +52,7 @@ from mmbitsplit.functional.statistics import (
 )
 
 __all__ = [
-    'ActivationSamples', 'Distribution', 'JointMinimum', 'add_ridge', 'allocate_bits',
+    'ActivationSamples', 'JointMinimum', 'add_ridge', 'allocate_bits',
     'apply_layer', 'bias_correction', 'center', 'channel_dim', 'channel_ranges',
     'channel_qparams', 'clipping_constant', 'code_histogram', 'code_range', 'correct_weights',
     'default_ridge', 'dequantize', 'entropy_threshold', 'explicit_padding', 'fake_quantize',

@@ -10,7 +10,6 @@ from torch import Tensor
 from mmbitsplit.calibration.methods.base import register_method
 from mmbitsplit.calibration.methods.rounding import RoundingMethod, rounded_at
 from mmbitsplit.functional import (
-    Distribution,
     allocate_bits,
     clipping_constant,
     correct_weights,
@@ -18,6 +17,7 @@ from mmbitsplit.functional import (
     spread,
     weight_scale,
 )
+from mmbitsplit.functional.aciq import Distribution
 from mmbitsplit.structures import WeightSolution
 
 
