@@ -18,13 +18,13 @@ from mmengine.config import Config
 from bench.paper import BenchModel, Cell
 from bench.stored_runs import CELL, FAILURE, RESULTS, read_folder
 from mmbitsplit.apis.from_config import quantize_config
-from mmbitsplit.calibration.identity import check_identity, describe
-from mmbitsplit.engine.artifacts import CHECKPOINT, file_sha256, versions
-from mmbitsplit.engine.config_shape import check_shape
-from mmbitsplit.engine.data_root import move_data
-from mmbitsplit.engine.files import check_work_dir, write_json
-from mmbitsplit.engine.preflight import check_data, check_weights
-from mmbitsplit.engine.quantize_runner import read_spec
+from mmbitsplit.calibration.journal.identity import check_identity, describe
+from mmbitsplit.engine.configs.config_shape import check_shape
+from mmbitsplit.engine.configs.data_root import move_data
+from mmbitsplit.engine.files.writing import check_work_dir, write_json
+from mmbitsplit.engine.results.artifacts import CHECKPOINT, file_sha256, versions
+from mmbitsplit.engine.run.preflight import check_data, check_weights
+from mmbitsplit.engine.run.quantize_runner import read_spec
 from mmbitsplit.structures import QuantSpec
 
 LOG = 'output.log'

@@ -21,10 +21,10 @@ from mmengine.registry import MODELS, init_default_scope
 
 import mmbitsplit.engine  # noqa: F401  declares operators that mmpretrain's import needs
 from mmbitsplit.calibration import Progress, calibrate
-from mmbitsplit.engine.calibration_data import load_calibration_data
-from mmbitsplit.engine.float_weights import forget_pretrained
-from mmbitsplit.engine.presets import replay_points
-from mmbitsplit.engine.quantize_runner import read_spec
+from mmbitsplit.engine.data.calibration_data import load_calibration_data
+from mmbitsplit.engine.run.float_weights import forget_pretrained
+from mmbitsplit.engine.run.presets import replay_points
+from mmbitsplit.engine.run.quantize_runner import read_spec
 
 ROOT = Path(__file__).parents[1]
 PARTS = ('float_forward', 'quantized_forward', 'watch', 'sampling', 'solve_scales',

@@ -38,7 +38,7 @@ import mmbitsplit.engine  # noqa: F401  declares operators that mmdet's import n
 from benchmarks.cifar import over_seeds
 from mmbitsplit.apis import quantize_model
 from mmbitsplit.calibration import read_request
-from mmbitsplit.engine.presets import replay_points
+from mmbitsplit.engine.run.presets import replay_points
 
 CONFIG = 'mmdet::yolox/yolox_nano_8xb8-300e_coco.py'
 SURE, OVERLAP = 0.3, 0.7

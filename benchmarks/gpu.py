@@ -133,9 +133,9 @@ def make_batches(count: int, size: int, shape: tuple[int, ...], seed: int = 0) -
 
 def check_kernels() -> list[dict]:
     """Codes of the Triton kernels against those of plain torch on the same device."""
-    from mmbitsplit.functional.descent import BLOCK, block_loop_torch
-    from mmbitsplit.functional.error_feedback import feedback_loop_torch
-    from mmbitsplit.functional.triton_loops import descent_block, feedback_block
+    from mmbitsplit.functional.kernels.triton_loops import descent_block, feedback_block
+    from mmbitsplit.functional.solvers.coordinate_descent import BLOCK, block_loop_torch
+    from mmbitsplit.functional.solvers.error_feedback import feedback_loop_torch
     rows = []
     for groups, outputs, dtype in ((1, 512, torch.float64), (1, 512, torch.float32),
                                    (64, 1, torch.float64), (8, 30, torch.float32)):

@@ -22,10 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmbitsplit.calibration import calibrate
-from mmbitsplit.calibration.methods import read_request
-from mmbitsplit.engine.default_request import CLASSIFICATION, task_of
-from mmbitsplit.engine.float_weights import forget_pretrained
-from mmbitsplit.engine.presets import replay_points
+from mmbitsplit.engine.configs.default_request import CLASSIFICATION, task_of
+from mmbitsplit.engine.run.float_weights import forget_pretrained
+from mmbitsplit.engine.run.presets import replay_points
+from mmbitsplit.methods import read_request
 
 BITS = ((8, 8), (4, 8))  # weights, inputs
 METHOD = 'RoundToNearest'

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import mmbitsplit.engine  # noqa: F401  declares operators that mmpretrain's import needs
 from mmbitsplit.apis import export_onnx, quantize_model
-from mmbitsplit.engine.export_targets import export_requests
+from mmbitsplit.engine.onnx.export_targets import export_requests
 from mmbitsplit.export.onnx.operator_check import executed_operators
 from mmbitsplit.export.onnx.runtimes import RUNTIMES, OnnxGraph
 

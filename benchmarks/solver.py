@@ -32,8 +32,8 @@ from mmbitsplit.functional import (
     solve_bitsplit,
     weight_scale,
 )
-from mmbitsplit.functional.descent import sweep_
-from mmbitsplit.functional.error_feedback import FeedbackFactor
+from mmbitsplit.functional.solvers.coordinate_descent import sweep_
+from mmbitsplit.functional.solvers.error_feedback import FeedbackFactor
 from mmbitsplit.structures import LayerStatistics, WeightSolution
 
 BITS = 4

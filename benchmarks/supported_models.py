@@ -35,8 +35,8 @@ from mmengine.config import Config  # noqa: E402
 
 import mmbitsplit.engine  # noqa: E402, F401  before mmpretrain: it declares missing operators
 from benchmarks.model_probe import ROWS, probe  # noqa: E402
-from mmbitsplit.engine.default_request import task_of  # noqa: E402
-from mmbitsplit.engine.upstream_configs import MARK, find_upstream  # noqa: E402
+from mmbitsplit.engine.configs.default_request import task_of  # noqa: E402
+from mmbitsplit.engine.configs.upstream_configs import MARK, find_upstream  # noqa: E402
 from mmbitsplit.version import __version__  # noqa: E402
 
 PACKAGES = ('mmdet', 'mmpretrain')

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.commands.update_tables import main
-from mmbitsplit.engine.distributed import end_with
+from mmbitsplit.engine.run.distributed import end_with
 
 if __name__ == '__main__':
     end_with(main)

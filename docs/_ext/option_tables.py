@@ -29,7 +29,7 @@ def markdown_table(rows: Sequence[Option], with_defaults: bool = True) -> str:
 
 def methods_page() -> str:
     """Returns a section of each method, the default first: what it is, sets and takes."""
-    from mmbitsplit.calibration.methods import METHODS
+    from mmbitsplit.methods import METHODS
     from mmbitsplit.structures import QuantSpec
 
     parts = []

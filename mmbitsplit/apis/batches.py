@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mmbitsplit.models.undo import as_it_was_on_error
+from mmbitsplit.models.surgery.undo import as_it_was_on_error
 
 WANTED = ('batches: a sequence of inputs, each a tensor, or a tuple or dict of arguments of the '
           'model; run=lambda model, batch: ... says how to run the model on anything else')

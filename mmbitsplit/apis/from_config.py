@@ -12,7 +12,11 @@ from mmengine.runner import Runner
 
 import mmbitsplit.engine  # noqa: F401  registers the hook and the wrapper
 from mmbitsplit.calibration import Journal, Team, current_team
-from mmbitsplit.engine.artifacts import (
+from mmbitsplit.engine.configs.config_shape import check_shape
+from mmbitsplit.engine.files.run_lock import only_run_in
+from mmbitsplit.engine.files.writing import check_work_dir
+from mmbitsplit.engine.quantization_runner import runner_of
+from mmbitsplit.engine.results.artifacts import (
     CHECKPOINT,
     RESULTS,
     RUNNER_TYPE,
@@ -22,23 +26,8 @@ from mmbitsplit.engine.artifacts import (
     save_results,
     without_hook,
 )
-from mmbitsplit.engine.config_shape import check_shape
-from mmbitsplit.engine.distributed import is_first, prepare_config, unite
-from mmbitsplit.engine.evaluation_record import EvaluationRecord, recording_evaluation
-from mmbitsplit.engine.files import check_work_dir
-from mmbitsplit.engine.float_weights import forget_pretrained, load_weights
-from mmbitsplit.engine.interruption import finished_results, open_journal
-from mmbitsplit.engine.preflight import check_data, check_weights
-from mmbitsplit.engine.quantization_runner import runner_of
-from mmbitsplit.engine.quantize_runner import (
-    bare_model,
-    build_evaluation,
-    prepare_data,
-    quantize_runner,
-    read_spec,
-    tensor_bytes,
-)
-from mmbitsplit.engine.report_files import (
+from mmbitsplit.engine.results.evaluation_record import EvaluationRecord, recording_evaluation
+from mmbitsplit.engine.results.report_files import (
     REPORT,
     REPORT_DATA,
     REPORT_ERROR,
@@ -46,8 +35,19 @@ from mmbitsplit.engine.report_files import (
     load_record,
     save_record,
 )
-from mmbitsplit.engine.run_lock import only_run_in
-from mmbitsplit.engine.weight_averages import leave_out_averages
+from mmbitsplit.engine.results.resume import finished_results, open_journal
+from mmbitsplit.engine.run.distributed import is_first, prepare_config, unite
+from mmbitsplit.engine.run.float_weights import forget_pretrained, load_weights
+from mmbitsplit.engine.run.preflight import check_data, check_weights
+from mmbitsplit.engine.run.quantize_runner import (
+    bare_model,
+    build_evaluation,
+    prepare_data,
+    quantize_runner,
+    read_spec,
+    tensor_bytes,
+)
+from mmbitsplit.engine.run.weight_averages import leave_out_averages
 from mmbitsplit.structures import QuantSpec
 
 FLOAT_RECORD = 'float_record.json'  # beside the journal, for the report of a resumed run

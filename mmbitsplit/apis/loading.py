@@ -8,8 +8,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmbitsplit.engine.config_slips import naming_slips
-from mmbitsplit.engine.model_wrapper import check_wrapped, encode_plan
+from mmbitsplit.engine.configs.config_errors import naming_config_errors
+from mmbitsplit.engine.run.model_wrapper import check_wrapped, encode_plan
 from mmbitsplit.export import PLAN_KEY, read_checkpoint
 
 
@@ -37,7 +37,7 @@ def load_quantized(config: str | Path, checkpoint: str | Path,
                 init_default_scope=False)
         if cfg.get('data_preprocessor') is not None:  # as mmengine's Runner hands it over
             cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-        with naming_slips():
+        with naming_config_errors():
             model = MODELS.build(cfg.model)
     model.load_state_dict({**packed.state, PLAN_KEY: encode_plan(packed.description)})
     model.cfg, model.dataset_meta = cfg, packed.meta.get('dataset_meta', {})

@@ -41,7 +41,7 @@ def export_onnx(model: nn.Module, folder: str | Path, *, format: str = 'int8',
     if inputs is not None:
         requests = [_plain_request(model, tuple(inputs), dynamic)]
     else:
-        from mmbitsplit.engine.export_targets import export_requests, preprocessing_facts
+        from mmbitsplit.engine.onnx.export_targets import export_requests, preprocessing_facts
         model = getattr(model, 'model', model)
         if shape is None:
             raise ValueError('shape=None: give the height and width of the image as '

@@ -10,36 +10,38 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmbitsplit.calibration.call_counts import reached_by
-from mmbitsplit.calibration.float_pass import FloatRecord
 from mmbitsplit.calibration.float_run import FloatRun, prepare_run, run_float
-from mmbitsplit.calibration.forward_state import ForwardState
 from mmbitsplit.calibration.journal import Journal
 from mmbitsplit.calibration.layer_solver import LayerSolver, Progress
-from mmbitsplit.calibration.lockstep import Lockstep
 from mmbitsplit.calibration.memory import (
     BUDGET,
     NOTHING,
     MemoryEstimate,
     available_bytes,
-    batch_size,
     check_memory,
     estimate_memory,
 )
-from mmbitsplit.calibration.methods import Method, build_method, check_data_free
-from mmbitsplit.calibration.random_check import randomness
-from mmbitsplit.calibration.refinement import Refinement
-from mmbitsplit.calibration.replay import ReplayPoint, replaying
-from mmbitsplit.calibration.shared import find_owners
-from mmbitsplit.calibration.stopwatch import Stopwatch
-from mmbitsplit.calibration.team import Team
-from mmbitsplit.calibration.thread_state import in_a_state_of_its_own
-from mmbitsplit.calibration.uncompiled import as_written, uncompiled
-from mmbitsplit.calibration.watching import Watching
-from mmbitsplit.functional.precision import full_float32
-from mmbitsplit.models import PreparedModel, QuantizedLayer, check_request
-from mmbitsplit.models.undo import as_it_was_on_error
-from mmbitsplit.structures import QuantizationReport, QuantSpec
+from mmbitsplit.functional.kernels.precision import full_float32
+from mmbitsplit.methods import Method, build_method, check_data_free
+from mmbitsplit.models import PreparedModel
+from mmbitsplit.models.surgery.prepare import planned_geometries
+from mmbitsplit.models.surgery.undo import as_it_was_on_error
+from mmbitsplit.passes.batches import batch_size
+from mmbitsplit.passes.call_counts import reached_by
+from mmbitsplit.passes.float_pass import FloatRecord
+from mmbitsplit.passes.forward_state import ForwardState
+from mmbitsplit.passes.lockstep import Lockstep
+from mmbitsplit.passes.random_check import randomness
+from mmbitsplit.passes.repeated_calls import find_owners
+from mmbitsplit.passes.replay import ReplayPoint, replaying
+from mmbitsplit.passes.stopwatch import Stopwatch
+from mmbitsplit.passes.team import Team
+from mmbitsplit.passes.thread_state import in_a_state_of_its_own
+from mmbitsplit.passes.uncompiled import as_written, uncompiled
+from mmbitsplit.passes.watching import Watching
+from mmbitsplit.planning.request_plan import check_request, layers_to_find, make_plan
+from mmbitsplit.solving.refinement import Refinement
+from mmbitsplit.structures import BitPlan, QuantizationReport, QuantSpec
 
 
 @full_float32()
@@ -105,14 +107,10 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
     stopwatch, started = Stopwatch(), time.perf_counter()
     total, data_free = team.total(len(by_number)), spec.calibration.num_images == 0
     state = ForwardState(model, spec.calibration.seed)
-    estimates = []
-
-    def check(layers: Mapping[str, QuantizedLayer]) -> None:
-        estimates.append(NOTHING if data_free else _check_memory(look, layers, spec, total))
-
     with stopwatch('watch'):
-        look = Watching(model, by_number, spec, run, replay_points, labels, team, state)
-        prepared = look.prepare(check)
+        look = Watching(model, by_number, layers_to_find(model, spec), run, replay_points, labels,
+                        team, state)
+        prepared, estimate = _prepare(look, spec, total)
     if method.refines:  # solved layers alone say too little to go on from
         journal = None
     entries = team.from_first(journal.entries if journal is not None else [])
@@ -120,7 +118,7 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
     to_run = len(done) < len(prepared.layers) and not data_free
 
     def float_run() -> FloatRun:
-        return run_float(prepared, look, method, done, stopwatch,
+        return run_float(prepared, look, spec.calibration, method, done, stopwatch,
                          lambda step, steps: progress(Progress('float', step, steps)))
 
     if to_run:
@@ -130,14 +128,14 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
             prepared.put_back()
             with stopwatch('watch'):
                 look.watch(new)
-                prepared = look.prepare(check)
+                prepared, estimate = _prepare(look, spec, total)
         if new or found.sampler.far_off(look.counts):
             found = float_run()
         found.sampler.reached.update(reached_by(look.counts, prepared.layers))
         if journal is not None:
             journal.remember(float_forward=found.record.seconds_forward)
     else:
-        found = prepare_run(prepared, look, method, stopwatch)
+        found = prepare_run(prepared, look, spec.calibration, method, stopwatch)
         if journal is not None:
             found.record.seconds_forward = journal.facts.get('float_forward', 0.0)
     record, loss = found.record, found.loss
@@ -175,7 +173,7 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
                      'processes': team.size, 'layers_taken_over': len(done)},
         method=dict(spec.method),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        estimated_bytes=estimates[-1].total, refinement=refinement, selections=selections,
+        estimated_bytes=estimate.total, refinement=refinement, selections=selections,
         warnings=warnings)
 
 
@@ -190,10 +188,23 @@ def _random_forwards(look: Watching) -> list[str]:
     return list(filter(None, look.team.gather(found)))[:1]
 
 
-def _check_memory(look: Watching, layers: Mapping[str, QuantizedLayer], spec: QuantSpec,
-                  num_batches: int) -> MemoryEstimate:
-    owners = find_owners(look.flow, set(layers))
-    estimate = estimate_memory(look.flow, layers, owners, look.sizes,
+def _prepare(look: Watching, spec: QuantSpec, num_batches: int,
+             ) -> tuple[PreparedModel, MemoryEstimate]:
+    """Plan, memory check and surgery, again where the surgery's check saw something new."""
+    while True:
+        plan = make_plan(look.model, look.flow, spec)
+        estimate = NOTHING if spec.calibration.num_images == 0 else \
+            _check_memory(look, plan, spec, num_batches)
+        prepared = look.prepare(plan)
+        if prepared is not None:
+            return prepared, estimate
+
+
+def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, num_batches: int,
+                  ) -> MemoryEstimate:
+    geometries = planned_geometries(look.model, look.flow, plan)
+    owners = find_owners(look.flow, set(geometries))
+    estimate = estimate_memory(look.flow, geometries, owners, look.sizes,
                                spec.calibration.rows_per_layer, num_batches)
     budget = spec.calibration.memory_budget
     device = next((value.device for value in look.model.parameters()), torch.device('cpu'))

@@ -4,15 +4,16 @@ from collections.abc import Callable, Container
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-from mmbitsplit.calibration.call_counts import totals
-from mmbitsplit.calibration.capture import Sampler
-from mmbitsplit.calibration.float_pass import FloatRecord, float_pass
-from mmbitsplit.calibration.methods import Method
-from mmbitsplit.calibration.model_loss import ModelLoss
-from mmbitsplit.calibration.replay import Tape, recording
-from mmbitsplit.calibration.stopwatch import Stopwatch
-from mmbitsplit.calibration.watching import Watching
+from mmbitsplit.methods import Method
 from mmbitsplit.models import PreparedModel
+from mmbitsplit.passes.call_counts import totals
+from mmbitsplit.passes.capture import Sampler
+from mmbitsplit.passes.float_pass import FloatRecord, float_pass
+from mmbitsplit.passes.replay import Tape, recording
+from mmbitsplit.passes.stopwatch import Stopwatch
+from mmbitsplit.passes.watching import Watching
+from mmbitsplit.solving.model_loss import ModelLoss
+from mmbitsplit.structures import CalibrationSpec
 
 
 @dataclass
@@ -32,10 +33,10 @@ class FloatRun:
     tape: Tape = field(default_factory=Tape)
 
 
-def prepare_run(prepared: PreparedModel, look: Watching, method: Method,
-                stopwatch: Stopwatch) -> FloatRun:
+def prepare_run(prepared: PreparedModel, look: Watching, calibration: CalibrationSpec,
+                method: Method, stopwatch: Stopwatch) -> FloatRun:
     """Everything that a float pass needs, before it is run."""
-    calibration, total = look.spec.calibration, look.team.total(len(look.batches))
+    total = look.team.total(len(look.batches))
     tape = Tape()
     loss = ModelLoss(
         prepared.model, look.flow, look.batches, lambda batch: look.run(look.model, batch),
@@ -46,19 +47,21 @@ def prepare_run(prepared: PreparedModel, look: Watching, method: Method,
     return FloatRun(sampler, loss, tape=tape)
 
 
-def run_float(prepared: PreparedModel, look: Watching, method: Method, done: Container[str],
-              stopwatch: Stopwatch, progress: Callable[[int, int], None]) -> FloatRun:
+def run_float(prepared: PreparedModel, look: Watching, calibration: CalibrationSpec,
+              method: Method, done: Container[str], stopwatch: Stopwatch,
+              progress: Callable[[int, int], None]) -> FloatRun:
     """Runs the float pass.
 
     Args:
         prepared: The model, its layers still in float.
         look: What is known of it, and its batches.
+        calibration: Rows, seed, holdout.
         method: Chooses the codes.
         done: Layers solved already.
         stopwatch: Told what the pass takes.
         progress: Told (batches done, batches in all).
     """
-    run, current = prepare_run(prepared, look, method, stopwatch), {'batch': 0}
+    run, current = prepare_run(prepared, look, calibration, method, stopwatch), {'batch': 0}
     with stopwatch('float_pass'), recording(look.points, run.tape, lambda: current['batch']), \
             run.loss.recording(lambda: current['batch']) if run.loss else nullcontext():
         run.record = float_pass(

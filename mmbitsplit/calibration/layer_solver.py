@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from mmbitsplit.calibration.capture import CallCapture, merge_samples
-from mmbitsplit.calibration.data_free import solve_from_weights
-from mmbitsplit.calibration.float_pass import FloatRecord, check_finite
 from mmbitsplit.calibration.journal import Journal, JournalEntry
-from mmbitsplit.calibration.methods import Method
-from mmbitsplit.calibration.refinement import Refinement
-from mmbitsplit.calibration.solve_layer import Solved, solve_layer
-from mmbitsplit.calibration.stopwatch import Stopwatch
-from mmbitsplit.calibration.team import Team
+from mmbitsplit.methods import Method
 from mmbitsplit.models import PreparedModel, apply
+from mmbitsplit.passes.capture import CallCapture, merge_samples
+from mmbitsplit.passes.float_pass import FloatRecord, check_finite
+from mmbitsplit.passes.stopwatch import Stopwatch
+from mmbitsplit.passes.team import Team
+from mmbitsplit.solving.data_free import solve_from_weights
+from mmbitsplit.solving.refinement import Refinement
+from mmbitsplit.solving.solve_layer import Solved, solve_layer
 from mmbitsplit.structures import LayerPlan, LayerReport, summary
 
 

@@ -5,18 +5,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from mmbitsplit.calibration.evidence import MOST_INPUTS_FOR_GRAM
-from mmbitsplit.calibration.sampling import rows_per_call
-from mmbitsplit.calibration.shared import Owner
-from mmbitsplit.functional.bitsplit_rows import PART
+from mmbitsplit.functional.solvers.bitsplit_rows import PART
 from mmbitsplit.functional.statistics import MOST_INPUTS_IN_DOUBLE
-from mmbitsplit.models import DataFlow, QuantizedLayer
+from mmbitsplit.models import DataFlow
+from mmbitsplit.passes.repeated_calls import Owner
+from mmbitsplit.passes.sampling import rows_per_call
+from mmbitsplit.solving.statistics import MOST_INPUTS_FOR_GRAM
+from mmbitsplit.structures import LayerGeometry
 
 BUDGET = 0.8  # part of the available memory that a calibration may take
 # Copies of a layer's sampled rows and of its gram that are alive at once while it is solved.
@@ -55,34 +53,34 @@ class MemoryEstimate:
 NOTHING = MemoryEstimate(suspended=0, running=0, targets=0, solving=0, weights=0)
 
 
-def estimate_memory(flow: DataFlow, layers: Mapping[str, QuantizedLayer],
+def estimate_memory(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
                     owners: Mapping[str, Owner], sizes: Mapping[int, float],
                     rows_per_layer: int, num_batches: int) -> MemoryEstimate:
     """Estimates from one watched batch what all batches of this process will hold.
 
     Args:
         flow: What was seen of the watched batch.
-        layers: Planned layers.
+        geometries: Of the planned layers.
         owners: Calls that are repeated.
         sizes: Of this process's batches, in units of the watched batch.
         rows_per_layer: Sampled positions of a layer.
         num_batches: Batches of all processes.
     """
     targets = solving = weights = 0
-    for name, layer in layers.items():
-        outputs = layer.geometry.out_channels
+    for name, geometry in geometries.items():
+        outputs = geometry.out_channels
         most = rows_per_call(rows_per_layer, num_batches, flow.calls[name])
         rows = sum(min(most, int(size * scale / outputs)) for scale in sizes.values()
                    for size in flow.output_sizes[name])
-        inputs = layer.geometry.inputs_per_output
+        inputs = geometry.inputs_per_output
         targets += 4 * rows * outputs
-        weights += (CODE_BYTES + 4) * math.prod(layer.geometry.weight_shape)
+        weights += (CODE_BYTES + 4) * math.prod(geometry.weight_shape)
         real = 8 if inputs <= MOST_INPUTS_IN_DOUBLE else 4
         grams = GRAM_COPIES * inputs if inputs <= MOST_INPUTS_FOR_GRAM else PART
-        solving = max(solving, layer.geometry.groups * inputs * (
+        solving = max(solving, geometry.groups * inputs * (
             4 * ROW_COPIES * rows + real * grams))
     return MemoryEstimate(
-        suspended=int(_most_held(_held(flow, layers, owners)) * sum(sizes.values())),
+        suspended=int(_most_held(_held(flow, geometries, owners)) * sum(sizes.values())),
         running=int(flow.peak_bytes * max(sizes.values(), default=0)), targets=targets,
         solving=solving, weights=weights)
 
@@ -139,11 +137,6 @@ def check_memory(estimate: MemoryEstimate, budget: int, num_images: int,
         f'largest layer, {_gb(estimate.weights)} of codes beside the float weights); the budget '
         f'is {_gb(budget)}. {advice}, share the images between several processes, or raise '
         'quantization.calibration.memory_budget (GB) if you know better.')
-
-
-def batch_size(batch: Any) -> int:
-    """Number of elements of all tensors in a batch, at least 1."""
-    return max(1, sum(leaf.numel() for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)))
 
 
 def available_bytes(device: torch.device) -> int:

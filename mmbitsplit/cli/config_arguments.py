@@ -13,9 +13,9 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-from mmbitsplit.engine.config_shape import check_shape, explain_duplicates
-from mmbitsplit.engine.data_root import move_data
-from mmbitsplit.engine.upstream_configs import find_upstream, is_upstream_name
+from mmbitsplit.engine.configs.config_shape import check_shape, explain_duplicates
+from mmbitsplit.engine.configs.data_root import move_data
+from mmbitsplit.engine.configs.upstream_configs import find_upstream, is_upstream_name
 from mmbitsplit.structures import nearest
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')

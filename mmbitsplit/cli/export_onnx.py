@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
     from mmbitsplit.apis import export_onnx, load_quantized
     from mmbitsplit.cli.config_arguments import check_config_file
-    from mmbitsplit.engine.files import check_file, check_work_dir
-    from mmbitsplit.engine.onnx_evaluation import evaluation_shape
+    from mmbitsplit.engine.files.writing import check_file, check_work_dir
+    from mmbitsplit.engine.onnx.evaluation import evaluation_shape
     from mmbitsplit.export.onnx.operator_check import executed_operators
     from mmbitsplit.export.onnx.processor import SaturationWarning, saturates, saturation_warning
     from mmbitsplit.export.onnx.runtimes import RUNTIMES

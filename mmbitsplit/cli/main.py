@@ -116,6 +116,6 @@ def start() -> NoReturn:
     """Runs ``main`` and ends the process, as the console command does."""
     # A process that fails beside others ends in its own way, which needs OpenMMLab.
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        from mmbitsplit.engine.distributed import end_with
+        from mmbitsplit.engine.run.distributed import end_with
         end_with(main)
     sys.exit(main())

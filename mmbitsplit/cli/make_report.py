@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the page of each directory and prints where."""
-    from mmbitsplit.engine.report_files import write_page
+    from mmbitsplit.engine.results.report_files import write_page
 
     for work_dir in args.work_dirs:
         print(write_page(work_dir))

@@ -14,8 +14,8 @@ EXAMPLE = ('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py --weight-bits 4 '
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
-    from mmbitsplit.calibration.methods import METHODS
     from mmbitsplit.cli.config_arguments import add_config_arguments
+    from mmbitsplit.methods import METHODS
 
     parser.add_argument('config', help='a config, or the name of one of mmdet or mmpretrain, '
                         'such as mmdet::yolox/yolox_tiny_8xb8-300e_coco.py')
@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     """Quantizes, in each of the processes that a launcher started, and prints the figures."""
     from mmbitsplit.apis import quantize_config
     from mmbitsplit.cli.requests import read_request_config
-    from mmbitsplit.engine.distributed import Processes, work_together
-    from mmbitsplit.engine.report_files import REPORT
+    from mmbitsplit.engine.results.report_files import REPORT
+    from mmbitsplit.engine.run.distributed import Processes, work_together
     from mmbitsplit.report import results_text
 
     def work(processes: Processes) -> None:

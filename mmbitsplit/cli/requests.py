@@ -8,8 +8,8 @@ from mmengine.config import Config
 
 from mmbitsplit.cli.command import is_first_process, say
 from mmbitsplit.cli.config_arguments import read_config
-from mmbitsplit.engine.default_request import fill_request
-from mmbitsplit.engine.upstream_configs import is_upstream_name, published_weights
+from mmbitsplit.engine.configs.default_request import fill_request
+from mmbitsplit.engine.configs.upstream_configs import is_upstream_name, published_weights
 
 
 def read_request_config(args: argparse.Namespace, changes: Mapping[str, Any] | None = None,

@@ -25,13 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates, in each of the processes that a launcher started, and prints the metrics."""
     from mmbitsplit.cli.config_arguments import read_config
-    from mmbitsplit.engine.distributed import Processes, prepare_config, unite, work_together
-    from mmbitsplit.engine.files import check_file, check_output_file, check_work_dir, write_json
-    from mmbitsplit.engine.float_weights import load_weights
-    from mmbitsplit.engine.preflight import check_data
+    from mmbitsplit.engine.files.writing import (
+        check_file,
+        check_output_file,
+        check_work_dir,
+        write_json,
+    )
     from mmbitsplit.engine.quantization_runner import runner_of
-    from mmbitsplit.engine.quantize_runner import build_evaluation
-    from mmbitsplit.engine.weight_averages import leave_out_averages
+    from mmbitsplit.engine.run.distributed import (
+        Processes,
+        prepare_config,
+        unite,
+        work_together,
+    )
+    from mmbitsplit.engine.run.float_weights import load_weights
+    from mmbitsplit.engine.run.preflight import check_data
+    from mmbitsplit.engine.run.quantize_runner import build_evaluation
+    from mmbitsplit.engine.run.weight_averages import leave_out_averages
     from mmbitsplit.export import read_checkpoint
     from mmbitsplit.structures import CalibrationSpec
 

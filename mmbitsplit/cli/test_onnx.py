@@ -41,17 +41,17 @@ def run(args: argparse.Namespace) -> int:
     import mmbitsplit.engine  # noqa: F401  registers the wrapper
     from mmbitsplit.apis import load_quantized
     from mmbitsplit.cli.config_arguments import read_config
-    from mmbitsplit.engine.config_slips import naming_slips
-    from mmbitsplit.engine.export_targets import use_graphs
-    from mmbitsplit.engine.files import check_output_file, check_work_dir, write_json
-    from mmbitsplit.engine.model_wrapper import check_wrapped
-    from mmbitsplit.engine.onnx_evaluation import (
+    from mmbitsplit.engine.configs.config_errors import naming_config_errors
+    from mmbitsplit.engine.files.writing import check_output_file, check_work_dir, write_json
+    from mmbitsplit.engine.onnx.evaluation import (
         GraphComparison,
         load_graphs,
         saturating_layers_of,
     )
-    from mmbitsplit.engine.preflight import check_data
-    from mmbitsplit.engine.quantize_runner import build_evaluation
+    from mmbitsplit.engine.onnx.export_targets import use_graphs
+    from mmbitsplit.engine.run.model_wrapper import check_wrapped
+    from mmbitsplit.engine.run.preflight import check_data
+    from mmbitsplit.engine.run.quantize_runner import build_evaluation
     from mmbitsplit.export.onnx.processor import saturates, saturation_warning
     from mmbitsplit.structures import CalibrationSpec
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.checkpoint:
         comparison = GraphComparison(load_quantized(args.config, args.checkpoint).model,
                                      args.compare)
-    with naming_slips():
+    with naming_config_errors():
         runner = Runner.from_cfg(cfg)
     build_evaluation(runner)
     use_graphs(runner.model.model, graphs, comparison or (lambda *call: None))

@@ -5,7 +5,7 @@ from mmbitsplit.compat.torchvision_ops import declare_missing_torchvision_ops
 declare_missing_torchvision_ops()  # before mmpretrain imports torchvision
 
 from mmbitsplit.engine.hooks import QuantizationHook  # noqa: E402
-from mmbitsplit.engine.model_wrapper import QuantizedModel  # noqa: E402
 from mmbitsplit.engine.quantization_runner import QuantizationRunner  # noqa: E402
+from mmbitsplit.engine.run.model_wrapper import QuantizedModel  # noqa: E402
 
 __all__ = ['QuantizationHook', 'QuantizationRunner', 'QuantizedModel']

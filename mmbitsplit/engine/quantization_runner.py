@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.runner import Runner
 
-from mmbitsplit.engine.config_slips import naming_slips
+from mmbitsplit.engine.configs.config_errors import naming_config_errors
 from mmbitsplit.engine.hooks import QuantizationHook
 from mmbitsplit.registry import RUNNERS
 
@@ -30,7 +30,7 @@ def runner_of(cfg: Config) -> Runner:
     """Builds the Runner that a config names, as upstream's tools do.
 
     Raises:
-        ConfigSlip: A ``type`` is not known, or takes no such argument, or lacks one.
+        ConfigError: A ``type`` is not known, or takes no such argument, or lacks one.
     """
-    with naming_slips():
+    with naming_config_errors():
         return MMENGINE_RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

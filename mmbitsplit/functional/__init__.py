@@ -1,33 +1,5 @@
 """Pure tensor functions: quantizers, statistics, solvers. No module, no state, no model."""
 
-from mmbitsplit.functional.aciq import (
-    allocate_bits,
-    clipping_constant,
-    correct_weights,
-    spread,
-)
-from mmbitsplit.functional.activation import (
-    channel_qparams,
-    interpolate_qparams,
-    quantization_error,
-    search_qparams,
-)
-from mmbitsplit.functional.affine import (
-    code_range,
-    dequantize,
-    fake_quantize,
-    product_input,
-    quantize,
-)
-from mmbitsplit.functional.bit_planes import split_bit_planes, stitch_bit_planes
-from mmbitsplit.functional.bitsplit import solve_bitsplit
-from mmbitsplit.functional.bitsplit_rows import solve_bitsplit_rows
-from mmbitsplit.functional.distributions import channel_ranges, code_histogram
-from mmbitsplit.functional.entropy import entropy_threshold
-from mmbitsplit.functional.error_feedback import feedback_factor
-from mmbitsplit.functional.input_ranges import ActivationSamples
-from mmbitsplit.functional.integer_bias import whole_steps
-from mmbitsplit.functional.joint_search import JointMinimum, powell_minimum, quadratic_minimum
 from mmbitsplit.functional.packing import pack_codes, unpack_codes
 from mmbitsplit.functional.patches import (
     apply_layer,
@@ -40,7 +12,39 @@ from mmbitsplit.functional.patches import (
     rows_to_weight,
     weight_rows,
 )
-from mmbitsplit.functional.rounding import round_weight, weight_scale
+from mmbitsplit.functional.quantizers.aciq import (
+    allocate_bits,
+    clipping_constant,
+    correct_weights,
+    spread,
+)
+from mmbitsplit.functional.quantizers.activation import (
+    channel_qparams,
+    interpolate_qparams,
+    quantization_error,
+    search_qparams,
+)
+from mmbitsplit.functional.quantizers.affine import (
+    code_range,
+    dequantize,
+    fake_quantize,
+    product_input,
+    quantize,
+)
+from mmbitsplit.functional.quantizers.bit_planes import split_bit_planes, stitch_bit_planes
+from mmbitsplit.functional.quantizers.distributions import channel_ranges, code_histogram
+from mmbitsplit.functional.quantizers.entropy import entropy_threshold
+from mmbitsplit.functional.quantizers.input_ranges import ActivationSamples
+from mmbitsplit.functional.quantizers.integer_bias import whole_steps
+from mmbitsplit.functional.quantizers.rounding import round_weight, weight_scale
+from mmbitsplit.functional.solvers.bitsplit import solve_bitsplit
+from mmbitsplit.functional.solvers.bitsplit_rows import solve_bitsplit_rows
+from mmbitsplit.functional.solvers.error_feedback import feedback_factor
+from mmbitsplit.functional.solvers.joint_search import (
+    JointMinimum,
+    powell_minimum,
+    quadratic_minimum,
+)
 from mmbitsplit.functional.statistics import (
     add_ridge,
     bias_correction,

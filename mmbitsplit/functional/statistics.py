@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional.exact_sums import (
+from mmbitsplit.functional.kernels.exact_sums import (
     MOST_POSITIONS,
     STRIP,
     Bytes,

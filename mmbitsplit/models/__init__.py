@@ -1,20 +1,14 @@
-"""Torch modules and model surgery."""
+"""Torch modules with integer codes, what is seen of a model, and model surgery."""
 
-from mmbitsplit.models.convert import (
-    PreparedModel,
-    apply,
-    describe,
-    prepare,
-    quantized_layers,
-    rebuild,
-    swap_layer,
-)
-from mmbitsplit.models.dataflow import DataFlow
-from mmbitsplit.models.geometry import layer_geometry, layer_kind
-from mmbitsplit.models.quantized_layers import QuantizedLayer, SteppedLayer
-from mmbitsplit.models.roles import check_request, layer_role
-from mmbitsplit.models.watcher import layer_input, watch
+from mmbitsplit.models.layers.geometry import layer_geometry, layer_kind
+from mmbitsplit.models.layers.quantized_layers import QuantizedLayer, SteppedLayer
+from mmbitsplit.models.surgery.install import apply, quantized_layers, swap_layer
+from mmbitsplit.models.surgery.prepare import PreparedModel, prepare
+from mmbitsplit.models.surgery.rebuild import describe, rebuild
+from mmbitsplit.models.watch.data_flow import DataFlow
+from mmbitsplit.models.watch.roles import layer_role
+from mmbitsplit.models.watch.watcher import layer_input, watch
 
-__all__ = ['DataFlow', 'PreparedModel', 'QuantizedLayer', 'SteppedLayer', 'apply',
-           'check_request', 'describe', 'layer_geometry', 'layer_input', 'layer_kind',
-           'layer_role', 'prepare', 'quantized_layers', 'rebuild', 'swap_layer', 'watch']
+__all__ = ['DataFlow', 'PreparedModel', 'QuantizedLayer', 'SteppedLayer', 'apply', 'describe',
+           'layer_geometry', 'layer_input', 'layer_kind', 'layer_role', 'prepare',
+           'quantized_layers', 'rebuild', 'swap_layer', 'watch']

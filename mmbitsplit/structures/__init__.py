@@ -1,23 +1,10 @@
 """Frozen dataclasses that the other rooms exchange."""
 
-from mmbitsplit.structures.layers import (
-    BitPlan,
-    FloatRemainder,
-    LayerGeometry,
-    LayerMeans,
-    LayerPlan,
-    LayerReport,
-    LayerSolution,
-    LayerStatistics,
-    OutputPlan,
-    QParams,
-    QuantizationReport,
-    RowStatistics,
-    Selection,
-    WeightSolution,
-    summary,
-)
+from mmbitsplit.structures.geometry import LayerGeometry
 from mmbitsplit.structures.options import Options, Range, from_mapping, nearest
+from mmbitsplit.structures.plan import BitPlan, FloatRemainder, LayerPlan, OutputPlan, Selection
+from mmbitsplit.structures.report import LayerReport, QuantizationReport, summary
+from mmbitsplit.structures.solution import LayerSolution, QParams, WeightSolution
 from mmbitsplit.structures.spec import (
     ActivationSpec,
     CalibrationSpec,
@@ -27,6 +14,7 @@ from mmbitsplit.structures.spec import (
     WeightSpec,
     merge,
 )
+from mmbitsplit.structures.statistics import LayerMeans, LayerStatistics, RowStatistics
 from mmbitsplit.structures.units import Unit
 
 __all__ = [

@@ -65,9 +65,9 @@ def inputs() -> torch.Tensor:
 def write(folder: Path) -> torch.Tensor:
     """Quantizes the model, writes the files of a run; returns what it makes of ``inputs``."""
     from mmbitsplit.calibration import calibrate
-    from mmbitsplit.engine.artifacts import save_quantized
-    from mmbitsplit.engine.calibration_data import CalibrationData
-    from mmbitsplit.engine.quantize_runner import QuantizedRun, tensor_bytes
+    from mmbitsplit.engine.data.calibration_data import CalibrationData
+    from mmbitsplit.engine.results.artifacts import save_quantized
+    from mmbitsplit.engine.run.quantize_runner import QuantizedRun, tensor_bytes
     from mmbitsplit.structures import QuantSpec
 
     spec, x, model = QuantSpec.from_dict(SPEC), inputs(), float_model()

@@ -120,7 +120,7 @@ def test_run_gets_every_batch_as_it_is():
 
 
 def test_an_error_that_is_not_of_the_inputs_stays_what_it_is(monkeypatch):
-    module = importlib.import_module('mmbitsplit.calibration.watching')
+    module = importlib.import_module('mmbitsplit.passes.watching')
 
     def broken(model, run, *more, **options):
         run()

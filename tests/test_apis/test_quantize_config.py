@@ -11,9 +11,9 @@ from mmengine.runner import Runner, load_checkpoint
 from mmbitsplit.apis import quantize_config
 from mmbitsplit.calibration import calibrate
 from mmbitsplit.engine import QuantizationHook, QuantizedModel
-from mmbitsplit.engine.calibration_data import load_calibration_data
-from mmbitsplit.engine.presets import replay_points
-from mmbitsplit.engine.quantize_runner import read_spec
+from mmbitsplit.engine.data.calibration_data import load_calibration_data
+from mmbitsplit.engine.run.presets import replay_points
+from mmbitsplit.engine.run.quantize_runner import read_spec
 from mmbitsplit.models import QuantizedLayer, describe
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmbitsplit.calibration.identity import describe
+from mmbitsplit.calibration.journal.identity import describe
 
 SOURCE = """
 import functools, math, operator
@@ -53,7 +53,7 @@ def test_the_same_in_every_process(name):
 
 
 def test_the_same_with_another_order_of_hashes():
-    code = (f'import json\nfrom mmbitsplit.calibration.identity import describe\n{SOURCE}\n'
+    code = (f'import json\nfrom mmbitsplit.calibration.journal.identity import describe\n{SOURCE}\n'
             'print(json.dumps(VALUES, default=describe))')
     outputs = {subprocess.run([sys.executable, '-c', code], text=True, capture_output=True,
                               check=True, env={**__import__('os').environ,

@@ -9,8 +9,8 @@ import torch
 from journal_entries import IDENTITY, assert_entries, changed, entry, names, resume, write
 from torch import nn
 
-from mmbitsplit.calibration import journal as journal_module
 from mmbitsplit.calibration.journal import Journal
+from mmbitsplit.calibration.journal import journal as journal_module
 from mmbitsplit.structures import LayerSolution
 
 # What is written comes back

@@ -6,7 +6,7 @@ import pytest
 import torch
 from journal_entries import IDENTITY, assert_entries, changed, entry, names, resume, write
 
-from mmbitsplit.calibration import journal as journal_module
+from mmbitsplit.calibration.journal import journal as journal_module
 
 
 @pytest.mark.parametrize(('identity', 'wanted'), [

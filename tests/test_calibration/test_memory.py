@@ -11,19 +11,20 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from mmbitsplit.calibration import calibrate, memory
-from mmbitsplit.calibration.capture import Sampler
-from mmbitsplit.calibration.float_pass import float_pass
-from mmbitsplit.calibration.forward_state import ForwardState
 from mmbitsplit.calibration.layer_solver import LayerSolver
 from mmbitsplit.calibration.memory import (
     MemoryEstimate,
     available_bytes,
-    batch_size,
     check_memory,
     estimate_memory,
 )
-from mmbitsplit.calibration.shared import find_owners
 from mmbitsplit.models import QuantizedLayer, prepare, watch
+from mmbitsplit.passes.batches import batch_size
+from mmbitsplit.passes.capture import Sampler
+from mmbitsplit.passes.float_pass import float_pass
+from mmbitsplit.passes.forward_state import ForwardState
+from mmbitsplit.passes.repeated_calls import find_owners
+from mmbitsplit.planning import make_plan
 from mmbitsplit.structures import CalibrationSpec
 
 GB = 10 ** 9
@@ -69,7 +70,7 @@ def look(make_spec):
     """Watches and prepares a model; returns a function that estimates for batches like one."""
     def make(model, batch):
         flow = watch(model, lambda: model(batch))
-        prepared = prepare(model, flow, make_spec())
+        prepared = prepare(model, flow, make_plan(model, flow, make_spec()))
         owners = find_owners(flow, set(prepared.layers))
 
         def estimate(sizes=1, rows=256, num_batches=None) -> MemoryEstimate:

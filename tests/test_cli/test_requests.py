@@ -77,7 +77,7 @@ def test_averages_of_the_training_config_do_not_disturb_a_test(capsys, coco, tmp
     from mmengine.config import Config
     from mmengine.registry import MODELS, DefaultScope
 
-    from mmbitsplit.engine.upstream_configs import find_upstream
+    from mmbitsplit.engine.configs.upstream_configs import find_upstream
     cfg = Config.fromfile(find_upstream(YOLOX))
     assert any(hook['type'] == 'EMAHook' for hook in cfg.custom_hooks)
     with DefaultScope.overwrite_default_scope('mmdet'):

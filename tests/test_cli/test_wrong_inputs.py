@@ -51,7 +51,7 @@ def quantized_config(tmp_path):
     """A config that loads a quantized checkpoint, of the demo's classifier."""
     from mmengine.config import Config
 
-    from mmbitsplit.engine.artifacts import quantized_config as make
+    from mmbitsplit.engine.results.artifacts import quantized_config as make
     path = tmp_path / 'quantized_config.py'
     path.write_text(make(Config.fromfile(PROJECT / CONFIG)).pretty_text)
     return path

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from mmbitsplit import structures
-from mmbitsplit.calibration.methods import METHODS
+from mmbitsplit.methods import METHODS
 
 SPECS = [value for name, value in vars(structures).items() if name.endswith('Spec')]
 ROWS = [structures.LayerReport, structures.FloatRemainder]

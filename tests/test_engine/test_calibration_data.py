@@ -5,13 +5,13 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from mmbitsplit.engine.calibration_data import (
+from mmbitsplit.engine.data.calibration_data import (
     calibration_dataset_config,
     check_disjoint,
     evaluated_files,
     load_calibration_data,
 )
-from mmbitsplit.engine.quantize_runner import read_spec
+from mmbitsplit.engine.run.quantize_runner import read_spec
 
 pytestmark = pytest.mark.usefixtures('det_scope')
 

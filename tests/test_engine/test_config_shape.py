@@ -3,7 +3,7 @@
 import pytest
 from mmengine.config import Config
 
-from mmbitsplit.engine.config_shape import ALLOWED, check_shape, explain_duplicates
+from mmbitsplit.engine.configs.config_shape import ALLOWED, check_shape, explain_duplicates
 
 USUAL = dict(
     model=dict(type='Toy', data_preprocessor=dict(mean=[0])), work_dir='x', load_from=None,

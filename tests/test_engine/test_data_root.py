@@ -3,7 +3,7 @@
 import pytest
 from mmengine.config import Config
 
-from mmbitsplit.engine.data_root import move_data
+from mmbitsplit.engine.configs.data_root import move_data
 
 
 def test_every_place_that_names_the_root_is_moved(tmp_path):

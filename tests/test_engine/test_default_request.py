@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmbitsplit.engine.default_request import (
+from mmbitsplit.engine.configs.default_request import (
     CLASSIFICATION,
     DETECTION,
     INSTANCES,
@@ -13,8 +13,8 @@ from mmbitsplit.engine.default_request import (
     fill_request,
     task_of,
 )
-from mmbitsplit.engine.quantize_runner import read_spec
-from mmbitsplit.engine.upstream_configs import find_upstream
+from mmbitsplit.engine.configs.upstream_configs import find_upstream
+from mmbitsplit.engine.run.quantize_runner import read_spec
 
 BASES = Path(__file__).resolve().parents[2] / 'configs' / '_base_'
 TASKS = [('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py', DETECTION),

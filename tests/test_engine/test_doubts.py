@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmbitsplit.engine.artifacts import layers_table
-from mmbitsplit.engine.quantize_runner import _log
+from mmbitsplit.engine.results.artifacts import layers_table
+from mmbitsplit.engine.run.quantize_runner import _log
 from mmbitsplit.structures import QuantizationReport, Selection
 
 

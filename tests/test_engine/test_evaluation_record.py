@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mmbitsplit.calibration import Team
-from mmbitsplit.engine import evaluation_record
-from mmbitsplit.engine.evaluation_record import (
+from mmbitsplit.engine.results import evaluation_record
+from mmbitsplit.engine.results.evaluation_record import (
     EvaluationRecord,
     RecordingHook,
     note_answer,

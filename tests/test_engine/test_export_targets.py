@@ -8,13 +8,13 @@ from torch import nn
 
 pytest.importorskip('onnx_ir')
 
-from mmbitsplit.engine.export_targets import (  # noqa: E402
+from mmbitsplit.engine.onnx.evaluation import evaluation_shape, load_graphs  # noqa: E402
+from mmbitsplit.engine.onnx.export_targets import (
     architecture,
     export_requests,
     preprocessing_facts,
     use_graphs,
 )
-from mmbitsplit.engine.onnx_evaluation import evaluation_shape, load_graphs  # noqa: E402
 
 
 def build(name: str) -> nn.Module:

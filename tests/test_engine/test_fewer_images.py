@@ -3,8 +3,8 @@
 import pytest
 
 from mmbitsplit.apis.from_config import build_runner
-from mmbitsplit.engine.fewer_images import choose_images, count_only_evaluated
-from mmbitsplit.engine.float_weights import load_weights
+from mmbitsplit.engine.data.fewer_images import choose_images, count_only_evaluated
+from mmbitsplit.engine.run.float_weights import load_weights
 
 
 @pytest.fixture

@@ -12,8 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmbitsplit.engine import files
-from mmbitsplit.engine.files import check_work_dir, write_checkpoint, write_json, write_text
+from mmbitsplit.engine.files import writing as files
+from mmbitsplit.engine.files.writing import (
+    check_work_dir,
+    write_checkpoint,
+    write_json,
+    write_text,
+)
 
 FULL = OSError(errno.ENOSPC, 'No space left on device')
 
@@ -134,7 +139,7 @@ def test_killed_while_writing(tmp_path):
     code = (f"""
 import os, signal, torch
 from pathlib import Path
-from mmbitsplit.engine.files import write_checkpoint
+from mmbitsplit.engine.files.writing import write_checkpoint
 def save(value, file):
     file.write(b'half a file')
     file.flush()

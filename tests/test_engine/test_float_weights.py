@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmbitsplit.engine.float_weights import check_float_weights
+from mmbitsplit.engine.run.float_weights import check_float_weights
 
 PROJECT = Path(__file__).resolve().parents[2]
 

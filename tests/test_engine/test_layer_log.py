@@ -7,7 +7,7 @@ import os
 import pytest
 
 from mmbitsplit.calibration import Progress
-from mmbitsplit.engine.layer_log import LAYER_LOG, layer_log, layer_row
+from mmbitsplit.engine.files.layer_log import LAYER_LOG, layer_log, layer_row
 from mmbitsplit.structures import LayerReport
 
 ROW = LayerReport(

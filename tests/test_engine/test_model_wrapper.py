@@ -11,7 +11,7 @@ from mmengine.runner.checkpoint import load_state_dict
 
 from mmbitsplit.calibration import calibrate
 from mmbitsplit.engine import QuantizationHook, QuantizedModel
-from mmbitsplit.engine.model_wrapper import PLAN_KEY, decode_plan, encode_plan
+from mmbitsplit.engine.run.model_wrapper import PLAN_KEY, decode_plan, encode_plan
 from mmbitsplit.export import (
     HEADER_KEY,
     PAYLOAD_KEY,

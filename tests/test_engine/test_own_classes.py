@@ -10,6 +10,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmbitsplit.models import prepare, watch
+from mmbitsplit.planning import make_plan
 from mmbitsplit.structures import QuantSpec
 
 
@@ -50,7 +51,8 @@ def test_all_of_a_model_is_quantized_and_computes_as_before(build):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     before, x = copy.deepcopy(model), torch.randn(2, 3, 96, 75)
-    ready = prepare(model, watch(model, lambda: model(x)), QuantSpec.from_dict({}))
+    flow = watch(model, lambda: model(x))
+    ready = prepare(model, flow, make_plan(model, flow, QuantSpec.from_dict({})))
     convolutions = [name for name, module in before.named_modules()
                     if isinstance(module, (nn.Conv2d, nn.Linear))]
     norms = [name for name, module in before.named_modules()

@@ -10,9 +10,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from mmbitsplit.engine import QuantizedModel
-from mmbitsplit.engine.quantize_runner import read_spec
+from mmbitsplit.engine.run.quantize_runner import read_spec
 from mmbitsplit.export import PAYLOAD_KEY, PLAN_KEY, pack_checkpoint, unpack_state
 from mmbitsplit.models import PreparedModel, apply, describe, prepare, watch
+from mmbitsplit.planning import make_plan
 from mmbitsplit.structures import LayerSolution, QParams
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/retinanet_r50_w4a8.py'
@@ -44,7 +45,7 @@ def retinanet():
         model = MODELS.build(cfg.model).eval()
     parameters = sum(value.numel() for value in model.parameters())
     flow = watch(model, lambda: model(torch.rand(1, 3, 64, 64), mode='tensor'))
-    prepared = prepare(model, flow, read_spec(cfg))
+    prepared = prepare(model, flow, make_plan(model, flow, read_spec(cfg)))
     round_to_nearest(prepared)
     state = QuantizedModel(model).state_dict()
     del state[PLAN_KEY]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from mmengine.runner import CheckpointLoader
 
-from mmbitsplit.engine.preflight import check_data, check_weights
-from mmbitsplit.engine.quantize_runner import read_spec
+from mmbitsplit.engine.run.preflight import check_data, check_weights
+from mmbitsplit.engine.run.quantize_runner import read_spec
 
 
 def check(cfg):

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from mmbitsplit.apis import quantize_model
-from mmbitsplit.engine.presets import replay_points
+from mmbitsplit.engine.run.presets import replay_points
 
 CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 SIZE = 64

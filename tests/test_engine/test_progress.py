@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from mmbitsplit.calibration import Progress
-from mmbitsplit.engine import progress
-from mmbitsplit.engine.progress import progress_bar
+from mmbitsplit.engine.run import progress
+from mmbitsplit.engine.run.progress import progress_bar
 from mmbitsplit.structures import LayerReport
 
 ROW = LayerReport(

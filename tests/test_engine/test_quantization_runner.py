@@ -11,9 +11,9 @@ from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner
 
 from mmbitsplit.engine import QuantizationHook, QuantizationRunner
-from mmbitsplit.engine.artifacts import quantized_config
 from mmbitsplit.engine.quantization_runner import runner_of
-from mmbitsplit.engine.weight_averages import is_average, leave_out_averages
+from mmbitsplit.engine.results.artifacts import quantized_config
+from mmbitsplit.engine.run.weight_averages import is_average, leave_out_averages
 
 BASE = Path(__file__).resolve().parents[2] / 'configs' / '_base_' / 'quantization.py'
 EMA = dict(type='EMAHook', ema_type='ExponentialMovingAverage')

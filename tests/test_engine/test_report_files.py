@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmbitsplit.engine import report_files
-from mmbitsplit.engine.evaluation_record import EvaluationRecord
-from mmbitsplit.engine.report_files import (
+from mmbitsplit.engine.results import report_files
+from mmbitsplit.engine.results.evaluation_record import EvaluationRecord
+from mmbitsplit.engine.results.report_files import (
     REPORT,
     REPORT_DATA,
     REPORT_ERROR,

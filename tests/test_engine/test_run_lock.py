@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from mmbitsplit.engine.run_lock import LOCK, only_run_in
+from mmbitsplit.engine.files.run_lock import LOCK, only_run_in
 
 FORK = multiprocessing.get_context('fork')
 
@@ -106,7 +106,7 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch):
 
     said = []
     monkeypatch.setattr(fcntl, 'lockf', refuse)
-    monkeypatch.setattr('mmbitsplit.engine.run_lock.print_log',
+    monkeypatch.setattr('mmbitsplit.engine.files.run_lock.print_log',
                         lambda message, **more: said.append(message))
     with only_run_in(tmp_path):
         pass

@@ -6,8 +6,8 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
-from mmbitsplit.engine import upstream_configs
-from mmbitsplit.engine.upstream_configs import (
+from mmbitsplit.engine.configs import upstream_configs
+from mmbitsplit.engine.configs.upstream_configs import (
     find_upstream,
     is_upstream_name,
     published_weights,

@@ -12,10 +12,10 @@ from mmengine.runner import load_checkpoint
 
 from mmbitsplit.apis import load_quantized
 from mmbitsplit.calibration import calibrate
-from mmbitsplit.engine.artifacts import save_quantized
-from mmbitsplit.engine.calibration_data import load_calibration_data
-from mmbitsplit.engine.presets import replay_points
-from mmbitsplit.engine.quantize_runner import QuantizedRun, read_spec, tensor_bytes
+from mmbitsplit.engine.data.calibration_data import load_calibration_data
+from mmbitsplit.engine.results.artifacts import save_quantized
+from mmbitsplit.engine.run.presets import replay_points
+from mmbitsplit.engine.run.quantize_runner import QuantizedRun, read_spec, tensor_bytes
 
 PROJECT = Path(__file__).resolve().parents[2]
 IMAGES = 3

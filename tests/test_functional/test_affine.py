@@ -3,14 +3,8 @@
 import pytest
 import torch
 
-from mmbitsplit.functional import (
-    code_range,
-    dequantize,
-    fake_quantize,
-    product_input,
-    quantize,
-    round_trip,
-)
+from mmbitsplit.functional import code_range, dequantize, fake_quantize, product_input, quantize
+from mmbitsplit.functional.kernels import round_trip
 from mmbitsplit.structures import QParams
 
 SYMMETRIES = ['unsigned', 'signed', 'narrow', 'asymmetric']

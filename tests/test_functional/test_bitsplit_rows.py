@@ -7,7 +7,6 @@ import torch
 
 from mmbitsplit.functional import (
     add_ridge,
-    bitsplit_rows,
     center,
     code_range,
     default_ridge,
@@ -18,6 +17,7 @@ from mmbitsplit.functional import (
     solve_bitsplit_rows,
     weight_scale,
 )
+from mmbitsplit.functional.solvers import bitsplit_rows
 from mmbitsplit.structures import RowStatistics
 
 OPTIONS = [{'init': init, 'polish': polish}

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from mmbitsplit.functional import compiled
-from mmbitsplit.functional.compiled import (
+from mmbitsplit.functional.kernels import compiled
+from mmbitsplit.functional.kernels.compiled import (
     SERIAL_WORK,
     descent_sweep,
     feedback_block,
     quantize_rows,
     round_trip_errors,
 )
-from mmbitsplit.functional.error_feedback import feedback_loop_torch
+from mmbitsplit.functional.solvers.error_feedback import feedback_loop_torch
 
 DTYPES = [torch.float32, torch.float64]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmbitsplit.functional import entropy_threshold
-from mmbitsplit.functional.entropy import best_number_of_bins, divergences
+from mmbitsplit.functional.quantizers.entropy import best_number_of_bins, divergences
 
 
 def defined_divergence(counts, kept, levels):

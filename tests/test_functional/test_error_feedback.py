@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmbitsplit.functional.error_feedback import FeedbackFactor
+from mmbitsplit.functional.solvers.error_feedback import FeedbackFactor
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])

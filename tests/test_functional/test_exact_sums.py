@@ -9,8 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mmbitsplit.functional import exact_sums, layer_statistics
-from mmbitsplit.functional.exact_sums import (
+from mmbitsplit.functional import layer_statistics
+from mmbitsplit.functional.kernels import exact_sums
+from mmbitsplit.functional.kernels.exact_sums import (
     FLOAT_POSITIONS,
     INPUT_BITS,
     MOST_POSITIONS,
@@ -197,7 +198,7 @@ def test_more_positions_than_one_sum_holds(way, lowest):
 @pytest.mark.parametrize('switch', ['AVX2', 'DEFAULT'])
 def test_instructions_that_are_hidden_are_not_relied_on(switch):
     """torch says VNNI whatever oneDNN may use; without it oneDNN's products saturate."""
-    code = ('import torch; from mmbitsplit.functional.exact_sums import byte_products\n'
+    code = ('import torch; from mmbitsplit.functional.kernels.exact_sums import byte_products\n'
             'a = torch.full((70, 3000), 127, dtype=torch.int8)\n'
             'assert byte_products(a, a).eq(127 ** 2 * 3000).all()')
     done = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True,

@@ -3,7 +3,7 @@
 import torch
 
 from mmbitsplit.functional import whole_steps
-from mmbitsplit.functional.integer_bias import LARGEST_BIAS
+from mmbitsplit.functional.quantizers.integer_bias import LARGEST_BIAS
 
 
 def test_it_is_whole_steps_and_never_farther_than_half_a_step():

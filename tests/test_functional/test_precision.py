@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmbitsplit.calibration import calibrate
-from mmbitsplit.functional.precision import full_float32
+from mmbitsplit.functional.kernels.precision import full_float32
 from mmbitsplit.models import watch
 from mmbitsplit.structures import QuantSpec
 

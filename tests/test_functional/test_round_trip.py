@@ -3,8 +3,12 @@
 import pytest
 import torch
 
-from mmbitsplit.functional import compiled, round_trip
-from mmbitsplit.functional.round_trip import LEAST_ELEMENTS, round_rows, round_trip_errors
+from mmbitsplit.functional.kernels import compiled, round_trip
+from mmbitsplit.functional.kernels.round_trip import (
+    LEAST_ELEMENTS,
+    round_rows,
+    round_trip_errors,
+)
 
 DTYPES = [torch.float32, torch.float64]
 # (rows, columns, channels): one of each, repeated channels, one channel for all rows, more than

@@ -13,7 +13,7 @@ from mmbitsplit.functional import (
     rescale_inputs,
     statistics,
 )
-from mmbitsplit.functional.exact_sums import (
+from mmbitsplit.functional.kernels.exact_sums import (
     LEAST_INPUTS_FOR_INTEGERS,
     STRIP,
     Bytes,

@@ -11,11 +11,12 @@ import sys
 import pytest
 import torch
 
-from mmbitsplit.functional import descent, error_feedback
-from mmbitsplit.functional.affine import code_range
+from mmbitsplit.functional.quantizers.affine import code_range
+from mmbitsplit.functional.solvers import coordinate_descent as descent
+from mmbitsplit.functional.solvers import error_feedback
 
 pytest.importorskip('triton')
-from mmbitsplit.functional import triton_loops  # noqa: E402
+from mmbitsplit.functional.kernels import triton_loops  # noqa: E402
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DEVICE = 'cpu' if INTERPRETED or not torch.cuda.is_available() else 'cuda'

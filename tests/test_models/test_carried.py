@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmbitsplit.models.carried import tensors_in
+from mmbitsplit.models.watch.carried import tensors_in
 
 A, B = torch.zeros(1), torch.ones(2)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmbitsplit.models import layer_geometry
-from mmbitsplit.models.fold_bn import fold_batch_norm, foldable_batch_norms
+from mmbitsplit.models.surgery.fold_bn import fold_batch_norm, foldable_batch_norms
 
 
 def conv(channels_in=3, channels_out=4, **options):

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmbitsplit.functional import apply_layer
-from mmbitsplit.models import geometry as geometry_module
 from mmbitsplit.models import layer_geometry, layer_kind
-from mmbitsplit.models.geometry import (
+from mmbitsplit.models.layers import geometry as geometry_module
+from mmbitsplit.models.layers.geometry import (
     POSITIONS_TO_COMPARE,
     computes_like_torch,
     normalizes_like_torch,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mmbitsplit.models import layer_role, prepare, watch
+from mmbitsplit.planning import make_plan
 from mmbitsplit.structures import QuantSpec
 
 
@@ -128,7 +129,7 @@ def test_a_norm_is_not_folded_under_what_the_caller_gets(make_net, settle, image
     before = call(net, image)
     flow = watch(net, lambda: call(net, image), inputs=image)
     assert roles(flow) == {'inner.a': 'first', 'inner.b': 'last'}
-    prepared = prepare(net, flow, QuantSpec.from_dict({}))
+    prepared = prepare(net, flow, make_plan(net, flow, QuantSpec.from_dict({})))
     assert prepared.folded == {}
     after = call(net, image)
     for old, new in zip(_both(before), _both(after)):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from mmbitsplit.models import QuantizedLayer, describe, layer_geometry, quantized_layers, rebuild
-from mmbitsplit.models.layer_steps import Step, Steps
+from mmbitsplit.models.layers.steps import Step, Steps
 
 
 class SameConv(nn.Conv2d):

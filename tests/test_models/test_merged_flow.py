@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from mmbitsplit.models.fold_bn import foldable_batch_norms
-from mmbitsplit.models.merged_flow import merge_flows
-from mmbitsplit.models.readers import Reading
+from mmbitsplit.models.surgery.fold_bn import foldable_batch_norms
+from mmbitsplit.models.watch.merged_flow import merge_flows
+from mmbitsplit.models.watch.output_readers import Reading
 
 
 def depending(net, x, times=1, also=False, other=False):

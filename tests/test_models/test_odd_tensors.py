@@ -6,7 +6,7 @@ from torch import nn
 
 from mmbitsplit.apis import quantize_model
 from mmbitsplit.models import layer_kind, watch
-from mmbitsplit.models.dataflow import IMAGE
+from mmbitsplit.models.watch.data_flow import IMAGE
 
 NESTED = pytest.mark.filterwarnings('ignore:The PyTorch API of nested tensors')
 

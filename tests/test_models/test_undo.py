@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmbitsplit.models.surgery import set_module
-from mmbitsplit.models.undo import as_it_was_on_error
+from mmbitsplit.models.surgery.modules import set_module
+from mmbitsplit.models.surgery.undo import as_it_was_on_error
 
 
 def snapshot(model):

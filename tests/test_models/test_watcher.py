@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmbitsplit.models.dataflow import IMAGE
-from mmbitsplit.models.roles import layer_role
+from mmbitsplit.models.watch.data_flow import IMAGE
+from mmbitsplit.models.watch.roles import layer_role
 
 
 def conv(channels_in=4, channels_out=4):

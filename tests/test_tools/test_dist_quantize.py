@@ -13,8 +13,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmbitsplit.engine import distributed
-from mmbitsplit.engine.distributed import (
+from mmbitsplit.engine.run import distributed
+from mmbitsplit.engine.run.distributed import (
     Processes,
     Unwrapped,
     fill_environment,

@@ -1,7 +1,7 @@
 """Quantizes each layer alone and tells what that does to the outputs and to the metric."""
 
 from mmbitsplit.cli.sensitivity import main
-from mmbitsplit.engine.distributed import end_with
+from mmbitsplit.engine.run.distributed import end_with
 
 if __name__ == '__main__':
     end_with(main)

@@ -3,19 +3,19 @@
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmbitsplit.engine.artifacts import save_quantized
-from mmbitsplit.engine.files import check_work_dir
-from mmbitsplit.engine.float_weights import check_float_weights
-from mmbitsplit.engine.preflight import check_data
-from mmbitsplit.engine.quantize_runner import (
+from mmbitsplit.engine.files.run_lock import only_run_in
+from mmbitsplit.engine.files.writing import check_work_dir
+from mmbitsplit.engine.results.artifacts import save_quantized
+from mmbitsplit.engine.run.float_weights import check_float_weights
+from mmbitsplit.engine.run.preflight import check_data
+from mmbitsplit.engine.run.quantize_runner import (
     bare_model,
     prepare_data,
     quantize_runner,
     read_spec,
     tensor_bytes,
 )
-from mmbitsplit.engine.run_lock import only_run_in
-from mmbitsplit.engine.weight_averages import leave_out_averages
+from mmbitsplit.engine.run.weight_averages import leave_out_averages
 from mmbitsplit.registry import HOOKS
 
 

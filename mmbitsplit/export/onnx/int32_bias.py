@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.functional import rows_to_weight, weight_rows
-from mmbitsplit.functional.integer_bias import LARGEST_BIAS
+from mmbitsplit.functional.quantizers.integer_bias import LARGEST_BIAS
 from mmbitsplit.structures import LayerGeometry
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional.affine import along_channels, fake_quantize, product_input
+from mmbitsplit.functional.quantizers.affine import along_channels, fake_quantize, product_input
 from mmbitsplit.structures import QParams
 
 

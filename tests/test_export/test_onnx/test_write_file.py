@@ -11,7 +11,7 @@ from mmbitsplit.export.onnx.runtimes import OnnxGraph, restore
 from mmbitsplit.export.onnx.trace import GraphRequest
 from mmbitsplit.export.onnx.write_file import read_metadata, write_onnx
 from mmbitsplit.models import SteppedLayer
-from mmbitsplit.models.layer_steps import Step, Steps
+from mmbitsplit.models.layers.steps import Step, Steps
 from mmbitsplit.structures import QParams
 
 

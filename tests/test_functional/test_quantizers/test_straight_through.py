@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mmbitsplit.functional import compiled, fake_quantize, product_input
+from mmbitsplit.functional import fake_quantize, product_input
+from mmbitsplit.functional.kernels import compiled
 from mmbitsplit.functional.quantizers.straight_through import (
     fake_quantize_ste,
     product_input_ste,

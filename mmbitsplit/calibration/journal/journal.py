@@ -1,0 +1,354 @@
+"""Keeps solved layers on disk, so that an interrupted calibration goes on where it stopped.
+
+A folder holds ``header.json`` (what was asked for) and one file a solved layer, ``0000.layer``,
+``0001.layer`` and so on, in the order they were solved. Each file names the digest of the one
+before it, because a layer is calibrated on the outputs of the layers before it: what follows a
+damaged or foreign file is worth nothing. One process at a time writes a journal.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmbitsplit.calibration.journal.identity import AGAIN, check_identity
+from mmbitsplit.structures import LayerReport, LayerSolution, QParams
+
+FORMAT = 1
+HEADER = 'header.json'
+_MAGIC = b'mmbs-lyr'
+_FRAME = struct.Struct('>8sI32sQ')  # magic, format, sha256 of the payload, its length in bytes
+_LAYER_NAME = re.compile(r'([0-9]{4}|[1-9][0-9]{4,})\.layer')
+_TEMPORARY_NAME = re.compile(r'\.([0-9]{4,}\.layer|header\.json)\.[0-9]+\.tmp')
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """A solved layer; tensors that come back from disk are on the CPU.
+
+    Args:
+        name: Dotted name in the model.
+        solution: What ``models.convert.apply`` writes into the layer.
+        report: Its row of ``layers.json``.
+    """
+
+    name: str
+    solution: LayerSolution
+    report: LayerReport
+
+
+class Journal:
+    """Solved layers of one calibration on disk; made by ``Journal.open``.
+
+    Args:
+        folder: Where its files are.
+        identity: What was asked for, as JSON gives it back.
+
+    Attributes:
+        entries: What was found on disk and can be taken over; ``append`` does not add to it.
+        problems: One line for each file that was dropped and why.
+        facts: What ``remember`` has stored, as JSON gives it back.
+        finished: Calibration and evaluation are done; there is nothing to take over.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]):
+        self.folder, self.identity = folder, identity
+        self.entries: list[JournalEntry] = []
+        self.problems: list[str] = []
+        self.facts: dict[str, Any] = {}
+        self.finished = False
+        self._count = 0  # entries on disk
+        self._last = _digest(json.dumps(identity, sort_keys=True).encode()).hex()
+
+    @classmethod
+    def open(cls, folder: str | Path, identity: Mapping[str, Any], *, resume: bool) -> 'Journal':
+        """Opens the journal of a folder, or begins a new one there.
+
+        Args:
+            folder: Made if it is not there; files that are no journal's are left alone.
+            identity: What the layers depend on (options, digest of the weights, images,
+                versions), as nested JSON-able dicts and lists.
+            resume: Takes over what is there, if anything is; otherwise it is removed.
+
+        Raises:
+            ValueError: The journal there is of another identity (says what differs) or of
+                another format; ``identity`` is not JSON-able; a file cannot be read or written.
+        """
+        folder = Path(folder)
+        with _file_errors(folder, 'written'):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in list(folder.iterdir()):
+                if _TEMPORARY_NAME.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+        journal = cls(folder, _through_json('the identity', dict(identity)))
+        header = journal._read_header() if resume else None
+        if header is None:
+            journal._begin()
+            return journal
+        check_identity(folder, journal.identity, header['identity'])
+        # Equal is not always the same text (1 and 1.0); the first entry knows the stored one.
+        journal = cls(folder, header['identity'])
+        journal.facts, journal.finished = header['facts'], header['finished']
+        if journal.finished:
+            _remove(folder, _layer_files(folder))  # finish() was interrupted
+        else:
+            journal._read_entries()
+        return journal
+
+    def append(self, entry: JournalEntry) -> None:
+        """Writes the next solved layer, whole or not at all.
+
+        Raises:
+            ValueError: It cannot be written, or holds values that could not be read back.
+        """
+        assert not self.finished, 'a finished journal takes no entries'
+        path = self._path(self._count)
+        payload = _to_payload(entry, self._last)
+        digest = _digest(payload)
+        data = _FRAME.pack(_MAGIC, FORMAT, digest, len(payload)) + payload
+        try:
+            _from_bytes(data, self._last)
+        except _DamagedError as error:  # such as a numpy scalar, which weights_only refuses
+            raise ValueError(f"Layer '{entry.name}' cannot be kept in {path}: the entry "
+                             f'{error}. Its fields must be plain numbers, strings and '
+                             'tensors.') from error
+        _write(path, data)
+        self._count, self._last = self._count + 1, digest.hex()
+
+    def remember(self, **facts: Any) -> None:
+        """Stores facts beside the header, replacing those of the same name.
+
+        Args:
+            facts: JSON-able values, such as the float model's metrics.
+
+        Raises:
+            ValueError: A fact is not JSON-able, or the header cannot be written.
+        """
+        facts = {name: _through_json(f'the fact {name!r}', fact) for name, fact in facts.items()}
+        self._write_header({**self.facts, **facts}, self.finished)
+        self.facts.update(facts)
+
+    def finish(self) -> None:
+        """Notes that everything is done and removes the layer files.
+
+        Raises:
+            ValueError: The header cannot be written, or a layer file cannot be removed.
+        """
+        # The note comes first: interrupted in between, the journal is finished all the same.
+        self._write_header(self.facts, True)
+        self.finished, self.entries, self._count = True, [], 0
+        _remove(self.folder, _layer_files(self.folder))
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f'{index:04d}.layer'
+
+    def _begin(self) -> None:
+        """Removes what is there and writes a header; without a header, layers are worth nothing."""
+        _remove(self.folder, [self.folder / HEADER])
+        _remove(self.folder, _layer_files(self.folder))
+        self._write_header({}, False)
+
+    def _write_header(self, facts: dict[str, Any], finished: bool) -> None:
+        _write(self.folder / HEADER, _render_header(
+            {'format': FORMAT, 'finished': finished, 'facts': facts, 'identity': self.identity}))
+
+    def _read_header(self) -> dict[str, Any] | None:
+        """Returns the stored header; ``None``, and a problem noted, if it serves for nothing."""
+        path, lost = self.folder / HEADER, len(_layer_files(self.folder))
+        consequence = f'the calibration starts again ({lost} solved layer(s) dropped)'
+        data = _read(path)
+        if data is None:
+            if lost:
+                self.problems.append(f'{path} is missing; {consequence}.')
+            return None
+        header = _parse_header(data)
+        if header is None:
+            self.problems.append(f'{path} is truncated or damaged; {consequence}.')
+        elif header.get('format') != FORMAT:
+            raise ValueError(f'{path} is of journal format {header.get("format")!r}, this version '
+                             f'reads {FORMAT}. {AGAIN}')
+        return header
+
+    def _read_entries(self) -> None:
+        """Reads entries until one is missing or damaged; removes that one and all after it."""
+        while True:
+            path = self._path(self._count)
+            data = _read(path)
+            try:
+                if data is None:
+                    raise _DamagedError('is missing')
+                entry, digest = _from_bytes(data, self._last)
+            except _DamagedError as error:
+                reason = str(error)
+                break
+            self.entries.append(entry)
+            self._count, self._last = self._count + 1, digest.hex()
+        rest = [file for file in _layer_files(self.folder) if int(file.stem) >= self._count]
+        if rest:
+            later = sum(file != path for file in rest)
+            self.problems.append(f'{path} {reason}; its layer is solved again, and with it '
+                                 f'{later} later layer(s), which build on it.')
+            _remove(self.folder, rest)
+
+
+class _DamagedError(Exception):
+    """An entry that cannot be taken over; the message says why, after the file's name."""
+
+
+def _to_payload(entry: JournalEntry, previous: str) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({'previous': previous, 'name': entry.name, 'solution': _to_plain(entry.solution),
+                'report': asdict(entry.report)}, buffer)
+    return buffer.getvalue()
+
+
+def _to_plain(value: Any) -> Any:
+    """Returns dataclasses as dicts and tensors as copies (a view would save all its storage)."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if is_dataclass(value):
+        return {item.name: _to_plain(getattr(value, item.name)) for item in fields(value)}
+    return value
+
+
+def _from_bytes(data: bytes, previous: str) -> tuple[JournalEntry, bytes]:
+    """Reads an entry.
+
+    Args:
+        data: Content of a layer file.
+        previous: Digest (hex) that the entry must name as the one before it.
+
+    Returns:
+        The entry and its own digest.
+
+    Raises:
+        _DamagedError: It is truncated, changed, unreadable, or follows something else.
+    """
+    if len(data) < _FRAME.size:
+        raise _DamagedError(f'is truncated ({len(data)} bytes)')
+    magic, version, digest, length = _FRAME.unpack_from(data)
+    if magic != _MAGIC:
+        raise _DamagedError('does not begin like a journal entry')
+    if version != FORMAT:
+        raise _DamagedError(f'is of format {version}, not {FORMAT}')
+    payload = memoryview(data)[_FRAME.size:]
+    if len(payload) != length:
+        raise _DamagedError(f'is truncated or damaged ({len(payload)} of {length} bytes)')
+    if _digest(payload) != digest:
+        raise _DamagedError('has a wrong checksum')
+    try:
+        stored = torch.load(io.BytesIO(payload), map_location='cpu', weights_only=True)
+        follows, solution = stored['previous'], dict(stored['solution'])
+        for side in ('qparams', 'output_qparams'):
+            if solution.get(side) is not None:  # older entries say nothing of outputs
+                solution[side] = QParams(**solution[side])
+        entry = JournalEntry(stored['name'], LayerSolution(**solution),
+                             LayerReport(**stored['report']))
+    except Exception as error:  # torch and pickle raise all kinds; any means: solve it again
+        reason = str(error).strip() or type(error).__name__
+        raise _DamagedError(f'cannot be parsed ({reason.splitlines()[0]})') from error
+    if follows != previous:
+        raise _DamagedError('does not follow the entry before it (moved, or of another '
+                            'calibration)')
+    return entry, digest
+
+
+def _digest(data: bytes | memoryview) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _through_json(what: str, value: Any) -> Any:
+    """Returns a value as JSON gives it back, so that stored and given ones can be compared."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'The journal cannot keep {what}: {error}. It must be made of dicts '
+                         'with string keys, lists, strings, numbers and None.') from error
+
+
+def _render_header(body: dict[str, Any]) -> bytes:
+    digest = _digest(json.dumps(body).encode()).hex()
+    return (json.dumps({**body, 'sha256': digest}, indent=1) + '\n').encode()
+
+
+def _parse_header(data: bytes) -> dict[str, Any] | None:
+    """Returns the header, ``None`` if it is not byte for byte what ``_render_header`` made."""
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(body, dict):
+        return None
+    body.pop('sha256', None)
+    return body if _render_header(body) == data else None
+
+
+def _layer_files(folder: Path) -> list[Path]:
+    """Layer files of a folder, the last one first."""
+    with _file_errors(folder, 'read'):
+        found = [path for path in folder.iterdir() if _LAYER_NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.stem), reverse=True)
+
+
+def _read(path: Path) -> bytes | None:
+    """Returns the content of a file, ``None`` if there is none."""
+    with _file_errors(path, 'read'):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes a file such that, killed at any moment, it is there whole or as it was before."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    with _file_errors(path, 'written'):
+        try:
+            with open(temporary, 'wb') as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+def _remove(folder: Path, paths: list[Path]) -> None:
+    with _file_errors(folder, 'written'):
+        for path in paths:
+            path.unlink(missing_ok=True)
+        _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes renamed and removed names last through a power cut, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _file_errors(path: Path, verb: str) -> Iterator[None]:
+    step = 'Make it readable, or run without --resume to start again.' if verb == 'read' else \
+        'Make the directory writable, free some space, or choose another with --work-dir.'
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f'{path} cannot be {verb}: {error}. {step}') from error

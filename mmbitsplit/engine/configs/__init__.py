@@ -1,0 +1,1 @@
+"""Finds and reads configs, and answers their errors."""

@@ -1,0 +1,1 @@
+"""A run's files: whole or not at all, by one process."""

@@ -1,0 +1,1 @@
+"""Export and evaluation of ONNX graphs with the data of a config."""

@@ -1,5 +1,0 @@
-"""What is particular to a family of models."""
-
-from mmbitsplit.engine.presets.openmmlab import replay_points
-
-__all__ = ['replay_points']

@@ -1,0 +1,1 @@
+"""What mmengine's Runner needs to quantize: data, weights, processes."""

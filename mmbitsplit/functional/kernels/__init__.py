@@ -1,0 +1,1 @@
+"""Compiled loops and exact sums, and what they stand for in plain torch."""

@@ -1,0 +1,1 @@
+"""Chooses weight codes by an objective."""

@@ -1,0 +1,22 @@
+"""One method a file; importing this room registers them."""
+
+from mmbitsplit.methods.aciq import ACIQ, ACIQMix
+from mmbitsplit.methods.base import (
+    METHODS,
+    Method,
+    build_method,
+    check_data_free,
+    read_request,
+    register_method,
+)
+from mmbitsplit.methods.bitsplit import BitSplit
+from mmbitsplit.methods.error_feedback import ErrorFeedback
+from mmbitsplit.methods.kl_divergence import KLDivergence
+from mmbitsplit.methods.lapq import LAPQ
+from mmbitsplit.methods.mse import MSE
+from mmbitsplit.methods.published_bitsplit import PublishedBitSplit
+from mmbitsplit.methods.round_to_nearest import RoundToNearest
+
+__all__ = ['ACIQ', 'LAPQ', 'METHODS', 'MSE', 'ACIQMix', 'BitSplit', 'ErrorFeedback', 'KLDivergence',
+           'Method', 'PublishedBitSplit', 'RoundToNearest', 'build_method',
+           'check_data_free', 'read_request', 'register_method']

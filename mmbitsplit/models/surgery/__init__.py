@@ -1,0 +1,1 @@
+"""Prepares a model, writes solutions into it, and takes both back."""

@@ -1,0 +1,60 @@
+"""Folds batch norms into the layer before them, where that is exact."""
+
+import torch
+from torch import Tensor, nn
+
+from mmbitsplit.models.surgery.modules import has_hooks
+from mmbitsplit.models.watch.data_flow import DataFlow
+from mmbitsplit.models.watch.layer_inside import scale_outputs
+from mmbitsplit.structures import LayerGeometry
+
+
+def foldable_batch_norms(model: nn.Module, flow: DataFlow) -> dict[str, str]:
+    """Finds the batch norms that can be folded exactly.
+
+    The norm must take the untouched output tensor of one layer in every call, nothing else may
+    read that tensor or the norm's weights, and the norm must use running statistics. Hooks of the
+    user's on layer or norm would see other tensors. A layer whose class goes on behind its product
+    takes no norm in.
+
+    Returns:
+        Layer name by batch norm name.
+    """
+    modules = dict(model.named_modules())
+    found = {}
+    for norm_name, layer_name in flow.norm_after.items():
+        if layer_name is None or layer_name in flow.unlike_torch \
+                or layer_name in flow.inside and flow.inside[layer_name].after:
+            continue
+        norm = modules[norm_name]
+        if norm_name in flow.read_elsewhere or has_hooks(norm) or has_hooks(modules[layer_name]):
+            continue
+        if flow.consumers[layer_name] == {norm_name} \
+                and flow.calls[layer_name] == flow.norm_calls[norm_name] \
+                and not norm.training and norm.running_var is not None:
+            found[norm_name] = layer_name
+    return found
+
+
+def fold_batch_norm(weight: Tensor, bias: Tensor | None, geometry: LayerGeometry,
+                    norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Returns weight and bias of the layer that computes layer and norm in one.
+
+    Args:
+        weight: What the layer multiplies by.
+        bias: (out_channels,) or ``None``.
+        geometry: Of the layer.
+        norm: The batch norm on its output, in eval mode.
+
+    Returns:
+        Weight of the same shape and bias (out_channels,), in the weight's dtype; computed in
+        float64.
+    """
+    old = torch.zeros_like(norm.running_mean, dtype=torch.float64) if bias is None \
+        else bias.detach().double()
+    gamma = torch.ones_like(old) if norm.weight is None else norm.weight.detach().double()
+    beta = torch.zeros_like(old) if norm.bias is None else norm.bias.detach().double()
+    factor = gamma / torch.sqrt(norm.running_var.double() + norm.eps)  # (out_channels,)
+    folded = scale_outputs(weight.detach().double(), factor, geometry)
+    folded_bias = beta + (old - norm.running_mean.double()) * factor
+    return folded.to(weight.dtype), folded_bias.to(weight.dtype)

@@ -1,0 +1,65 @@
+"""Describes the surgery of a model in plain values, and repeats it on a fresh one."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmbitsplit.models.layers.geometry import layer_geometry
+from mmbitsplit.models.layers.quantized_layers import SteppedLayer, layer_of_row
+from mmbitsplit.models.layers.steps import Steps
+from mmbitsplit.models.surgery.modules import get_module, hand_over, set_module
+from mmbitsplit.models.surgery.prepare import PreparedModel
+
+
+def describe(prepared: PreparedModel) -> dict[str, Any]:
+    """Returns what ``rebuild`` needs, in plain values; role and mode are for readers."""
+    rows = {}
+    for plan in prepared.plan.layers:
+        rows[plan.name] = row = {**prepared.layers[plan.name].plan_row(), 'role': plan.role}
+        if row['input'] is not None:
+            row['input']['mode'] = plan.activation.mode
+        place = get_module(prepared.model, plan.name)
+        if isinstance(place, SteppedLayer):
+            row['before'], row['after'] = place.before.describe(), place.after.describe()
+    steps = {name: module.describe() for name in prepared.folded
+             if isinstance(module := get_module(prepared.model, name), Steps)}
+    return {'layers': rows, 'folded': sorted(prepared.folded),
+            **({'folded_steps': steps} if steps else {})}
+
+
+def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
+    """Repeats the surgery on a freshly built float model, ready to load quantized state.
+
+    Raises:
+        ValueError: The model lacks a layer of the description, or it is of another kind; the
+            model is as it was.
+    """
+    names = dict(model.named_modules())
+    for name in (*description['folded'], *description['layers']):
+        if name not in names:
+            raise ValueError(f"The checkpoint's layer '{name}' is not in the model: it belongs "
+                             'to another architecture. Use the config written beside it.')
+    places: dict[str, nn.Module] = {}
+    like = next(model.parameters(), torch.zeros(0))
+    for name, row in description['layers'].items():
+        module = names[name]
+        try:
+            layer = layer_of_row(row, layer_geometry(module), module.weight, module.bias)
+            places[name] = layer if 'before' not in row else SteppedLayer(
+                Steps.from_description(row['before'], like), layer,
+                Steps.from_description(row['after'], like))
+        except ValueError as error:
+            raise ValueError(f"Layer '{name}': {error} Use the config written beside the "
+                             'checkpoint.') from error
+    steps = {name: Steps.from_description(value, like)
+             for name, value in description.get('folded_steps', {}).items()}
+    for name, place in places.items():
+        _swap(model, name, place)
+    for name in description['folded']:
+        set_module(model, name, steps.get(name, nn.Identity()))
+
+
+def _swap(model: nn.Module, name: str, place: nn.Module) -> None:
+    hand_over(get_module(model, name), place)
+    set_module(model, name, place.train(False))

@@ -1,0 +1,1 @@
+"""What is seen of a model when it runs: calls, values, readers."""

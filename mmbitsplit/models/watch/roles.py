@@ -1,0 +1,20 @@
+"""Which layers are first and last, from what was watched."""
+
+
+
+from mmbitsplit.models.watch.data_flow import DataFlow
+
+
+def layer_role(name: str, flow: DataFlow) -> str:
+    """Returns ``'first'``, ``'last'``, ``'first+last'`` or ``'inner'``.
+
+    First: a call is fed by the model's input alone, no layer between; after an addition with a
+    layer's output, or after an embedding, which is a layer, it is not. Last: its output reaches no
+    other layer, data-dependent steps (box decoding) not counted.
+    """
+    parts = []
+    if name in flow.fed_by_image:
+        parts.append('first')
+    if not flow.feeds.get(name, set()) - {name}:
+        parts.append('last')
+    return '+'.join(parts) or 'inner'

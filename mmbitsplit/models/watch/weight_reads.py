@@ -1,0 +1,115 @@
+"""Watches who reads weights: layers that others read into, and weights that belong to no module.
+
+A layer that is replaced keeps neither its float weight nor its class. Where something besides its
+own call reads the weight (a functional call in another module, ``layer.forward(x)`` in place of
+``layer(x)``, a norm of the weight) it must stay as it is.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mmbitsplit.models.layers.geometry import is_replaced
+from mmbitsplit.models.watch.storages import storage_of
+
+# Products that a layer comes down to, and which of their arguments is the weight.
+_WEIGHT_ARGUMENT = {'convolution': 1, '_convolution': 1, 'linear': 1, 'mm': 1, 'addmm': 2}
+
+
+@dataclass(frozen=True)
+class ForeignWeight:
+    """A weight that the model multiplies by and that none of its modules holds.
+
+    Args:
+        operation: What multiplies by it, such as ``'convolution'``.
+        inside: Name of the module that does so.
+        num_weights: How many there are.
+    """
+
+    operation: str
+    inside: str
+    num_weights: int
+
+
+class WeightReads:
+    """Told every operation of a run.
+
+    Args:
+        model: The watched model.
+
+    Attributes:
+        elsewhere: By layer or batch norm, an operation outside of its calls that read its
+            weight, bias or statistics.
+        foreign: Weights of no module, in the order they were met.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.elsewhere: dict[str, str] = {}
+        self._foreign: dict[Any, ForeignWeight] = {}
+        self._running: list[str] = []
+        # By storage: modules whose calls may read it, as one tensor may be held by several (tied
+        # weights) and a layer may have modules inside; and those of them that could be replaced.
+        self._readers: dict[Any, set[str]] = {}
+        self._layers: dict[Any, set[str]] = {}
+        for name, module in model.named_modules():
+            replaced = is_replaced(module)
+            own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+            for tensor in own if not replaced else (*module.parameters(), *module.buffers()):
+                self._readers.setdefault(storage_of(tensor), set()).add(name)
+            for tensor in own if replaced else ():
+                self._layers.setdefault(storage_of(tensor), set()).add(name)
+
+    @property
+    def foreign(self) -> list[ForeignWeight]:
+        """See the class."""
+        return list(self._foreign.values())
+
+    def hooks(self) -> Iterable[RemovableHandle]:
+        """Tells which modules run; to be registered after all others.
+
+        They stand around other hooks of a module: those that compute a weight from its parts
+        (weight norm) are part of its call.
+        """
+        holders = set().union(*self._readers.values())
+        for name, module in self.model.named_modules():
+            if name in holders:
+                yield module.register_forward_pre_hook(self._enter(name), prepend=True)
+                yield module.register_forward_hook(self._leave, always_call=True)
+
+    def operation(self, function: Callable, args: Sequence[Any], inputs: Sequence[Tensor],
+                  known: Callable[[Tensor], bool], inside: str) -> None:
+        """An operation was run.
+
+        Args:
+            function: An operator of torch.
+            args: Its arguments by position.
+            inputs: The tensors among all of them.
+            known: Whether a tensor came from the model's input or was made in the run.
+            inside: Name of the module that runs.
+        """
+        if function.is_view:  # what is done with the view is seen
+            return
+        name = function.name().split('::')[-1].split('.')[0]
+        for tensor in inputs:
+            storage = storage_of(tensor)
+            if storage in self._layers and not self._readers[storage] & set(self._running):
+                for layer in self._layers[storage]:
+                    self.elsewhere.setdefault(layer, name)
+        index = _WEIGHT_ARGUMENT.get(name)
+        if index is None or self._running or index >= len(args):
+            return
+        weight, storage = args[index], storage_of(args[index])
+        if weight.dtype.is_floating_point and storage not in self._readers and not known(weight):
+            self._foreign.setdefault(storage, ForeignWeight(name, inside, weight.numel()))
+
+    def _enter(self, name: str):
+        def hook(module, args):
+            self._running.append(name)
+        return hook
+
+    def _leave(self, module, args, output):
+        self._running.pop()

@@ -1,0 +1,1 @@
+"""Runs a model on calibration images: float pass, lockstep, replay, team."""

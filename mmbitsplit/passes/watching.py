@@ -1,0 +1,192 @@
+"""Looks at a float model on as many batches as it takes, and prepares it by what they showed.
+
+The first batch is watched operation by operation. Others are watched only where they show
+something new: a layer that no batch before has called, or called as often, or outputs that change
+when batch norms are folded and layers are swapped by what was known.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from mmbitsplit.models import DataFlow, PreparedModel, prepare, watch
+from mmbitsplit.models.watch.merged_flow import merge_flows
+from mmbitsplit.passes.batches import batch_size
+from mmbitsplit.passes.call_counts import CallCounts, batches_to_watch
+from mmbitsplit.passes.forward_state import ForwardState
+from mmbitsplit.passes.replay import ReplayPoint, barrier
+from mmbitsplit.passes.surgery_check import Difference, SurgeryCheck, refusal
+from mmbitsplit.passes.team import Team
+from mmbitsplit.structures import BitPlan
+
+MOST_COMPARED = 3  # batches, beside those that were watched
+MOST_LOOKS = 4  # at further batches because a comparison failed
+
+
+class Watching:
+    """What is known of a model; the same in every process of a team.
+
+    Args:
+        model: The float model in eval mode.
+        batches: This process's, by number.
+        layers: Names of the layers that the request is about.
+        run: Runs the model on a batch, as ``run(model, batch)``.
+        replay_points: Nothing is seen inside; their results are taken over when comparing.
+        labels: What each batch is called in error messages.
+        team: Who has the other batches.
+        state: Told what forwards change.
+
+    Attributes:
+        flow: What the watched batches showed together.
+        watched: Their numbers.
+        counts: Calls of layers by batch, of all processes; empty where all are expected to be
+            like the first batch.
+    """
+
+    def __init__(self, model: nn.Module, batches: Mapping[int, Any], layers: Iterable[str],
+                 run: Callable[[nn.Module, Any], Any], replay_points: Sequence[ReplayPoint],
+                 labels: Mapping[int, str], team: Team, state: ForwardState):
+        self.model, self.batches, self.run = model, batches, run
+        self.points, self.labels, self.team, self.state = replay_points, labels, team, state
+        self.flow, self.watched = DataFlow(), []
+        self.counts: dict[int, dict[str, int]] = {}
+        self._flows: dict[int, tuple[DataFlow, int]] = {}
+        self._checks: dict[int, SurgeryCheck] = {}
+        self.layers = sorted(layers)
+        self._compared = 0
+        self.watch([0])
+        if not set(self.layers) <= self.flow.calls.keys() | self.flow.read_elsewhere.keys():
+            calls = CallCounts()
+            for number in batches:
+                with calls.of(number, model, self.layers):
+                    self._forward(number)
+            self.watch(self.take_in(calls.counts))
+
+    @property
+    def sizes(self) -> dict[int, float]:
+        """Sizes of this process's batches in units of the largest that was watched."""
+        unit = max(size for _, size in self._flows.values())
+        return {number: batch_size(batch) / unit for number, batch in self.batches.items()}
+
+    def take_in(self, counts: Mapping[int, dict[str, int]]) -> list[int]:
+        """Learns what batches call; returns those that call a layer more often than was seen.
+
+        Args:
+            counts: Of this process's batches, calls by layer.
+        """
+        self.counts = {number: calls for part in self.team.gather(dict(counts))
+                       for number, calls in part.items()}
+        return batches_to_watch(self.counts, self.flow.calls, self.layers)
+
+    def watch(self, numbers: Sequence[int]) -> None:
+        """Watches batches, each in the process that has it; the model is float."""
+        mine = [(number, self._flow(number), batch_size(self.batches[number]))
+                for number in numbers if number in self.batches]
+        for part in self.team.gather(mine):
+            self._flows.update({number: (flow, size) for number, flow, size in part})
+        self.watched = sorted(self._flows)
+        self.flow = merge_flows([self._flows[number][0] for number in self.watched])
+
+    def prepare(self, plan: BitPlan) -> PreparedModel | None:
+        """Prepares the model, and sees that it computes what the float model does.
+
+        Args:
+            plan: Made from ``flow``.
+
+        Returns:
+            ``None``, and the model as it was, where it does not and another batch has been watched
+            that shows more: ``flow`` is another then, and so is the plan that it asks for.
+
+        Raises:
+            ValueError: It does not, and there is nothing more to see; names the layers.
+        """
+        prepared = prepare(self.model, self.flow, plan)
+        self.state.modules.follow(prepared.layers.values())
+        prepared.put_back()
+        self._keep_outputs()
+        prepared.put_in(prepared.layers)
+        differing = {number: found for number, kept in self._checks.items()
+                     if (found := kept.compare(prepared)) is not None}
+        self._compared += 1
+        numbers = sorted(number for part in self.team.gather(list(differing))
+                         for number in part)
+        if not numbers:
+            self._checks.clear()
+            self._compared = 0
+            return prepared
+        new = [number for number in numbers if number not in self.watched]
+        if new and self._compared < MOST_LOOKS:
+            prepared.put_back()
+            self.watch(new[:1])
+            return None
+        self._refuse(prepared, differing)
+
+    def _refuse(self, prepared: PreparedModel, differing: Mapping[int, Difference]) -> NoReturn:
+        message = ''
+        for number, difference in list(differing.items())[:1]:
+            culprits = self._checks[number].culprits(prepared)
+            if not culprits and difference.error is not None:  # it was not of our making
+                raise difference.error
+            message = refusal(culprits, prepared, difference, self.labels[number])
+        raise ValueError(next(filter(None, self.team.gather(message))))
+
+    def _forward(self, number: int) -> Any:
+        with torch.no_grad(), self.state.watched(number):
+            return self.run(self.model, self.batches[number])
+
+    def _flow(self, number: int) -> DataFlow:
+        batch = self.batches[number]
+        with torch.no_grad(), self.state.watched(number):
+            return watch(self.model, lambda: self.run(self.model, batch), inputs=batch,
+                         barriers=[barrier(self.points)])
+
+    def _keep_outputs(self) -> None:
+        """Runs the float model on the batches that are to be compared."""
+        signatures = {number: signature for part in self.team.gather(
+            {number: _signature(batch) for number, batch in self.batches.items()})
+            for number, signature in part.items()}
+        chosen = {*batches_to_compare(signatures), *self.watched[1:]}
+        calls = CallCounts()
+        for number in sorted(chosen & self.batches.keys()):
+            with calls.of(number, self.model, self.flow.calls.keys()):
+                self._check(number)
+        reached = {name for part in self.team.gather(calls.counts) for counts in part.values()
+                   for name in counts}
+        if not reached >= self.flow.calls.keys() and 0 in self.batches:
+            self._check(0)
+
+    def _check(self, number: int) -> None:
+        if number not in self._checks:
+            self._checks[number] = SurgeryCheck(
+                self.model, functools.partial(self._forward, number), self.points)
+
+
+def batches_to_compare(signatures: Mapping[int, tuple[Any, Any]]) -> list[int]:
+    """Chooses batches beside the first: those unlike it, else the second.
+
+    Args:
+        signatures: By number, plain values (flags, names, counts) and shapes of the batch.
+
+    Returns:
+        One with each set of plain values that the first has not, up to ``MOST_COMPARED``; where
+        there is none, one whose shapes are others; the first itself where it is the only one.
+    """
+    numbers = sorted(signatures)
+    first, *others = numbers
+    known, chosen = [signatures[first][0]], []
+    for number in others:
+        if signatures[number][0] not in known and len(chosen) < MOST_COMPARED:
+            known.append(signatures[number][0])
+            chosen.append(number)
+    unlike = [number for number in others if signatures[number][1] != signatures[first][1]]
+    return chosen or [*unlike, *others, first][:1]
+
+
+def _signature(batch: Any) -> tuple[Any, Any]:
+    leaves = tree_leaves(batch)
+    return (tuple(leaf for leaf in leaves if isinstance(leaf, (bool, int, str)) or leaf is None),
+            tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)))

@@ -1,0 +1,218 @@
+"""Finds the first and last layers from the data flow, and turns a request into a plan."""
+
+import fnmatch
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from mmbitsplit.models.layers.geometry import holds_layers, layer_kind
+from mmbitsplit.models.surgery.fold_bn import foldable_batch_norms
+from mmbitsplit.models.watch.data_flow import DataFlow
+from mmbitsplit.models.watch.roles import layer_role
+from mmbitsplit.planning.model_checks import check_left, check_model, check_reached
+from mmbitsplit.planning.output_plan import plan_outputs
+from mmbitsplit.structures import (
+    ActivationSpec,
+    BitPlan,
+    FloatRemainder,
+    LayerPlan,
+    QuantSpec,
+    WeightSpec,
+    merge,
+    nearest,
+)
+from mmbitsplit.structures.spec import REDUCED_BITS
+
+NOT_CALLED = 'not called by what was watched'
+
+
+def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
+              folded: dict[str, str] | None = None) -> BitPlan:
+    """Decides for every layer whether and how it is quantized.
+
+    Args:
+        model: The float model.
+        flow: Its data flow.
+        spec: The request.
+        folded: Batch norms that can be folded, with their layers; found when not given.
+
+    Raises:
+        ValueError: A layer of a supported kind was never called, an override matches nothing,
+            or ``scope`` names no part of the model.
+    """
+    check_request(model, spec)
+    if folded is None:
+        folded = foldable_batch_norms(model, flow)
+    modules = dict(model.named_modules())
+    total = sum(p.numel() for p in model.parameters()) or 1
+    never_called = _never_called(modules, flow, spec)
+    layers, kept = [], []
+    parts = _layer_parts(modules)
+
+    def keep(name: str, reason: str) -> None:
+        size = sum(p.numel() for part in (name, *parts.get(name, ()))
+                   for p in modules[part].parameters(recurse=False))
+        kept.append(FloatRemainder(name, type(modules[name]).__name__, reason, size,
+                                   size / total))
+
+    for name in flow.order:
+        plan = _layer_plan(name, flow, spec)
+        if name in flow.unlike_torch:
+            keep(name, flow.unlike_torch[name])
+        elif name in flow.read_elsewhere:
+            keep(name, _read_elsewhere(name, flow))
+        elif not _in_scope(name, spec.scope):
+            keep(name, f"outside scope '{spec.scope}'")
+        elif plan is None:
+            keep(name, 'skipped by an override')
+        else:
+            layers.append(plan)
+    for name, reason in never_called.items():
+        keep(name, reason)
+    planned = {layer.name for layer in layers}
+    inside = {part for below in parts.values() for part in below}
+    for name, module in modules.items():
+        if name in inside:  # counted with its layer
+            continue
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if name in flow.norm_calls and folded.get(name) not in planned:
+                keep(name, 'batch norm of a layer that stays float' if name in folded
+                     else flow.unlike_torch.get(
+                         name, 'batch norm that no layer could take in exactly'))
+        elif layer_kind(module) is None and any(
+                p.dim() > 1 for p in module.parameters(recurse=False)):
+            keep(name, 'holds layers of its own, which are quantized instead'
+                 if holds_layers(module) else 'kind of layer that is not supported')
+    kept += [FloatRemainder(
+        f'{weight.inside}.<{weight.operation}>'.lstrip('.'), 'Tensor', 'a weight that no module of '
+        'the model holds, such as that of layers in a Python list (use nn.ModuleList)',
+        weight.num_weights, weight.num_weights / total) for weight in flow.foreign_weights]
+    check_left(layers, kept, f"scope='{spec.scope}' and overrides say which layers are quantized.")
+    return BitPlan(plan_outputs(layers, model, flow, folded), tuple(kept))
+
+
+def _layer_parts(modules: dict[str, nn.Module]) -> dict[str, list[str]]:
+    """Modules below each layer that are no layers: they make up its weight, say, or normalize."""
+    parts: dict[str, list[str]] = {}
+    for name in modules:
+        above = name
+        while above and layer_kind(modules[name]) is None:
+            above = above.rpartition('.')[0]
+            if layer_kind(modules[above]) is not None:
+                parts.setdefault(above, []).append(name)
+                break
+    return parts
+
+
+def check_request(model: nn.Module, spec: QuantSpec) -> None:
+    """Raises ``ValueError`` for what no calibration can mend.
+
+    A model that is quantized already, a trace or without layers, a scope or an override that
+    names nothing in the model, and layers that are not float32.
+    """
+    check_model(model)
+    _check_scope(model, spec.scope)
+    _check_overrides(model, spec)
+    _check_precision(model, spec)
+
+
+def layers_to_find(model: nn.Module, spec: QuantSpec) -> set[str]:
+    """Names of the layers that a request is about, whether they are called or not."""
+    return {name for name, module in model.named_modules()
+            if layer_kind(module) and _in_scope(name, spec.scope) and not _skipped(name, spec)}
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a layer name matches a shell pattern, case and all."""
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def _layer_plan(name: str, flow: DataFlow, spec: QuantSpec) -> LayerPlan | None:
+    """The plan of one layer, ``None`` when an override skips it."""
+    role = layer_role(name, flow)
+    weight, activation = spec.weight, spec.activation
+    if role != 'inner':
+        if spec.first_last.weight_bits is not None:
+            weight = replace(weight, num_bits=spec.first_last.weight_bits)
+        if activation.num_bits is not None:  # weights only: nothing is quantized anywhere
+            activation = replace(activation, num_bits=spec.first_last.activation_bits)
+    if 'first' in role:
+        activation = replace(activation, num_bits=None)  # the image itself is not quantized
+    for index, override in enumerate(spec.overrides):
+        if matches(name, override.match):
+            if override.skip:
+                return None
+            where = f'quantization.overrides[{index}]'
+            weight = merge(weight, override.weight, f'{where}.weight')
+            activation: ActivationSpec = merge(activation, override.activation,
+                                               f'{where}.activation')
+    if _range_is_reduced(weight, activation, role, spec):
+        weight = replace(weight, num_bits=min(weight.num_bits, REDUCED_BITS))
+    return LayerPlan(name, weight, activation, role)
+
+
+def _range_is_reduced(weight: WeightSpec, activation: ActivationSpec, role: str, spec: QuantSpec,
+                      ) -> bool:
+    """See ``WeightSpec.reduce_range``; a layer with float inputs is computed in float."""
+    if activation.num_bits is None or weight.reduce_range != 'auto':
+        return activation.num_bits is not None and bool(weight.reduce_range)
+    return (role != 'inner' and activation.placement == 'deploy'
+            and spec.weight.num_bits <= REDUCED_BITS)
+
+
+def _in_scope(name: str, scope: str) -> bool:
+    return scope == 'all' or name.split('.')[0] in scope.split('+')
+
+
+def _skipped(name: str, spec: QuantSpec) -> bool:
+    return any(o.skip and matches(name, o.match) for o in spec.overrides)
+
+
+def _check_scope(model: nn.Module, scope: str) -> None:
+    children = [name for name, _ in model.named_children()]
+    if scope == 'all':
+        return
+    for part in scope.split('+'):
+        if part not in children:
+            raise ValueError(f"scope='{scope}': the model has no part '{part}'; "
+                             f'{nearest(part, ["all", *children])}.')
+
+
+def _check_overrides(model: nn.Module, spec: QuantSpec) -> None:
+    names = [name for name, module in model.named_modules() if layer_kind(module)]
+    for index, override in enumerate(spec.overrides):
+        if not any(matches(name, override.match) for name in names):
+            raise ValueError(f"quantization.overrides[{index}].match='{override.match}' matches "
+                             f'no layer; {nearest(override.match, names[:12])}, ...')
+
+
+def _check_precision(model: nn.Module, spec: QuantSpec) -> None:
+    for name, module in model.named_modules():
+        if layer_kind(module) and _in_scope(name, spec.scope) and not _skipped(name, spec) \
+                and module.weight.dtype != torch.float32:
+            raise ValueError(f"Layer '{name}' has weights of {module.weight.dtype}, calibration "
+                             'computes in torch.float32: call model.float() before, and give '
+                             'inputs of that type.')
+
+
+def _never_called(modules: dict[str, nn.Module], flow: DataFlow, spec: QuantSpec,
+                  ) -> dict[str, str]:
+    """Why layers that no image reached stay float; raises where the request does not say so."""
+    layers = [name for name, module in modules.items() if layer_kind(module)]
+    reasons = {}
+    for name in layers:
+        if name not in flow.calls:
+            if not _in_scope(name, spec.scope):
+                reasons[name] = f"outside scope '{spec.scope}', {NOT_CALLED}"
+            elif _skipped(name, spec):
+                reasons[name] = f'skipped by an override, {NOT_CALLED}'
+            else:
+                reasons[name] = _read_elsewhere(name, flow) if name in flow.read_elsewhere else ''
+    check_reached([name for name, reason in reasons.items() if not reason], layers)
+    return reasons
+
+
+def _read_elsewhere(name: str, flow: DataFlow) -> str:
+    return (f"its weight is read outside of its own calls (by '{flow.read_elsewhere[name]}')"
+            f'{"" if name in flow.calls else ", which never come"}')

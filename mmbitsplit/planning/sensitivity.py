@@ -1,0 +1,211 @@
+"""Quantizes each layer of a float model alone and sees what that does to the raw outputs."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmbitsplit.methods import build_method
+from mmbitsplit.models import QuantizedLayer, apply, layer_input, quantized_layers, swap_layer
+from mmbitsplit.models.surgery.undo import as_it_was_on_error
+from mmbitsplit.passes.call_counts import reached_by, totals
+from mmbitsplit.passes.capture import CallCapture, Sampler, merge_samples, ordinary
+from mmbitsplit.passes.forward_state import ForwardState
+from mmbitsplit.passes.replay import ReplayPoint, Tape, recording, replaying
+from mmbitsplit.passes.team import Team
+from mmbitsplit.passes.watching import Watching
+from mmbitsplit.planning.preparation import prepare_as_requested
+from mmbitsplit.planning.request_plan import check_request, layers_to_find
+from mmbitsplit.solving.input_scales import input_candidates
+from mmbitsplit.solving.output_error import output_scale
+from mmbitsplit.solving.solve_layer import solve_layer
+from mmbitsplit.structures import LayerPlan, QuantSpec
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One layer quantized alone.
+
+    Args:
+        layer: Its name.
+        what: ``'weight'`` or ``'activation'``: which of the two was quantized.
+        num_bits: How wide its codes were.
+        error: Squared error of the raw outputs in parts of their spread, the mean over the
+            layers that make them.
+    """
+
+    layer: str
+    what: str
+    num_bits: int
+    error: float
+
+
+class Sensitivity:
+    """A float model whose layers are quantized one at a time; it is float again after each.
+
+    Raw outputs are those of the last layers, at sampled positions. Steps whose result depends on
+    the data in jumps are replayed, so that they are the outputs at the same places.
+
+    Args:
+        model: Float model; batch norms are folded and layers swapped in place.
+        batches: Calibration batches.
+        spec: Which layers, which method, how inputs are quantized; its widths are not used.
+        run: Runs the model on a batch, as ``run(model, batch)``.
+        replay_points: See ``calibrate``.
+
+    Raises:
+        ValueError: See ``calibrate``.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
+                 run: Callable[[nn.Module, Any], Any],
+                 replay_points: Sequence[ReplayPoint] = ()):
+        if not batches:
+            raise ValueError('The calibration set is empty; at least one batch of images is '
+                             'needed.')
+        check_request(model, spec)
+        self.model, self.batches, self.run = model, batches, run
+        self.points, self.tape, self.current = replay_points, Tape(), 0
+        self.method, self.team = build_method(spec.method), Team()
+        with as_it_was_on_error(model):
+            self._look(model.eval(), spec)
+        self.prepared.originals.clear()
+
+    def _look(self, model: nn.Module, spec: QuantSpec) -> None:
+        """Prepares the model and keeps its float outputs."""
+        self.state = ForwardState(model, spec.calibration.seed)
+        look = Watching(model, dict(enumerate(self.batches)), layers_to_find(model, spec),
+                        self.run, self.points,
+                        {number: f'batch {number}' for number in range(len(self.batches))},
+                        self.team, self.state)
+        self.prepared, flow = prepare_as_requested(look, spec), look.flow
+        self.sampler = Sampler(spec.calibration, len(self.batches),
+                               {name: flow.calls[name] for name in self.prepared.layers},
+                               totals(look.counts, self.prepared.layers),
+                               reached_by(look.counts, self.prepared.layers))
+        planned = set(self.prepared.layers)
+        self.outputs = [name for name in self.prepared.layers
+                        if not (flow.feeds.get(name, set()) - {name}) & planned]
+        with recording(self.points, self.tape, lambda: self.current):
+            self.reference = self._raw_outputs()
+
+    @property
+    def layers(self) -> tuple[LayerPlan, ...]:
+        """Plans of the layers that can be tried, in execution order."""
+        return self.prepared.plan.layers
+
+    def trials(self, plan: LayerPlan, weight_bits: Sequence[int],
+               activation_bits: Sequence[int] = ()) -> Iterator[Trial]:
+        """Yields a trial a width; while the caller has it, the model is quantized that way.
+
+        Args:
+            plan: Of the layer; one whose input stays float has no activation trials.
+            weight_bits: Widths of its weight codes, its input in float.
+            activation_bits: Widths of its input's codes, its weights in float.
+        """
+        captures, targets = self._captured(plan.name)
+        layer = self.prepared.layers[plan.name]
+        for num_bits in weight_bits:
+            alone = replace(plan, weight=replace(plan.weight, num_bits=num_bits),
+                            activation=replace(plan.activation, num_bits=None), output=None)
+            trial = _copy(layer)
+            apply(trial, solve_layer(layer, alone, self.method, captures, targets).solution)
+            yield from self._tried(plan.name, trial, 'weight', num_bits)
+        for num_bits in activation_bits if plan.activation.num_bits is not None else ():
+            # Of ECAQ's strengths the last: with float weights a scale a channel costs nothing.
+            candidate = input_candidates(merge_samples(captures, self.team), replace(
+                plan.activation, num_bits=num_bits))[-1]
+            trial = _copy(layer)
+            trial.qparams = replace(candidate.qparams, unit=False)
+            yield from self._tried(plan.name, trial, 'activation', num_bits)
+
+    def _tried(self, name: str, trial: QuantizedLayer, what: str, num_bits: int,
+               ) -> Iterator[Trial]:
+        layer = self.prepared.layers[name]
+        swap_layer(self.model, name, trial)
+        try:
+            with replaying(self.points, self.tape, lambda: self.current):
+                outputs = self._raw_outputs()
+            yield Trial(name, what, num_bits, relative_error(self.reference, outputs))
+        finally:
+            swap_layer(self.model, name, layer)
+
+    def _captured(self, name: str) -> tuple[list[CallCapture], list[Tensor]]:
+        """Inputs and float outputs of a layer at its sampled positions."""
+        layer = self.prepared.layers[name]
+        captures, targets = [], []
+
+        def take(call: int, x: Tensor, output: Tensor) -> None:
+            targets.append(self.sampler.target(name, layer, call, self.current, x.shape, output))
+            captures.append(self.sampler.capture(name, layer, call, self.current,
+                                                 ordinary(x, layer)))
+
+        with replaying(self.points, self.tape, lambda: self.current):
+            self._run_all({name: take})
+        if not sum(target.shape[-1] for target in targets):
+            raise ValueError(f"Layer '{name}' saw no input position on any calibration image "
+                             '(no detections?); use other images, or leave it in float with '
+                             f"overrides=[dict(match='{name}', skip=True)].")
+        return captures, targets
+
+    def _raw_outputs(self) -> dict[str, Tensor]:
+        """Of each last layer, the outputs at its sampled positions of all batches: (G, M, K)."""
+        found: dict[str, list[Tensor]] = {name: [] for name in self.outputs}
+
+        def taker(name: str) -> Callable[[int, Tensor, Tensor], None]:
+            def take(call: int, x: Tensor, output: Tensor) -> None:
+                # The float layer: its bias is taken off whatever layer is tried in its place.
+                found[name].append(self.sampler.target(
+                    name, self.prepared.layers[name], call, self.current, x.shape, output))
+            return take
+
+        self._run_all({name: taker(name) for name in self.outputs})
+        return {name: torch.cat(parts, -1) for name, parts in found.items() if parts}
+
+    def _run_all(self, takers: Mapping[str, Callable[[int, Tensor, Tensor], None]]) -> None:
+        """Runs all batches and hands (call, input, output) of some layers to their takers."""
+        self.tape.positions.clear()
+        for number, batch in enumerate(self.batches):
+            self.current = number
+            with torch.no_grad(), self._watching(takers), self.state.watched(number):
+                self.run(self.model, batch)
+
+    @contextmanager
+    def _watching(self, takers: Mapping[str, Callable[[int, Tensor, Tensor], None]]):
+        def hook_for(take: Callable[[int, Tensor, Tensor], None]):
+            calls = iter(range(1 << 30))
+
+            def hook(module, args, kwargs, output):
+                with self.state.ours.apart():
+                    take(next(calls), layer_input(args, kwargs), output)
+            return hook
+
+        layers = dict(quantized_layers(self.model))
+        with ExitStack() as stack:
+            for name, take in takers.items():
+                handle = layers[name].register_forward_hook(hook_for(take), with_kwargs=True)
+                stack.callback(handle.remove)
+            yield
+
+
+def relative_error(reference: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> float:
+    """Squared error in parts of the spread around each channel's mean, the mean over layers.
+
+    Args:
+        reference: (G, M, K) float outputs by layer.
+        outputs: The same of the quantized model.
+    """
+    errors = []
+    for name, expected in reference.items():
+        expected = expected.double()
+        spread = (expected - expected.mean(-1, keepdim=True)).square().sum()
+        error = (outputs[name].double() - expected).square().sum()
+        errors.append(float(error / output_scale(spread, expected.square().sum())))
+    return sum(errors) / len(errors)
+
+
+def _copy(layer: QuantizedLayer) -> QuantizedLayer:
+    return QuantizedLayer(layer.geometry, layer.weight, layer.bias, layer.declared).eval()

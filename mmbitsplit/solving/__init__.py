@@ -1,0 +1,1 @@
+"""From what was captured of a layer to its solution."""

@@ -1,0 +1,76 @@
+"""Chooses how a layer's output is quantized, where ``activation.placement`` asks for it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from mmbitsplit.functional import (
+    ActivationSamples,
+    quantization_error,
+    search_qparams,
+    weight_rows,
+)
+from mmbitsplit.passes.capture import SAMPLES_PER_LAYER, CallCapture, merge_samples
+from mmbitsplit.passes.team import Team
+from mmbitsplit.solving.input_scales import CLIPPING_GAIN, SEARCHES, Candidate
+from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, QParams
+
+
+def search_output_qparams(solution: LayerSolution, candidate: Candidate,
+                          captures: Sequence[CallCapture], geometry: LayerGeometry,
+                          plan: LayerPlan, team: Team) -> QParams:
+    """Minimises the squared error of rounding what the solved layer gives, one scale for all.
+
+    Args:
+        solution: Codes, scales and bias; the same in every process.
+        candidate: The input quantization.
+        captures: Of this process's calls; their sampled positions are looked at.
+        geometry: Of the layer.
+        plan: Its plan, with an output.
+        team: Who holds the other calls.
+
+    Returns:
+        (1,) scale and zero point. Where all readers rectify, the codes of negative outputs are
+        given to the positive ones: rounding then does what the ReLU does.
+    """
+    seen = team.total(sum(capture.held_out.numel() for capture in captures))
+    step = max(1, seen // SAMPLES_PER_LAYER)
+    found = []
+    for capture in captures:
+        outputs = _outputs(solution, candidate.inputs(capture.patches, geometry), geometry)
+        if plan.output.rectified:
+            outputs.clamp_(min=0)
+        if outputs.shape[1]:  # else no box on this image
+            low, high = outputs.aminmax(dim=1)
+            found.append(replace(capture, samples=outputs[:, ::step].clone(), low=low, high=high))
+    samples = merge_samples(found, team)
+    search = plan.activation.scale_search
+    if search == 'auto':
+        search = _settled_search(samples, plan.output.num_bits)
+    return search_qparams(samples, plan.output.num_bits, search=search, norm=plan.activation.norm)
+
+
+def _settled_search(samples: ActivationSamples, num_bits: int) -> str:
+    """Of the searches for inputs the one of least error on samples that it has not seen."""
+    seen, others = samples.values[:, ::2].contiguous(), samples.values[:, 1::2].contiguous()
+    best, least = SEARCHES[0], math.inf
+    for search in SEARCHES if others.numel() else ():
+        qparams = search_qparams(replace(samples, values=seen), num_bits, search=search)
+        error = float(quantization_error(others, qparams).sum())
+        if error < least:
+            best, least = search, error * (CLIPPING_GAIN if search == SEARCHES[0] else 1.0)
+    return best
+
+
+def _outputs(solution: LayerSolution, inputs: Tensor, geometry: LayerGeometry) -> Tensor:
+    """Outputs (out_channels, K) of a solved layer; inputs (G, N, K) enter the product."""
+    rows = weight_rows(solution.codes, geometry)  # (G, M, N)
+    scale = solution.weight_scale.view(rows.shape[:2]).to(inputs)
+    weight = rows.to(inputs) * scale.unsqueeze(-1)
+    if solution.weight_offset is not None:
+        weight += solution.weight_offset.view(rows.shape[:2]).to(inputs).unsqueeze(-1)
+    outputs = (weight @ inputs).flatten(0, 1)
+    return outputs if solution.bias is None else outputs.add_(
+        solution.bias.to(outputs).unsqueeze(1))

@@ -1,0 +1,90 @@
+"""What is to be done with each layer of a model, and what was seen that a plan cannot mend."""
+
+from dataclasses import dataclass
+
+from mmbitsplit.structures.spec import ActivationSpec, WeightSpec
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """How a layer's output is to be quantized: one scale for the whole tensor.
+
+    Args:
+        num_bits: Width of a code.
+        rectified: Whether everything that reads the output does so through a ReLU, so that
+            negative values need no codes.
+    """
+
+    num_bits: int
+    rectified: bool
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is to be done with one layer.
+
+    Args:
+        name: Dotted name in the model.
+        weight: Weight settings.
+        activation: Input settings; ``num_bits=None`` for a float input.
+        role: ``'first'``, ``'last'``, ``'first+last'`` or ``'inner'``.
+        output: Of a quantized output, ``None`` for a float one.
+    """
+
+    name: str
+    weight: WeightSpec
+    activation: ActivationSpec
+    role: str = 'inner'
+    output: OutputPlan | None = None
+
+
+@dataclass(frozen=True)
+class BitPlan:
+    """The plan of all layers in execution order, and what stays float and why.
+
+    Args:
+        layers: Those that are quantized.
+        kept_float: Those that are not.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    kept_float: tuple['FloatRemainder', ...] = ()
+
+
+@dataclass(frozen=True)
+class FloatRemainder:
+    """A part of the model that stays float: an unsupported layer, a batch norm left unfolded.
+
+    Args:
+        name: Dotted name in the model.
+        kind: Its class.
+        reason: Why it stays float.
+        num_weights: Its own parameters.
+        share: Of all parameters of the model, 0 to 1.
+    """
+
+    name: str
+    kind: str
+    reason: str
+    num_weights: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A step between layers that picks or orders rows by values of layers.
+
+    Args:
+        operation: Of torch, such as ``'topk'``.
+        module: Dotted name of the module whose method runs it; empty for the model itself.
+        method: Name of the method.
+        reaches: Layers that get what was picked, without another layer between.
+    """
+
+    operation: str
+    module: str
+    method: str
+    reaches: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.operation} in {f'{self.module}.' if self.module else ''}{self.method}"
