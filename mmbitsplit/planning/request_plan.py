@@ -180,11 +180,13 @@ def _check_scope(model: nn.Module, scope: str) -> None:
 
 
 def _check_overrides(model: nn.Module, spec: QuantSpec) -> None:
-    names = [name for name, module in model.named_modules() if layer_kind(module)]
+    layers = [name for name, module in model.named_modules() if layer_kind(module)]
+    modules = [name for name, _ in model.named_modules() if name]
     for index, override in enumerate(spec.overrides):
+        what, names = ('module', modules) if override.unit == 'module' else ('layer', layers)
         if not any(matches(name, override.match) for name in names):
             raise ValueError(f"quantization.overrides[{index}].match='{override.match}' matches "
-                             f'no layer; {nearest(override.match, names[:12])}, ...')
+                             f'no {what}; {nearest(override.match, names[:12])}, ...')
 
 
 def _check_precision(model: nn.Module, spec: QuantSpec) -> None:

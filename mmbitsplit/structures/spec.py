@@ -139,12 +139,23 @@ class OverrideSpec(Options):
         skip: ``True`` leaves the layer in float.
         weight: Keys of ``quantization.weight`` to replace.
         activation: Keys of ``quantization.activation`` to replace.
+        unit: ``'layer'`` makes each of the layers a reconstruction unit of its own; ``'module'``
+            makes one unit of each module whose name matches (the outermost where several in each
+            other do), however many layers it holds. ``None`` leaves it to the model's structure.
     """
 
     match: str
     skip: bool = False
     weight: Mapping[str, Any] = field(default_factory=dict)
     activation: Mapping[str, Any] = field(default_factory=dict)
+    unit: Literal['layer', 'module'] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unit == 'module' and (self.skip or self.weight or self.activation):
+            raise ValueError("unit='module' is not supported together with skip, weight or "
+                             'activation: match names modules with it and layers with those. '
+                             'Give them in overrides of their own.')
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,8 @@ REFUSED = {
         'memory_budget': ('a number above 0 to inf or None', [0, -1.0, '3', math.nan, True]),
         'dataloader': ('a dict or None', [5, [1]])},
     OverrideSpec: {'match': ('a string', [3, None]), 'skip': ('True or False', ['no', 0, None]),
-                   'weight': SETTINGS, 'activation': SETTINGS},
+                   'weight': SETTINGS, 'activation': SETTINGS,
+                   'unit': ("'layer' or 'module' or None", ['block', True, ['layer']])},
     QuantSpec: {
         'weight': (r'WeightSpec\(\.\.\.\)', [4, None, {'num_bits': 4}]),
         'activation': (r'ActivationSpec\(\.\.\.\)', ['x', WeightSpec()]),

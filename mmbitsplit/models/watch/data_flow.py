@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from mmbitsplit.models.layers.steps import StepList
 from mmbitsplit.models.watch.layer_inside import LayerInside
+from mmbitsplit.models.watch.module_calls import RunCalls
 from mmbitsplit.models.watch.output_readers import Reading
 from mmbitsplit.models.watch.weight_reads import ForeignWeight
 from mmbitsplit.structures import Selection
@@ -51,6 +52,7 @@ class DataFlow:
         live_blocks: For each layer, sizes in bytes of the tensors that the run had made and
             still held when a call of it began, the call with most of them in sum.
         peak_bytes: Most bytes that the run had made and held at once.
+        module_calls: Of each run, its module calls and what they share with the rest.
     """
 
     order: list[str] = field(default_factory=list)
@@ -74,6 +76,7 @@ class DataFlow:
     output_sizes: dict[str, list[int]] = field(default_factory=dict)
     live_blocks: dict[str, list[int]] = field(default_factory=dict)
     peak_bytes: int = 0
+    module_calls: list[RunCalls] = field(default_factory=list)
 
     @property
     def live_bytes(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ from mmbitsplit.models.watch.layer_inside import LayerInside
 
 # Of two runs, what differs between them rather than adds up.
 _MOST = {'calls', 'norm_calls', 'stacks', 'output_sizes', 'live_blocks', 'peak_bytes'}
-_APART = {'order', 'norm_after'}
+_APART = {'order', 'norm_after', 'module_calls'}
 
 
 def merge_flows(flows: Sequence[DataFlow]) -> DataFlow:
@@ -25,7 +25,8 @@ def merge_flows(flows: Sequence[DataFlow]) -> DataFlow:
     if len(flows) == 1:
         return flows[0]
     merged = DataFlow(order=_order([flow.order for flow in flows]),
-                      norm_after=_norm_after(flows))
+                      norm_after=_norm_after(flows),
+                      module_calls=[calls for flow in flows for calls in flow.module_calls])
     for item in fields(DataFlow):
         if item.name not in _APART:
             values = [getattr(flow, item.name) for flow in flows]

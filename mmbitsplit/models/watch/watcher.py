@@ -21,6 +21,7 @@ from mmbitsplit.models.layers.geometry import is_replaced, layer_kind
 from mmbitsplit.models.watch.carried import tensors_in
 from mmbitsplit.models.watch.data_flow import IMAGE, DataFlow
 from mmbitsplit.models.watch.layer_calls import LayerCalls
+from mmbitsplit.models.watch.module_calls import ModuleCallWatch
 from mmbitsplit.models.watch.one_thread import OneThread
 from mmbitsplit.models.watch.output_readers import OPERATION, RETURNED, ReaderWatch
 from mmbitsplit.models.watch.selections import SelectionWatch
@@ -61,7 +62,7 @@ def watch(model: nn.Module, run: Callable[[], Any], *, inputs: Any = None,
     watcher = _Watcher(model)
     with ExitStack() as stack, torch.no_grad():
         for barrier in barriers:
-            stack.enter_context(barrier(watcher.blind))
+            stack.enter_context(barrier(watcher.replayed_step))
         stack.enter_context(watcher.hooks())
         watcher.take_in(inputs)
         stack.enter_context(watcher)
@@ -70,6 +71,7 @@ def watch(model: nn.Module, run: Callable[[], Any], *, inputs: Any = None,
     with torch.no_grad():
         watcher.calls.finish()
     watcher.flow.foreign_weights = watcher.weight_reads.foreign
+    watcher.flow.module_calls = [watcher.module_calls.finish()]
     return watcher.flow
 
 
@@ -93,7 +95,8 @@ class _Watcher(TorchDispatchMode):
         self.inside: list[str] = []  # layers and norms now running
         self.blinded = self.replayed = 0
         self.stack: list[tuple[str, int]] = []
-        self.module_calls: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}  # of calls, by module
+        self.module_calls = ModuleCallWatch(model)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -102,6 +105,7 @@ class _Watcher(TorchDispatchMode):
         outputs = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
         if not self.inside:  # behind a barrier too: what is read there must not change
             self.readers.operation(func, inputs, outputs)
+        self.module_calls.operation(func, inputs, outputs)
         self.weight_reads.operation(func, args, inputs, self._known,
                                     self.stack[-1][0] if self.stack else '')
         if not self.blinded:
@@ -166,11 +170,24 @@ class _Watcher(TorchDispatchMode):
                                            self.replayed - only_selections)
 
     @contextmanager
+    def replayed_step(self, only_selections: bool = False):
+        """As ``blind``, for a step whose result is replayed."""
+        self.module_calls.replayed()
+        with self.blind(only_selections):
+            yield
+
+    @contextmanager
+    def _looking(self):
+        """Inside, operations are the watcher's own."""
+        with self.blind(), self.module_calls.paused():
+            yield
+
+    @contextmanager
     def hooks(self):
         handles = [self.model.register_forward_pre_hook(self._enter_model, with_kwargs=True),
                    self.model.register_forward_hook(self._leave_model)]
         for name, module in self.model.named_modules():
-            handles.append(module.register_forward_pre_hook(self._push(name)))
+            handles.append(module.register_forward_pre_hook(self._push(name), with_kwargs=True))
             handles.append(module.register_forward_hook(self._pop(name), always_call=True))
         for name, module in self.model.named_modules():
             if is_replaced(module):  # before hooks of the user's, which may change the output
@@ -203,7 +220,9 @@ class _Watcher(TorchDispatchMode):
 
     def take_in(self, value: Any) -> None:
         """Tensors in a value that come from no layer are the model's input."""
-        for tensor in tensors_in(value):
+        tensors = tensors_in(value)
+        self.module_calls.take_in(tensors)
+        for tensor in tensors:
             if not self._of(tensor):
                 self.sources[storage_of(tensor)] = {IMAGE}
 
@@ -211,19 +230,22 @@ class _Watcher(TorchDispatchMode):
         """Tensors in a value are the model's output."""
         tensors = tensors_in(value)
         self.readers.read(RETURNED, tensors)
+        self.module_calls.hand_out(tensors)
         for tensor in tensors:
             if storage_of(tensor) in self.produced:
                 self.flow.consumers[self.produced[storage_of(tensor)][0]].add('output')
 
     def _push(self, name: str):
-        def hook(module, args):
-            self.module_calls[name] = self.module_calls.get(name, 0) + 1
-            self.stack.append((name, self.module_calls[name]))
+        def hook(module, args, kwargs):
+            self.numbers[name] = self.numbers.get(name, 0) + 1
+            self.stack.append((name, self.numbers[name]))
+            self.module_calls.enter(name, args, kwargs)
         return hook
 
     def _pop(self, name: str):
         def hook(module, args, output):
             self.stack.pop()
+            self.module_calls.leave(output)
             if any(True for _ in module.children()):
                 self.flow.returned.setdefault(name, set()).update(
                     *(self._of(tensor) for tensor in tensors_in(output)))
@@ -269,7 +291,7 @@ class _Watcher(TorchDispatchMode):
                 self.flow.unlike_torch[name] = f'its input is a {odd_layout(x)} tensor' + (
                     ' (nn.TransformerEncoder(..., enable_nested_tensor=False) makes none)'
                     if odd_layout(x) == 'nested' else '')
-            with self.blind():
+            with self._looking():
                 self.calls.leave_layer(name, module, args, kwargs, x, output)
             self.inside.pop()
             self.readers.made(name, output, self.calls.after(name))
@@ -302,7 +324,7 @@ class _Watcher(TorchDispatchMode):
 
     def _leave_norm(self, name: str):
         def hook(module, args, kwargs, output):
-            with self.blind():
+            with self._looking():
                 if not self.calls.leave_norm(name, module, layer_input(args, kwargs), output):
                     self.flow.norm_after[name] = None
             self.normed[storage_of(layer_input(args, kwargs))] = name

@@ -1,0 +1,100 @@
+"""Divides a model into reconstruction units: modules with one tensor in and one out.
+
+From the outside in, a module is a unit if each of its calls is a function of one floating tensor
+that gives one, and it is small enough. A module that only calls others one after another, one of
+them a unit of several layers, is left to those: a stage of residual blocks is no unit, the blocks
+are. Modules of one layer that are called one after another make one unit. What is left is a unit of
+one layer.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from mmbitsplit.models import DataFlow
+from mmbitsplit.planning.units.call_tree import CallTree
+from mmbitsplit.planning.units.candidates import Candidates
+from mmbitsplit.planning.units.chains import cut, find_chains
+from mmbitsplit.structures import BitPlan, OverrideSpec, Unit
+
+MAX_LAYERS = 8
+MAX_BYTES = 2 ** 31  # of tensors that are made in one call, for gradients to pass through
+
+
+def find_units(flow: DataFlow, plan: BitPlan, *, max_layers: int = MAX_LAYERS,
+               max_bytes: int = MAX_BYTES, overrides: Sequence[OverrideSpec] = (),
+               counts: Mapping[int, Mapping[str, int]] | None = None) -> tuple[Unit, ...]:
+    """Finds the units of a model.
+
+    Args:
+        flow: What the watched runs showed.
+        plan: Its layers are divided.
+        max_layers: Most planned layers of a unit; those asked for by overrides may have more.
+        max_bytes: Most bytes of tensors that a call may make.
+        overrides: Those with ``unit`` say what is to be one, and what is not.
+        counts: Calls of layers by batch, as far as known.
+
+    Returns:
+        Units in execution order of their first layers; each planned layer stands in one.
+
+    Raises:
+        ValueError: An override asks for a unit that cannot be one.
+    """
+    planned = [layer.name for layer in plan.layers]
+    tree = CallTree(flow.module_calls, planned)
+    search = _Search(tree, Candidates(tree, max_layers, max_bytes, overrides, counts or {}))
+    search.descend(None, '')
+    search.keep_rest(planned)
+    order = {name: place for place, name in enumerate(planned)}
+    return tuple(sorted(search.units, key=lambda unit: order[unit.layers[0]]))
+
+
+class _Search:
+    """Goes through the calls from the outside in.
+
+    Attributes:
+        units: Found so far.
+    """
+
+    def __init__(self, tree: CallTree, candidates: Candidates):
+        self.tree, self.candidates = tree, candidates
+        self.units: list[Unit] = []
+        self._done: set[str] = set()
+
+    def descend(self, module: str | None, reason: str) -> None:
+        """Divides what a module calls.
+
+        Args:
+            module: Its name, ``None`` for the whole run.
+            reason: Why it is no unit itself.
+        """
+        forced: Mapping[str, int] = self.candidates.forced.modules
+        small: dict[str, str] = {}  # by layer, since several modules may call the same
+        for name in self.tree.parts(module):
+            layers = self.tree.layers(name)
+            if self._done.issuperset(layers):
+                continue
+            problem = '' if name in forced else self.candidates.why_not(name)
+            if len(layers) == 1 and name not in forced:
+                small.setdefault(layers[0], name)
+            elif problem:
+                self.descend(name, f"'{name}' {problem}" if name else '')
+            else:
+                self._add((name,), layers, '')
+        for chain in find_chains(list(small.values()), self.tree, self.candidates):
+            for piece in cut(chain, self.candidates):
+                self._add(tuple(name for link in piece for name in (link.name, *link.tail)),
+                          tuple(self.tree.layers(link.name)[0] for link in piece), reason)
+
+    def keep_rest(self, planned: Sequence[str]) -> None:
+        """Layers whose calls were not seen are units of their own."""
+        for name in planned:
+            if name not in self._done:
+                self._add((name,), (name,), '')
+
+    def _add(self, modules: tuple[str, ...], layers: tuple[str, ...], reason: str) -> None:
+        if len(layers) == 1:
+            index = self.candidates.forced.single.get(layers[0])
+            self.units.append(Unit(layers[0], layers, layers, reason if index is None
+                                   else f'set apart by overrides[{index}]'))
+        else:
+            self.units.append(Unit(modules[0], modules, layers))
+        self._done.update(layers)

@@ -1,0 +1,337 @@
+"""Which parts of small nets are units, and the reasons where none is."""
+
+import pytest
+import torch
+from divided_nets import Part, conv, divide
+from torch import nn
+
+from mmbitsplit.passes.replay import ReplayPoint, barrier
+
+
+@pytest.fixture
+def image():
+    return torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def residual(part, x):
+    return x + part.b(part.a(x).relu())
+
+
+def in_a_row(part, x):
+    for child in part.children():
+        x = child(x)
+    return x
+
+
+def block(run=residual, **modules):
+    return Part(run, **(modules or dict(a=conv(), b=conv())))
+
+
+def net(run=None, **modules):
+    """Calls a stem, its own parts one after another and a last layer."""
+    return Part(run or in_a_row, stem=conv(), **modules, last=conv())
+
+
+def shapes(units):
+    """Modules of the units that are more than a layer."""
+    return [unit.modules for unit in units if len(unit.layers) > 1]
+
+
+def reasons(units, *layers):
+    return {unit.reason for unit in units if unit.layers[0] in layers}
+
+
+def test_a_residual_block_is_a_unit(image):
+    units = divide(net(part=block()), [image])
+    assert [(unit.name, unit.modules, unit.layers) for unit in units] == [
+        ('stem', ('stem',), ('stem',)), ('part', ('part',), ('part.a', 'part.b')),
+        ('last', ('last',), ('last',))]
+
+
+def test_a_stage_of_blocks_is_left_to_them_however_it_is_wrapped(image):
+    stage = nn.Sequential(block(), conv(), block())
+    units = divide(net(stage=nn.Sequential(stage)), [image])
+    assert shapes(units) == [('stage.0.0',), ('stage.0.2',)]
+    assert reasons(units, 'stage.0.1') == {
+        "'stage.0' only calls parts one after another, and 'stage.0.0' is a unit"}
+
+
+def test_a_block_around_blocks_is_one_unit(image):
+    """A skip around them is what makes it one."""
+    outer = block(lambda part, x: x + part.b(part.a(x)), a=block(), b=block())
+    assert shapes(divide(net(part=outer), [image])) == [('part',)]
+
+
+def test_a_wrapper_of_one_block_gives_the_name(image):
+    assert shapes(divide(net(stage=nn.Sequential(block())), [image])) == [('stage',)]
+
+
+def test_layers_in_a_row_are_a_chain_with_what_comes_between(image):
+    model = net(a=nn.Sequential(conv(), nn.BatchNorm2d(4)), relu=nn.ReLU(), pool=nn.MaxPool2d(2))
+    units = divide(model, [image])
+    assert [unit.modules for unit in units] == [('stem', 'a', 'relu', 'pool', 'last')]
+    assert units[0].name == 'stem' and units[0].layers == ('stem', 'a.0', 'last')
+
+
+def test_a_chain_that_all_levels_share_uses_a_module_twice(image):
+    def run(net, x):
+        return [net.last(net.relu(net.b(net.relu(net.a(level)))))
+                for level in (net.stem(x), net.other(x)[..., ::2])]
+    units = divide(net(run, a=conv(), b=conv(), relu=nn.ReLU(), other=conv()), [image])
+    assert shapes(units) == [('a', 'relu', 'b', 'relu', 'last')]
+
+
+@pytest.mark.parametrize('between', [
+    lambda x: x.relu(), lambda x: x[:, :, 1:], lambda x: x.relu_(), lambda x: x.view_as(x)])
+def test_what_is_computed_between_modules_ends_a_chain(image, between):
+    units = divide(net(lambda net, x: net.last(between(net.stem(x)))), [image])
+    assert shapes(units) == []
+
+
+def test_a_second_reader_ends_a_chain(image):
+    def run(net, x):
+        y = net.b(net.a(net.stem(x)))
+        return net.last(y), net.side(y)
+    assert shapes(divide(net(run, a=conv(), b=conv(), side=conv()), [image])) == [
+        ('stem', 'a', 'b')]
+
+
+def test_a_layer_called_meanwhile_ends_a_chain(image):
+    """Of two towers side by side one is finished before the other begins."""
+    def run(net, x):
+        y = net.stem(x).relu()
+        left, right = net.b(net.a(y)), net.d(net.c(y))
+        return net.e(left), net.last(right)
+    units = divide(net(run, **{name: conv() for name in 'abcde'}), [image])
+    assert shapes(units) == [('a', 'b'), ('c', 'd')]
+
+
+@pytest.mark.parametrize('length, limit, sizes', [
+    (8, 8, [8]), (9, 8, [4, 5]), (13, 4, [3, 3, 3, 4]), (3, 2, [1, 2])])
+def test_long_chains_are_cut_in_few_even_pieces(image, length, limit, sizes):
+    units = divide(nn.Sequential(*(conv() for _ in range(length))), [image], max_layers=limit)
+    assert [len(unit.layers) for unit in units] == sizes
+
+
+def test_chains_are_cut_where_bytes_are_too_many(image):
+    model = nn.Sequential(*(conv() for _ in range(4)))
+    one = image.nbytes
+    assert [len(unit.layers) for unit in divide(model, [image], max_bytes=2 * one)] == [2, 2]
+    assert [len(unit.layers) for unit in divide(model, [image], max_bytes=one)] == [1] * 4
+
+
+def test_no_name_matters(image):
+    """The same net, its modules named and registered in another order."""
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.zz, self.m = conv(), nn.ModuleDict({'q': conv(), 'é': block()})
+
+        def forward(self, x):
+            return self.zz(self.m['é'](self.m['q'](x)))
+    assert [unit.layers for unit in divide(Odd(), [image])] == [
+        ('m.q',), ('m.é.a', 'm.é.b'), ('zz',)]
+
+
+# Refusals: nets that call ``part`` with the layers ``a`` and ``b``, and why both stand alone.
+
+def rectified(part, x):
+    """No chain: a ReLU that is no module comes between."""
+    return part.b(part.a(x).relu())
+
+
+def two_in(net, x):
+    y = net.stem(x)
+    return net.last(net.part(y, y.relu()))
+
+
+def kept_outside(net, x):
+    y = net.part.more = net.stem(x)
+    return net.last(net.part(y.relu()))
+
+
+def kept_inside(net, x):
+    return net.last(net.part(net.stem(x))) + net.part.kept.mean()
+
+
+def two_out(net, x):
+    return net.last(sum(net.part(net.stem(x))))
+
+
+def keeps(part, x):
+    part.kept = part.a(x)
+    return part.b(part.kept.relu())
+
+
+def returns_input(part, x):
+    part.kept = rectified(part, x)
+    return x[:, :, :3]
+
+
+def reads_a_number(part, x):
+    y = part.a(x)
+    return part.b(y if y.mean() > 0 else -y)
+
+
+def picks(part, x):
+    y = part.a(x)
+    return part.b(y[:, y.mean((0, 2, 3)).topk(4)[1]])
+
+
+def layer_again(net, x):
+    return net.last(net.part.a(net.part(net.stem(x)).relu()))
+
+
+def by_turns(net, x):
+    y = net.part(net.stem(x).relu())
+    return net.last(net.part(y * 2))
+
+
+def one_of_two(part, x):
+    part.turn = not getattr(part, 'turn', False)
+    return rectified(part, x) if part.turn else part.b(x)
+
+
+@pytest.mark.parametrize('outer, inner, reason', [
+    (two_in, lambda part, x, y: x + rectified(part, y), 'takes 2 tensors'),
+    (lambda net, x: net.last(net.part([net.stem(x)])), lambda part, x: rectified(part, x[0]),
+     'takes something else than one floating tensor by itself'),
+    (kept_outside, lambda part, x: rectified(part, x) + part.more,
+     'reads 1 tensor from outside beside the one that it takes'),
+    (two_out, lambda part, x: (part.a(x), part.b(x)), 'gives 2 tensors'),
+    (lambda net, x: net.last(net.part(net.stem(x))['y']),
+     lambda part, x: dict(y=rectified(part, x)),
+     'gives something else than one floating tensor by itself'),
+    (in_a_row, returns_input,
+     'gives a tensor that was made before it'),
+    (kept_inside, keeps, '1 tensor made inside is read outside beside the one that it gives'),
+    (in_a_row, reads_a_number,
+     'what follows depends on values inside (gt)'),
+    (in_a_row, picks,
+     'what follows depends on values inside (topk)'),
+    (layer_again, rectified, "holds 'part.a', which is called elsewhere too"),
+    (by_turns, one_of_two, 'does not call the same layers each time')])
+def test_why_a_part_is_no_unit(image, outer, inner, reason):
+    units = divide(net(outer, part=block(inner)), [image])
+    assert all(unit.name != 'part' for unit in units)
+    assert reasons(units, 'part.a') == {f"'part' {reason}"}
+
+
+def test_a_replayed_step_inside(image):
+    part = block(lambda part, x: part.b(part.decode(part.a(x))))
+    part.decode = lambda y: y.relu()
+    units = divide(net(part=part), [image], barriers=[barrier([ReplayPoint(part, 'decode')])])
+    assert reasons(units, 'part.a', 'part.b') == {
+        "'part' a step whose result is replayed lies inside"}
+
+
+def test_calls_that_differ_between_batches(image):
+    def run(net, x):
+        y = net.part(net.stem(x).relu())
+        return net.last(net.part(y * 2) if len(x) > 2 else y)
+    model = net(run, part=block())
+    assert shapes(divide(model, [image, image])) == [('part',)]
+    units = divide(model, [image, image.repeat(2, 1, 1, 1)])
+    assert reasons(units, 'part.a') == {
+        "'part' is called 1 times in one batch and 2 times in another"}
+    units = divide(model, [image], counts={0: {'part.a': 1}, 1: {'part.a': 2}})
+    assert reasons(units, 'part.a') == {
+        "'part' holds 'part.a', which some batches call more often than others"}
+
+
+def test_what_another_batch_contradicts_is_no_unit(image):
+    def run(net, x):
+        y = net.part(net.stem(x).relu())
+        return net.last(y) + (net.part.kept.mean() if len(x) > 2 else 0)
+    units = divide(net(run, part=block(keeps)), [image, image.repeat(2, 1, 1, 1)])
+    assert reasons(units, 'part.a') == {
+        "'part' 1 tensor made inside is read outside beside the one that it gives"}
+
+
+def test_too_large(image):
+    model = net(part=block())
+    assert reasons(divide(model, [image], max_layers=1), 'part.a') == {
+        "'part' holds 2 layers, more than 1"}
+    (reason,) = reasons(divide(model, [image], max_bytes=100), 'part.a')
+    assert reason.startswith("'part' makes 4.61e-06 GB of tensors in a call, more than 1e-07")
+
+
+def test_shapes_and_constants_are_no_values(image):
+    """Nor does a mask that no image decides, nor indices that a pooling layer leaves unread."""
+    def run(part, x):
+        mask = torch.ones_like(x) * torch.zeros(x.shape[-1])
+        y = part.a(x.masked_fill(mask != 0, -1) if bool((torch.ones(2) > 0).all()) else x)
+        return nn.functional.max_pool2d(x + part.b(y.relu()), 2)
+    assert shapes(divide(net(part=block(run)), [image])) == [('part',)]
+
+
+def test_a_part_that_changes_its_input_in_place(image):
+    """What others then read of the input was made inside."""
+    def run(net, x):
+        y = net.stem(x)
+        z = net.part(y)
+        return net.last(z) + (y if net.reads else 0)
+    model = net(run, part=block(lambda part, x: rectified(part, x.relu_())))
+    model.reads = False
+    assert shapes(divide(model, [image])) == [('part',)]
+    model.reads = True
+    assert shapes(divide(model, [image])) == []
+
+
+def test_a_kernel_that_torch_does_not_see_reads_what_it_is_given(image):
+    class Unseen(nn.Module):
+        def forward(self, x):
+            return torch.from_numpy(x.numpy() * 2)
+
+    def run(net, x):
+        y = net.stem(x)
+        return net.last(y), net.unseen(y)
+    assert shapes(divide(net(run, unseen=Unseen()), [image])) == []
+
+
+# Overrides.
+
+def test_layers_that_are_set_apart(image):
+    units = divide(net(part=block(), other=block()), [image],
+                   overrides=[dict(match='part.b', unit='layer')])
+    assert shapes(units) == [('other',)]
+    assert reasons(units, 'part.a') == {"'part' holds 'part.b', which overrides[0] sets apart"}
+    assert reasons(units, 'part.b') == {'set apart by overrides[0]'}
+
+
+def test_a_chain_leaves_out_what_is_set_apart(image):
+    units = divide(nn.Sequential(*(conv() for _ in range(5))), [image],
+                   overrides=[dict(match='2', unit='layer')])
+    assert [unit.layers for unit in units] == [('0', '1'), ('2',), ('3', '4')]
+
+
+def test_a_stage_that_is_made_one_unit(image):
+    stage = nn.Sequential(*(block() for _ in range(6)))
+    overrides = [dict(match='stage*', unit='module')]
+    assert shapes(divide(net(stage=stage), [image])) == [(f'stage.{n}',) for n in range(6)]
+    assert shapes(divide(net(stage=stage), [image], overrides=overrides)) == [('stage',)]
+
+
+def test_a_unit_that_is_asked_for_within_one_that_would_be_found(image):
+    outer = block(lambda part, x: x + part.b(part.a(x)), a=block(), b=block())
+    units = divide(net(part=outer), [image], overrides=[dict(match='part.a', unit='module')])
+    assert shapes(units) == [('part.a',), ('part.b',)]
+
+
+@pytest.mark.parametrize('overrides, message', [
+    ([dict(match='part', unit='module')],
+     r"overrides\[0\]: 'part' cannot be a unit: it takes 2 tensors\. .* match a module inside"),
+    ([dict(match='other.?', unit='layer'), dict(match='other', unit='module')],
+     r"overrides\[1\] makes a unit of 'other', which holds 'other.a', set apart by overrides\[0\]"),
+    ([dict(match='pool', unit='module')],
+     r"overrides\[0\].match='pool' .*matches no module that calls quantized layers"),
+    ([dict(match='prat', unit='module')], r"match='prat' matches no module"),
+    ([dict(match='part', unit='layer')], r"match='part' matches no layer"),
+    ([dict(match='part', unit='block')], "unit='block' is not supported; allowed is 'layer'"),
+    ([dict(match='part', unit='module', skip=True)], "unit='module' is not supported together")])
+def test_overrides_that_cannot_be(image, overrides, message):
+    model = Part(lambda net, x: net.pool(net.other(two_in(net, x))), stem=conv(), last=conv(),
+                 part=block(lambda part, x, y: x + rectified(part, y)), other=block(),
+                 pool=nn.MaxPool2d(2))
+    with pytest.raises(ValueError, match=message):
+        divide(model, [image], overrides=overrides)
