@@ -1,0 +1,147 @@
+"""What a method is given that improves a whole unit, and what it gives back.
+
+The unit's layers have been solved one after another before. A method changes their quantizers,
+runs the unit with ``forward`` (gradients pass), and returns candidates; whoever asked it judges them
+by the hard error of the unit's output on images that were held out.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitCall:
+    """One call of a unit in both models; whole maps, or crops of them.
+
+    Args:
+        batch: Number of the batch, over all processes.
+        float_input: What the float model gives the unit, (B, ...) or crops (P, C, H, W).
+        quantized_input: What the quantized model gives it, of the same shape and place.
+        float_output: What the float unit makes of ``float_input``: of crops, the part that
+            nothing outside of them reaches.
+        held_out: Whether it is there to judge on; nothing is fitted to it.
+    """
+
+    batch: int
+    float_input: Tensor
+    quantized_input: Tensor
+    float_output: Tensor
+    held_out: bool
+
+
+class UnitLayer(Protocol):
+    """A layer of a unit as it stands in the model.
+
+    Attributes:
+        plan: Its bits and modes.
+        geometry: How inputs meet weights.
+        weight: The float weight, as torch stores it for this kind.
+        bias: (out_channels,) of the float layer, or ``None``.
+        weight_quantizer: Codes, scale and bias, which may require gradients or be changed; see
+            ``models.layers.quantizers``.
+        input_quantizer: Of its input, ``None`` for a float one.
+    """
+
+    plan: LayerPlan
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def geometry(self) -> LayerGeometry:
+        """How inputs meet weights."""
+
+    @property
+    def weight_quantizer(self) -> Any:
+        """Codes, scale and bias."""
+
+    @property
+    def input_quantizer(self) -> Any:
+        """Of its input."""
+
+    def solution(self) -> LayerSolution:
+        """A copy of what its quantizers stand for now, soft codes made whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitProblem:
+    """A unit whose layers are solved, and what it is to come near to.
+
+    Args:
+        unit: Its modules and layers.
+        fit: Calls to fit to.
+        judge: Calls that were held out; those of ``fit`` where there are too few.
+        layers: By name, in execution order.
+        run: Computes the unit as it stands on inputs like those of the calls.
+        seed: Of the calibration.
+    """
+
+    unit: Unit
+    fit: tuple[UnitCall, ...]
+    judge: tuple[UnitCall, ...]
+    layers: Mapping[str, UnitLayer]
+    run: Callable[[Tensor], Tensor]
+    seed: int = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The unit with its quantizers as they are: the part that is compared.
+
+        Args:
+            x: Inputs like those of a call, some or all of its images or crops; left unchanged.
+        """
+        return self.run(x)
+
+    def generator(self, step: int) -> torch.Generator:
+        """Random numbers of a step: the same again for the same seed, unit and step."""
+        digest = hashlib.blake2b(repr((self.seed, self.unit.name, step)).encode(), digest_size=7)
+        return torch.Generator().manual_seed(int.from_bytes(digest.digest(), 'little'))
+
+    @torch.no_grad()
+    def error(self, calls: Sequence[UnitCall]) -> float:
+        """Squared error of the unit's outputs, relative to the spread of the float outputs."""
+        total = square = plain = count = 0.0
+        for call in calls:
+            wanted = call.float_output.double()
+            total += float((self.forward(call.quantized_input).double() - wanted).square().sum())
+            square += float(wanted.square().sum())
+            plain += float(wanted.sum())
+            count += wanted.numel()
+        return total / spread(square, plain, count)
+
+    def candidate(self, name: str) -> 'UnitCandidate':
+        """A candidate of what the quantizers stand for now."""
+        return UnitCandidate(name, {layer: self.layers[layer].solution() for layer in self.layers})
+
+
+@dataclass(frozen=True)
+class UnitCandidate:
+    """Solutions for all layers of a unit.
+
+    Args:
+        name: What it is called in the report.
+        solutions: By layer, hard.
+    """
+
+    name: str
+    solutions: Mapping[str, LayerSolution]
+
+
+def spread(square: float, total: float, count: float) -> float:
+    """What errors of outputs are told in parts of: their squares about the mean.
+
+    Args:
+        square: Sum of the squares.
+        total: Sum of the outputs.
+        count: How many they are.
+
+    Returns:
+        Their squares where they are constant up to round-off, 1 where they are zero.
+    """
+    about_mean = square - total * total / max(1.0, count)
+    return about_mean if about_mean > 1e-10 * square else square or 1.0
