@@ -40,7 +40,7 @@ from mmbitsplit.passes.thread_state import in_a_state_of_its_own
 from mmbitsplit.passes.uncompiled import as_written, uncompiled
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.planning.request_plan import check_request, layers_to_find, make_plan
-from mmbitsplit.solving.refinement import Refinement
+from mmbitsplit.solving.solved_model import KeptModel
 from mmbitsplit.structures import BitPlan, QuantizationReport, QuantSpec
 
 
@@ -141,7 +141,7 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
     record, loss = found.record, found.loss
     warnings = _random_forwards(look)
     solver = LayerSolver(prepared, record, method, labels, team, journal, stopwatch, progress,
-                         Refinement(loss) if loss else None)
+                         KeptModel(loss) if loss else None)
     solver.take_over(entries)
     if data_free:
         solver.solve_without_images()

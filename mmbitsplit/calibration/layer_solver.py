@@ -15,8 +15,8 @@ from mmbitsplit.passes.float_pass import FloatRecord, check_finite
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.team import Team
 from mmbitsplit.solving.data_free import solve_from_weights
-from mmbitsplit.solving.refinement import Refinement
 from mmbitsplit.solving.solve_layer import Solved, solve_layer
+from mmbitsplit.solving.solved_model import KeptModel
 from mmbitsplit.structures import LayerPlan, LayerReport, summary
 
 
@@ -54,7 +54,7 @@ class LayerSolver:
     def __init__(self, prepared: PreparedModel, record: FloatRecord, method: Method,
                  labels: Mapping[int, str], team: Team, journal: Journal | None,
                  stopwatch: Stopwatch, progress: Callable[[Progress], None],
-                 refinement: Refinement | None = None):
+                 refinement: KeptModel | None = None):
         self.prepared, self.record, self.method, self.team = prepared, record, method, team
         self.labels, self.journal = labels, journal
         self.stopwatch, self.progress, self.refinement = stopwatch, progress, refinement
@@ -167,4 +167,5 @@ def _report(layer, plan: LayerPlan, solved: Solved, seconds: float) -> LayerRepo
         error_rounding=solved.error_rounding, error=solved.error, sweeps=solved.sweeps,
         guard_taken=solved.guard_taken, calls=solved.calls, rows=solved.rows, seconds=seconds,
         output_bits=None if plan.output is None else plan.output.num_bits,
-        input_ranges=solved.input_ranges, scale_search=solved.search, notes=list(solved.notes))
+        input_ranges=solved.input_ranges, scale_search=solved.search,
+        candidates=dict(solved.candidates), notes=list(solved.notes))

@@ -1,12 +1,12 @@
 """What a method is, how a config names one, and what naming it stands for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from mmbitsplit.methods.refinement import Refinement
+from mmbitsplit.methods.solved_model import SolvedModel
 from mmbitsplit.structures import (
     LayerStatistics,
     Options,
@@ -17,27 +17,46 @@ from mmbitsplit.structures import (
     nearest,
 )
 
+Need = Literal['sums', 'rows', 'unit_io', 'model_loss']
+NEEDS: tuple[Need, ...] = get_args(Need)
+
 
 class Method(Options):
-    """Chooses weight codes of a layer from its statistics.
+    """Chooses the weight codes of a layer, or of all layers of a unit.
 
-    Its fields are the options of a config; their annotations say what is allowed.
+    It declares what it needs and what it solves, and is given that and nothing else; what it gives
+    are candidates. The driver judges them by their hard error on positions that they were not
+    fitted to, and installs the best. Its fields are the options of a config; their annotations say
+    what is allowed.
 
     Attributes:
+        needs: Of ``NEEDS``: ``'sums'`` of products over the sampled positions, for ``solve``, and
+            for ``solve_rows`` where a layer is too large for them; ``'rows'``, the positions
+            themselves, for ``solve_rows`` in every layer; ``'unit_io'``, inputs and outputs of a
+            unit, for ``solve_unit``; ``'model_loss'``, for ``refine``. Codes of a method that
+            needs nothing follow from the weight, by ``round``.
+        solves: ``'layer'`` or ``'unit'``.
         bias_correction: Fit the bias together with the weights.
-        guard: Take plain rounding instead where it is better on held-out positions.
-        looks_at_images: Whether codes depend on the statistics; where they do not and no input is
-            quantized, a model can be quantized without calibration images.
-        refines: Whether ``refine`` is to be called.
-        loss, loss_batches: See ``ModelLoss``; for methods that refine.
+        guard: Plain rounding is a candidate, too, and is taken where no other is as good.
+        loss, loss_batches: See ``ModelLoss``; where ``needs`` names ``'model_loss'``.
     """
 
+    needs: Sequence[Need] = ('sums',)
+    solves: Literal['layer', 'unit'] = 'layer'
     bias_correction: bool = False
     guard: bool = False
-    looks_at_images: bool = True
-    refines: bool = False
     loss: str = 'auto'
     loss_batches: int = 4
+
+    @property
+    def looks_at_images(self) -> bool:
+        """Whether codes depend on images; else weights are quantized without any."""
+        return bool(self.needs)
+
+    @property
+    def refines(self) -> bool:
+        """Whether ``refine`` is to be called."""
+        return 'model_loss' in self.needs
 
     def defaults(self) -> Mapping[str, Mapping[str, Any]]:
         """Returns options of other parts of the request that this method stands for.
@@ -50,6 +69,21 @@ class Method(Options):
         """Returns packages that the method imports late, each with the extra that brings it."""
         return {}
 
+    def candidates(self, statistics: LayerStatistics | RowStatistics, weight: Tensor,
+                   num_bits: int) -> Iterable[tuple[str, WeightSolution]]:
+        """Yields solutions of a layer with their names; by default one, of ``solve``.
+
+        In a team every process solves some of the output channels: names and their order must not
+        depend on which.
+
+        Args:
+            statistics: What ``needs`` asks for, of the sampled positions.
+            weight: (G, M, N) float weight on the scale of the inputs in the statistics.
+            num_bits: 2 to 8.
+        """
+        solve = self.solve_rows if isinstance(statistics, RowStatistics) else self.solve
+        yield 'solver', solve(statistics, weight, num_bits)
+
     def solve(self, statistics: LayerStatistics, weight: Tensor, num_bits: int,
               ) -> WeightSolution:
         """Returns codes and scales.
@@ -59,38 +93,55 @@ class Method(Options):
             weight: (G, M, N) float weight on the scale of the inputs of the sums.
             num_bits: 2 to 8.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f'{type(self).__name__}.solve')
 
     def solve_rows(self, rows: RowStatistics, weight: Tensor, num_bits: int) -> WeightSolution:
-        """The same for a layer too large for sums of products.
+        """The same from the positions themselves.
 
         Args:
             rows: The positions, to be centred when ``bias_correction``.
             weight, num_bits: As for ``solve``.
         """
-        raise NotImplementedError
+        raise ValueError(
+            f'{type(self).__name__} solves from sums of products alone (it has no solve_rows), and '
+            f'a layer of {weight.shape[-1]} inputs is too large for them. Take another method, or '
+            'leave the layer in float with an override (skip=True).')
 
     def round(self, weight: Tensor, num_bits: int) -> WeightSolution:
-        """Chooses the codes of a weight (G, M, N) alone; for methods that look at no image.
+        """Chooses the codes of a weight (G, M, N) alone; for methods that need nothing.
 
         The objective is left open.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f'{type(self).__name__}.round')
+
+    def solve_unit(self, problem: Any) -> Iterable[Any]:
+        """Yields solutions of all layers of a unit; for methods that solve units.
+
+        Args:
+            problem: A ``UnitProblem``: what ``needs`` asks for.
+
+        Returns:
+            ``UnitCandidate`` objects.
+        """
+        raise NotImplementedError(f'{type(self).__name__}.solve_unit')
 
     def quick(self) -> 'Method':
         """Returns a cheaper method whose results rank input quantizations alike."""
         return self
 
-    def refine(self, refinement: Refinement) -> dict[str, Any]:
+    def refine(self, model: SolvedModel) -> dict[str, Any]:
         """Improves the whole model after every layer has been solved.
 
+        Every process of a team does the same. When a calibration is resumed, it is called again
+        and told the losses of before: what it does must depend on them and its layers alone.
+
         Args:
-            refinement: The layers, what was seen of them, and the loss of the model.
+            model: The layers, what was seen of them, and the model's loss.
 
         Returns:
             What was done, for the report; plain values.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f'{type(self).__name__}.refine')
 
 
 METHODS: dict[str, type] = {}
@@ -100,6 +151,20 @@ def register_method(cls: type) -> type:
     """Makes a frozen dataclass derived from ``Method`` known by its class name."""
     METHODS[cls.__name__] = cls
     return cls
+
+
+def check_declared(method: Method) -> None:
+    """Raises ``ValueError`` for a method that declares what calibration does not know."""
+    name, needs = type(method).__name__, tuple(method.needs)
+    if isinstance(method.needs, str) or not set(needs) <= set(NEEDS):
+        raise ValueError(f'{name}.needs={method.needs!r} is not supported; it must be a tuple of '
+                         f'{", ".join(map(repr, NEEDS))}.')
+    if method.solves not in ('layer', 'unit'):
+        raise ValueError(f"{name}.solves={method.solves!r} is not supported; it must be 'layer' or "
+                         "'unit'.")
+    if 'unit_io' in needs and method.solves != 'unit':
+        raise ValueError(f"{name}.needs names 'unit_io', which is there for methods of "
+                         f"solves='unit' alone; this one has solves='{method.solves}'.")
 
 
 def build_method(config: Mapping[str, Any]) -> Method:
@@ -113,7 +178,9 @@ def build_method(config: Mapping[str, Any]) -> Method:
     name = options.pop('type')
     if name not in METHODS:
         raise ValueError(f"method.type='{name}' is not known; {nearest(name, METHODS)}.")
-    return from_mapping(METHODS[name], options, f'quantization.method ({name})')
+    method = from_mapping(METHODS[name], options, f'quantization.method ({name})')
+    check_declared(method)
+    return method
 
 
 def read_request(mapping: Mapping[str, Any]) -> QuantSpec:

@@ -14,8 +14,8 @@ from mmbitsplit.functional import (
     weight_scale,
 )
 from mmbitsplit.methods.base import register_method
-from mmbitsplit.methods.refinement import Refinement, SolvedLayer
 from mmbitsplit.methods.rounding import RoundingMethod, rounded_at
+from mmbitsplit.methods.solved_model import SolvedLayer, SolvedModel
 from mmbitsplit.structures import QParams, Range, WeightSolution
 
 LOW, HIGH = 0.5, 2.0  # bounds of the factors on scales
@@ -52,8 +52,7 @@ class LAPQ(RoundingMethod):
     max_evaluations: Annotated[int, Range(1)] = 2000
     weight_correction: bool = True
 
-    looks_at_images = True
-    refines = True
+    needs = ('model_loss',)
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,16 +73,16 @@ class LAPQ(RoundingMethod):
         scale = weight_scale(weight, num_bits, 'lp', norm=self.norms[0])
         return self._at(weight, scale, num_bits)
 
-    def refine(self, refinement: Refinement) -> dict[str, Any]:
+    def refine(self, model: SolvedModel) -> dict[str, Any]:
         """See ``Method.refine``."""
-        layers = list(refinement.layers.values())
+        layers = list(model.layers.values())
         losses = []
         for norm in self.norms:
             self._install_all(layers, norm)
-            losses.append(refinement.loss())
+            losses.append(model.loss())
         norm = quadratic_minimum(self.norms, losses)
         starts = self._install_all(layers, norm)
-        loss = refinement.loss()
+        loss = model.loss()
         if not loss <= min(losses):  # the parabola missed
             norm = self.norms[losses.index(min(losses))]
             starts, loss = self._install_all(layers, norm), min(losses)
@@ -99,7 +98,7 @@ class LAPQ(RoundingMethod):
             for start, size in zip(moving, sizes):
                 self._install(start, *rest[:size])
                 del rest[:size]
-            return refinement.loss()
+            return model.loss()
 
         found = powell_minimum(evaluate, [1.0] * sum(sizes), low=LOW, high=HIGH,
                                max_iterations=self.max_iterations,

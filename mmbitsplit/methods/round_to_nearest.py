@@ -1,13 +1,13 @@
 """Plain rounding between the extremes: the paper's TF-Lite baseline."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from mmbitsplit.functional import round_weight, weight_scale
-from mmbitsplit.methods.base import register_method
+from mmbitsplit.methods.base import Need, register_method
 from mmbitsplit.methods.rounding import RoundingMethod, rounded_at
 from mmbitsplit.structures import WeightSolution
 from mmbitsplit.structures.spec import WeightSearch
@@ -35,9 +35,9 @@ class RoundToNearest(RoundingMethod):
             raise ValueError('guard=True: plain rounding is what the guard falls back to.')
 
     @property
-    def looks_at_images(self) -> bool:
-        """Only to correct the bias."""
-        return self.bias_correction
+    def needs(self) -> Sequence[Need]:
+        """Sums, only to correct the bias."""
+        return ('sums',) if self.bias_correction else ()
 
     def defaults(self) -> Mapping[str, Mapping[str, Any]]:
         """One scale a tensor; TF-Lite's inputs have a zero point wherever they are negative."""

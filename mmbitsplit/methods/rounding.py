@@ -13,7 +13,7 @@ from mmbitsplit.structures import LayerStatistics, RowStatistics, WeightSolution
 class RoundingMethod(Method):
     """Has ``round`` and nothing else: statistics only tell the objective."""
 
-    looks_at_images = False
+    needs = ()
 
     def solve(self, statistics: LayerStatistics, weight: Tensor, num_bits: int,
               ) -> WeightSolution:

@@ -5,7 +5,8 @@ import torch
 from mmbitsplit.functional.statistics import MOST_INPUTS_IN_DOUBLE
 from mmbitsplit.methods import Method
 from mmbitsplit.models import QuantizedLayer
-from mmbitsplit.solving.solve_layer import Solved, layer_solution, plain_rounding, width_notes
+from mmbitsplit.solving.candidates import plain_rounding
+from mmbitsplit.solving.solve_layer import Solved, layer_solution, width_notes
 from mmbitsplit.structures import LayerPlan
 
 NOTE = 'no image was looked at: errors are those of the weight'

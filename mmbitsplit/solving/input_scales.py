@@ -20,7 +20,7 @@ from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.passes.capture import CallCapture, merge_samples
 from mmbitsplit.solving.output_error import output_error
 from mmbitsplit.solving.positions import LayerPositions
-from mmbitsplit.solving.statistics import sum_products
+from mmbitsplit.solving.statistics import collect_statistics
 from mmbitsplit.structures import (
     ActivationSpec,
     LayerGeometry,
@@ -238,10 +238,11 @@ class _Trial:
     def solved_error(self, candidate: Candidate) -> float:
         """Relative output error with weights solved quickly; no solution counts as infinite."""
         geometry, method, fit = self.geometry, self.method, self.fit
-        statistics = sum_products(replace(fit, x=candidate.inputs(fit.x, geometry)),
-                                  candidate.lowest(geometry), method.bias_correction, self.team)
-        solved = method.solve(statistics, candidate.weight(self.weight, geometry)
-                              .to(statistics.gram), self.num_bits)
+        statistics = collect_statistics(replace(fit, x=candidate.inputs(fit.x, geometry)),
+                                        candidate.lowest(geometry), method.bias_correction,
+                                        self.team, 'rows' in method.needs)
+        weight = candidate.weight(self.weight, geometry).to(statistics.x_sum.dtype)
+        _, solved = next(iter(method.candidates(statistics, weight, self.num_bits)))
         inputs = candidate.inputs(self.judge.x, geometry)
         error = output_error(solved.weight, statistics, inputs, self.judge.y, method,
                              self.team).error

@@ -1,28 +1,21 @@
 """From what was captured of a layer to its solution: scales, strength, codes, guard."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mmbitsplit.functional import (
-    channel_ranges,
-    round_weight,
-    rows_to_weight,
-    weight_scale,
-    whole_steps,
-)
+from mmbitsplit.functional import channel_ranges, rows_to_weight, whole_steps
 from mmbitsplit.methods import Method
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.passes.capture import CallCapture
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.team import Team
-from mmbitsplit.solving.input_scales import choose_input
-from mmbitsplit.solving.output_error import output_error
+from mmbitsplit.solving.candidates import choose_solution
+from mmbitsplit.solving.input_scales import Candidate, choose_input
 from mmbitsplit.solving.output_scales import search_output_qparams
-from mmbitsplit.solving.positions import LayerPositions
+from mmbitsplit.solving.positions import LayerPositions, Rows
 from mmbitsplit.solving.statistics import collect_statistics
 from mmbitsplit.structures import (
     LayerGeometry,
@@ -32,12 +25,8 @@ from mmbitsplit.structures import (
     QParams,
     RowStatistics,
     WeightSolution,
-    WeightSpec,
 )
 
-# Output channels are shared out by so many: matrix products give a row the same last bits in any
-# whole number of their tiles, so that a solution does not depend on the number of processes.
-CHANNELS = 16
 FITTED_AND_JUDGED = ('no positions are held out: errors, and whether plain rounding is better, are '
                      'told on those that the codes were fitted to',)
 
@@ -53,6 +42,7 @@ class Solved:
         error: Relative squared output error.
         error_rounding: The same of plain rounding with the same input quantization.
         guard_taken: Whether plain rounding was taken instead of the method's codes.
+        candidates: Error of each solution that there was, by name.
         sweeps: Sweeps of the descent.
         rows: Positions looked at, over all processes.
         calls: Calls that they come from, over all processes.
@@ -71,6 +61,7 @@ class Solved:
     calls: int
     input_ranges: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    candidates: dict[str, float] = field(default_factory=dict)
 
 
 def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
@@ -95,56 +86,41 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         ranges = channel_ranges(samples, best.qparams)
         del samples
     with stopwatch('solve_statistics'):
-        fit, judge = rows.split()
-        notes = FITTED_AND_JUDGED if judge is fit else ()
-        inputs, y = best.inputs(judge.x, geometry), judge.y
-        del judge  # of a large layer each is half a gigabyte
-        fit = replace(fit, x=best.inputs(fit.x, geometry))
-        evidence = collect_statistics(fit, best.lowest(geometry), method.bias_correction, team)
-        del fit
+        statistics, held_out, apart = _fit_and_held_out(rows, best, geometry, method)
     with stopwatch('solve_codes'):
-        scaled = best.weight(weight, geometry).to(evidence.x_sum.dtype)
-        solved = _solve_in_shares(method, evidence, scaled, plan.weight.num_bits, team)
-    judged = output_error(solved.weight, evidence, inputs, y, method, team)
-    rounded = plain_rounding(scaled, plan.weight)
-    plain = output_error(rounded.weight, evidence, inputs, y, method, team)
-    guard_taken = method.guard and not judged.error <= plain.error  # NaN is no solution either
-    codes, judged = (rounded, plain) if guard_taken else (solved, judged)
+        choice = choose_solution(method, statistics,
+                                 best.weight(weight, geometry).to(statistics.x_sum.dtype),
+                                 plan.weight, held_out, team)
+    del statistics, held_out
     calls, sampled = map(sum, zip(*team.gather(
         (len(captures), sum(capture.patches.shape[-1] for capture in captures)))))
-    solution = layer_solution(codes, judged.bias, best.qparams, layer.bias, geometry, plan)
+    solution = layer_solution(choice.solution, choice.judged.bias, best.qparams, layer.bias,
+                              geometry, plan)
     if plan.output is not None:
         with stopwatch('solve_scales'):
             solution = replace(solution, output_qparams=search_output_qparams(
                 solution, best, captures, geometry, plan, team))
     return team.from_first(Solved(
-        solution=solution, strength=best.strength, search=best.search, error=judged.error,
-        error_rounding=plain.error, guard_taken=guard_taken, sweeps=solved.num_sweeps,
-        rows=sampled, calls=calls, input_ranges=ranges,
-        notes=(*notes, *width_notes(codes, best.qparams))))
+        solution=solution, strength=best.strength, search=best.search, error=choice.judged.error,
+        error_rounding=choice.error_rounding, guard_taken=choice.guard_taken,
+        candidates=dict(choice.errors), sweeps=choice.sweeps, rows=sampled, calls=calls,
+        input_ranges=ranges, notes=(*(() if apart else FITTED_AND_JUDGED),
+                                    *width_notes(choice.solution, best.qparams))))
 
 
-def plain_rounding(weight: Tensor, spec: WeightSpec) -> WeightSolution:
-    """What the guard falls back to and every report compares with."""
-    scale = weight_scale(weight, spec.num_bits, spec.scale_search)
-    codes = round_weight(weight, scale, spec.num_bits)
-    return WeightSolution(codes.to(torch.int8), scale, torch.zeros_like(scale))
+def _fit_and_held_out(rows: LayerPositions, candidate: Candidate, geometry: LayerGeometry,
+                      method: Method) -> tuple[LayerStatistics | RowStatistics, Rows, bool]:
+    """What the method is given, positions to judge on, and whether these are others.
 
-
-def _solve_in_shares(method: Method, evidence: LayerStatistics | RowStatistics, weight: Tensor,
-                     num_bits: int, team: Team) -> WeightSolution:
-    """Every process solves some of the output channels, which do not depend on each other."""
-    solve = method.solve_rows if isinstance(evidence, RowStatistics) else method.solve
-    if team.size == 1 or weight.shape[1] < team.size * CHANNELS:
-        return solve(evidence, weight, num_bits)
-    share = team.share(weight.shape[1], CHANNELS)
-    names = ('y_sum', 'y') if isinstance(evidence, RowStatistics) else ('y_sum', 'cross', 'y_sq')
-    mine = replace(evidence, **{name: getattr(evidence, name)[:, share] for name in names})
-    parts = team.gather(solve(mine, weight[:, share], num_bits))
-    joined = {name: torch.cat([getattr(part, name) for part in parts], 1)
-              for name in ('codes', 'scale', 'objective', 'offset', 'num_bits')
-              if getattr(parts[0], name) is not None}
-    return WeightSolution(**joined, num_sweeps=max(part.num_sweeps for part in parts))
+    Inputs are those that enter the product; of a large layer each copy is half a gigabyte.
+    """
+    fit, held_out = rows.split()
+    apart = held_out is not fit
+    held_out = replace(held_out, x=candidate.inputs(held_out.x, geometry))
+    fit = replace(fit, x=candidate.inputs(fit.x, geometry))
+    statistics = collect_statistics(fit, candidate.lowest(geometry), method.bias_correction,
+                                    rows.team, 'rows' in method.needs)
+    return statistics, held_out, apart
 
 
 def layer_solution(solved: WeightSolution, correction: Tensor | None, qparams: QParams | None,

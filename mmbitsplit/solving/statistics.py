@@ -18,7 +18,7 @@ EXACT_DEVICES = ('cpu', 'cuda')  # that have float64
 
 
 def collect_statistics(rows: Rows, lowest: int | Tensor | None, centred: bool, team: Team,
-                     ) -> LayerStatistics | RowStatistics:
+                       as_rows: bool = False) -> LayerStatistics | RowStatistics:
     """Returns sums of products, or for a very large layer the positions themselves.
 
     Args:
@@ -27,8 +27,9 @@ def collect_statistics(rows: Rows, lowest: int | Tensor | None, centred: bool, t
             (G, N, 1).
         centred: Whether means are taken out.
         team: Who holds the other positions.
+        as_rows: The positions are asked for, however large the layer is.
     """
-    if rows.x.shape[1] <= MOST_INPUTS_FOR_GRAM:
+    if rows.x.shape[1] <= MOST_INPUTS_FOR_GRAM and not as_rows:
         return sum_products(rows, lowest, centred, team)
     if team.size > 1:
         rows = _gather_rows(rows, lowest, team)
@@ -50,7 +51,11 @@ def _gather_rows(rows: Rows, lowest: int | Tensor | None, team: Team) -> Rows:
 
 def sum_products(rows: Rows, lowest: int | Tensor | None, centred: bool, team: Team,
                  ) -> LayerStatistics:
-    """Sums over all processes; arguments as for ``collect_statistics``.
+    """Sums over all processes.
+
+    Args:
+        rows, lowest, team: As for ``collect_statistics``.
+        centred: Whether means are taken out.
 
     On CPUs and CUDA devices without a rounding error, so that the sums are the same to the last
     bit however many processes share the work (``functional.exact_sums``).

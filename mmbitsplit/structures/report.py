@@ -37,6 +37,8 @@ class LayerReport:
         output_bits: Width of an output code, ``None`` for a float output.
         input_ranges: Of each channel; in ``report_data.json`` only.
         scale_search: How the input's scales were found, ``None`` for a float input.
+        candidates: Error of each solution that was there to choose from, by name; ``'rounding'``
+            where the guard is on. The least is taken.
     """
 
     name: str
@@ -61,6 +63,7 @@ class LayerReport:
     output_bits: int | None = None
     input_ranges: dict[str, Any] | None = None
     scale_search: str | None = None
+    candidates: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

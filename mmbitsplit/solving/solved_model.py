@@ -1,4 +1,4 @@
-"""Keeps what a method needs that improves the whole model, see ``methods.refinement``."""
+"""Keeps what a method needs that improves the whole model, see ``methods.solved_model``."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from mmbitsplit.structures import ActivationSpec, LayerGeometry, LayerPlan, QPar
 
 
 @dataclass(kw_only=True)
-class SolvedLayer:
+class KeptLayer:
     """A layer as it was before it was solved, and where it may be written to.
 
     Args:
@@ -51,7 +51,7 @@ class SolvedLayer:
 
 
 @dataclass
-class Refinement:
+class KeptModel:
     """The whole model, every layer solved.
 
     Args:
@@ -60,10 +60,10 @@ class Refinement:
     """
 
     loss: Callable[[], float]
-    layers: dict[str, SolvedLayer] = field(default_factory=dict)
+    layers: dict[str, KeptLayer] = field(default_factory=dict)
 
     def remember(self, plan: LayerPlan, layer: QuantizedLayer, samples: ActivationSamples) -> None:
         """Keeps a layer that is about to be solved."""
         bias = None if layer.bias is None else layer.bias.detach().clone()
-        self.layers[plan.name] = SolvedLayer(layer=layer, plan=plan, bias=bias, samples=samples,
+        self.layers[plan.name] = KeptLayer(layer=layer, plan=plan, bias=bias, samples=samples,
                                              weight=layer.float_rows().clone())

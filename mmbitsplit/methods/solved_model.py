@@ -1,4 +1,4 @@
-"""What a method is given that improves the whole model after its layers have been solved."""
+"""What a method is given that needs the loss of the whole model: all layers, already solved."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -50,7 +50,7 @@ class SolvedLayer(Protocol):
         """Writes codes and input quantization into the layer; its bias is the float one."""
 
 
-class Refinement(Protocol):
+class SolvedModel(Protocol):
     """The whole model, every layer solved.
 
     Attributes:
