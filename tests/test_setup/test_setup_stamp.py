@@ -25,13 +25,13 @@ def test_a_changed_input_makes_that_step_and_all_after_it_stale(position, name):
 def test_what_is_done_is_remembered_in_the_environment(tmp_path):
     state = SetupState(tmp_path / 'venv')
     state.mark_done('torch', 'key')
-    state.put('torch', '2.13.0+cpu')
+    assert state.torch == ''
+    state.torch = '2.13.0+cpu'
     again = SetupState(tmp_path / 'venv')
     assert again.is_done('torch', 'key')
     assert not again.is_done('torch', 'other key')
     assert not again.is_done('mmcv', 'key')
-    assert again.get('torch') == '2.13.0+cpu'
-    assert again.get('unknown') is None
+    assert again.torch == '2.13.0+cpu'
 
 
 @pytest.mark.parametrize('content', ['', '{"steps": ', '[]', '{"steps": {}}', 'null'])
@@ -60,5 +60,5 @@ def test_versions_are_read_from_folder_names(tmp_path):
     assert site_packages(tmp_path) == [site]
     assert installed_version(tmp_path, 'torch') == '2.13.0+cpu'
     assert installed_version(tmp_path, 'onedl-mmcv') == '2.3.6'
-    assert installed_version(tmp_path, 'numpy') is None
-    assert installed_version(tmp_path / 'nothing', 'torch') is None
+    assert installed_version(tmp_path, 'numpy') == ''
+    assert installed_version(tmp_path / 'nothing', 'torch') == ''

@@ -32,114 +32,100 @@ class Problem:
     apt_packages: tuple[str, ...] = ()
 
 
-def find_problems(venv: Path, *, needs_compiler: bool = True,
-                  needed_gib: float = versions.MIN_FREE_VENV) -> list[Problem]:
-    """Everything that would stop the set-up later on."""
+def find_problems(venv: Path, todo: list[str]) -> list[Problem]:
+    """Everything that would stop the steps that are still to be done."""
     problems = [check_venv_module(), check_existing_venv(venv)]
-    if needs_compiler:
+    if 'onedl-mmcv' in todo:
         problems += [check_python_headers(), check_compiler()]
-    problems += check_shared_libraries()
-    problems += [
-        check_disk(venv, needed_gib, 'the virtual environment'),
-        check_disk(Path(tempfile.gettempdir()), versions.MIN_FREE_TMP, 'temporary files',
-                   hint='set TMPDIR to a folder on a larger disk'),
-    ]
+    problems += [check_shared_library(name) for name in SHARED_LIBRARIES]
+    needed = versions.FREE_FOR_ALL if 'torch' in todo else versions.FREE_AFTER_TORCH
+    problems += [check_disk(venv, needed, 'the virtual environment needs'),
+                 check_disk(Path(tempfile.gettempdir()), versions.FREE_FOR_TMP,
+                            'temporary files (TMPDIR names another folder) need')]
     return [problem for problem in problems if problem is not None]
 
 
-def check_venv_module(find_spec=importlib.util.find_spec) -> Problem | None:
+def check_venv_module() -> Problem | None:
     """`venv` and `ensurepip`: Debian ships them apart from Python."""
-    missing = [name for name in ('venv', 'ensurepip') if not _has_code(find_spec(name))]
+    specs = {name: importlib.util.find_spec(name) for name in ('venv', 'ensurepip')}
+    # A folder left behind without files has a spec too, but no origin.
+    missing = [name for name, spec in specs.items() if spec is None or spec.origin is None]
     if not missing:
         return None
     return Problem(
-        f'{interpreter()} has no module {" and no module ".join(missing)}, so it cannot make a '
+        f'{sys.executable} has no module {" and no module ".join(missing)}, so it cannot make a '
         f'virtual environment.{_own_python_hint()}', _apt_for_python('venv'))
 
 
 def check_existing_venv(venv: Path) -> Problem | None:
     """A virtual environment left by another Python cannot be taken over."""
-    made_with = venv_python_version(venv)
-    if made_with is None or made_with == sys.version_info[:2]:
+    config = venv / 'pyvenv.cfg'
+    lines = config.read_text(encoding='utf-8').splitlines() if config.exists() else []
+    settings = {key.strip(): value.strip() for key, _, value in
+                (line.partition('=') for line in lines)}
+    made_with = settings.get('version') or settings.get('version_info', '')
+    ours = _dotted(sys.version_info[:2])
+    if not made_with or made_with.split('.')[:2] == ours.split('.'):
         return None
     return Problem(
-        f'{venv} was made with Python {_dotted(made_with)}, but {interpreter()} is Python '
-        f'{_dotted(sys.version_info[:2])}. Remove it with `make clean-venv`, or name its Python: '
-        f'make setup PYTHON=python{_dotted(made_with)}')
+        f'{venv} was made with Python {made_with}, but {sys.executable} is Python {ours}. Remove '
+        'it with `make clean-venv`, or name its Python: make setup '
+        f'PYTHON=python{".".join(made_with.split(".")[:2])}')
 
 
-def venv_python_version(venv: Path) -> tuple[int, ...] | None:
-    """(major, minor) from the environment's pyvenv.cfg; None when there is none."""
-    try:
-        lines = (venv / 'pyvenv.cfg').read_text(encoding='utf-8').splitlines()
-    except FileNotFoundError:
-        return None
-    for line in lines:
-        key, _, value = line.partition('=')
-        if key.strip() in ('version', 'version_info'):
-            return tuple(int(part) for part in value.strip().split('.')[:2])
-    return None
-
-
-def check_python_headers(include_dir: str | None = None) -> Problem | None:
+def check_python_headers() -> Problem | None:
     """Python.h: onedl-mmcv is compiled against it."""
-    include_dir = include_dir or sysconfig.get_path('include')
-    if os.path.isfile(os.path.join(include_dir, 'Python.h')):
+    folder = sysconfig.get_path('include')
+    if os.path.isfile(os.path.join(folder, 'Python.h')):
         return None
     return Problem(
-        f'the Python headers are missing: no Python.h in {include_dir}, and onedl-mmcv is compiled '
+        f'the Python headers are missing: no Python.h in {folder}, and onedl-mmcv is compiled '
         f'against them.{_own_python_hint()}', _apt_for_python('dev'))
 
 
-def check_compiler(environ=os.environ, which=shutil.which, run=subprocess.run) -> Problem | None:
+def check_compiler() -> Problem | None:
     """A C++ compiler that is there and compiles C++17: onedl-mmcv comes as source."""
-    command = shlex.split(environ.get('CXX') or 'c++')
-    if which(command[0]) is None:
-        named = f'CXX={environ["CXX"]}' if environ.get('CXX') else 'c++'
+    named = os.environ.get('CXX')
+    command = shlex.split(named or 'c++')
+    if shutil.which(command[0]) is None:
         return Problem(
-            f'there is no C++ compiler ({named} is not on the PATH), and onedl-mmcv comes as '
-            'source.',
-            ('g++',))
-    trial = run([*command, '-std=c++17', '-fsyntax-only', '-x', 'c++', '-'], input=TRIAL_SOURCE,
-                capture_output=True, text=True, check=False)
+            f'there is no C++ compiler ({f"CXX={named}" if named else "c++"} is not on the PATH), '
+            'and onedl-mmcv comes as source.', ('g++',))
+    trial = subprocess.run([*command, '-std=c++17', '-fsyntax-only', '-x', 'c++', '-'],
+                           input=TRIAL_SOURCE, capture_output=True, text=True, check=False)
     if trial.returncode == 0:
         return None
     return Problem(
         f'the C++ compiler `{" ".join(command)}` cannot compile a two-line C++17 program:\n'
-        f'{_indent(trial.stderr.strip()[-600:])}\n'
-        '  Install a whole one, or name another with CXX=.',
-        ('g++',))
+        f'{trial.stderr.strip()[-600:]}\n'
+        '  Install a whole one, or name another with CXX=.', ('g++',))
 
 
-def check_shared_libraries(load=ctypes.CDLL) -> list[Problem]:
-    """Shared libraries that opencv-python's wheel expects from the system."""
-    problems = []
-    for library, package in SHARED_LIBRARIES.items():
-        try:
-            load(library)
-        except OSError:
-            problems.append(Problem(
-                f'the shared library {library} is missing; `import cv2` (opencv-python, used by '
-                'onedl-mmcv) needs it.', (package,)))
-    return problems
+def check_shared_library(name: str) -> Problem | None:
+    """A shared library that opencv-python's wheel expects from the system."""
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return Problem(f'the shared library {name} is missing; `import cv2` (opencv-python, used '
+                       'by onedl-mmcv) needs it.', (SHARED_LIBRARIES[name],))
+    return None
 
 
-def check_disk(path: Path, needed: float, purpose: str, *, hint: str = 'free some space',
-               disk_usage=shutil.disk_usage) -> Problem | None:
+def check_disk(path: Path, needed: float, who: str) -> Problem | None:
     """At least `needed` GiB free where `path` is or will be."""
-    free = free_gib(path, disk_usage)
+    free = free_gib(path)
     if free >= needed:
         return None
-    return Problem(
-        f'{free:.1f} GiB free at {path}, but {purpose} need {needed:.1f} GiB or more: {hint}.')
+    return Problem(f'{free:.1f} GiB free at {path}, but {who} {needed:.1f} GiB or more: free some '
+                   'space.')
 
 
-def free_gib(path: Path, disk_usage=shutil.disk_usage) -> float:
+def free_gib(path: Path) -> float:
     """Free space in GiB of the disk that holds `path`, or its nearest existing parent."""
     path = path.absolute()
     while not path.exists():
         path = path.parent
-    return disk_usage(path).free / 2**30
+    return shutil.disk_usage(path).free / 2**30
 
 
 def notes(venv: Path) -> list[str]:
@@ -162,9 +148,9 @@ def describe(problems: list[Problem]) -> str:
     lines += [f'- {problem.text}' for problem in problems]
     packages = apt_packages(problems)
     if packages:
-        lines.append('On Debian or Ubuntu, install what is missing with:')
         sudo = '' if os.geteuid() == 0 else 'sudo '
-        lines.append(f'  {sudo}apt-get install {" ".join(packages)}')
+        lines += ['On Debian or Ubuntu, install what is missing with:',
+                  f'  {sudo}apt-get install {" ".join(packages)}']
     return '\n'.join(lines)
 
 
@@ -173,27 +159,17 @@ def apt_packages(problems: list[Problem]) -> list[str]:
     return list(dict.fromkeys(name for problem in problems for name in problem.apt_packages))
 
 
-def interpreter() -> str:
-    """The interpreter as the user would name it."""
-    return sys.executable or 'this Python'
-
-
-def is_system_python(base_prefix: str | None = None) -> bool:
+def _is_system_python() -> bool:
     """Whether Python comes from the distribution, so that apt-get can complete it."""
-    return (base_prefix or sys.base_prefix) == '/usr'
-
-
-def _has_code(spec) -> bool:
-    """Whether a module is there; an empty folder left behind also has a spec."""
-    return spec is not None and spec.origin is not None
+    return sys.base_prefix == '/usr'
 
 
 def _apt_for_python(part: str) -> tuple[str, ...]:
-    return (f'python{_dotted(sys.version_info[:2])}-{part}',) if is_system_python() else ()
+    return (f'python{_dotted(sys.version_info[:2])}-{part}',) if _is_system_python() else ()
 
 
 def _own_python_hint() -> str:
-    if is_system_python():
+    if _is_system_python():
         return ''
     return (f' It does not come from the distribution (it lives in {sys.base_prefix}), so install '
             'it again in full, or use another one: make setup PYTHON=/usr/bin/python3')
@@ -201,7 +177,3 @@ def _own_python_hint() -> str:
 
 def _dotted(version) -> str:
     return '.'.join(str(part) for part in version)
-
-
-def _indent(text: str) -> str:
-    return '\n'.join(f'    {line}' for line in text.splitlines())

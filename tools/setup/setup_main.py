@@ -10,11 +10,8 @@ from pathlib import Path
 
 import setup_checks as checks
 import setup_versions as versions
-from setup_progress import StatusLine
-from setup_runner import SetupError
+from setup_runner import SetupError, StatusLine
 from setup_steps import Options, SetupRun, normalize_requirement
-
-FREE_FOR_LATE_STEPS = 1.0  # GiB, once torch is in
 
 
 def main(arguments: list[str], script_dir: str) -> int:
@@ -38,7 +35,9 @@ def main(arguments: list[str], script_dir: str) -> int:
     status = StatusLine(sys.stdout)
     try:
         if args.missing_apt_packages:
-            print(' '.join(checks.apt_packages(find_problems(SetupRun(options, status)))))
+            run = SetupRun(options, status)
+            problems = checks.find_problems(options.venv, run.unfinished())
+            print(' '.join(checks.apt_packages(problems)))
             return 0
         return set_up(options, status, check_only=args.check)
     except SetupError as error:
@@ -71,11 +70,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def set_up(options: Options, status: StatusLine, *, check_only: bool = False) -> int:
     """Check the machine, then do what is not done yet."""
     run = SetupRun(options, status)
-    if not run.unfinished() and not check_only:
-        run.check_torch_unchanged('something outside the set-up')
+    todo = run.unfinished()
+    if 'torch' not in todo:
+        run.check_torch_unchanged()
+    if not todo and not check_only:
         print(f'{ready_text(run)} Nothing to do.')
         return 0
-    problems = find_problems(run)
+    problems = checks.find_problems(options.venv, todo)
     if problems:
         print(checks.describe(problems), file=sys.stderr)
         return 1
@@ -88,15 +89,6 @@ def set_up(options: Options, status: StatusLine, *, check_only: bool = False) ->
         run.run()
     print(ready_text(run))
     return 0
-
-
-def find_problems(run: SetupRun) -> list[checks.Problem]:
-    """What is missing for the steps that are still to be done."""
-    todo = run.unfinished()
-    return checks.find_problems(
-        run.options.venv,
-        needs_compiler='onedl-mmcv' in todo,
-        needed_gib=versions.MIN_FREE_VENV if 'torch' in todo else FREE_FOR_LATE_STEPS)
 
 
 def announce(run: SetupRun) -> None:
@@ -115,7 +107,7 @@ def announce(run: SetupRun) -> None:
 
 def ready_text(run: SetupRun) -> str:
     """One sentence for the end."""
-    return f'The environment {shown_path(run)} is ready (torch {run.state.get("torch")}).'
+    return f'The environment {shown_path(run)} is ready (torch {run.state.torch}).'
 
 
 def shown_path(run: SetupRun) -> str:

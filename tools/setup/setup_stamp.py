@@ -7,20 +7,16 @@ key is on record is skipped; when an early input changes, everything after it is
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 
 STATE_FILE = 'mmbitsplit-setup.json'
 
 
 def chain_keys(steps: list[tuple[str, list[str]]]) -> dict[str, str]:
-    """Key of each step from its inputs and those of all steps before it.
+    """Key of each step by name, from its inputs and those of all steps before it.
 
     Args:
         steps: (name, inputs) in the order they are done.
-
-    Returns:
-        dict from step name to key, in the same order.
     """
     keys: dict[str, str] = {}
     previous = ''
@@ -44,7 +40,12 @@ class SetupState:
 
     def __init__(self, venv: Path):
         self._path = venv / STATE_FILE
-        self._data = self._read()
+        try:
+            data = json.loads(self._path.read_text(encoding='utf-8'))
+            self._data = {'steps': dict(data['steps']), 'facts': dict(data['facts'])}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            # A broken record only costs doing the steps again.
+            self._data = {'steps': {}, 'facts': {}}
 
     def is_done(self, name: str, key: str) -> bool:
         """Whether the step was finished with just these inputs."""
@@ -55,21 +56,15 @@ class SetupState:
         self._data['steps'][name] = key
         self._write()
 
-    def get(self, fact: str) -> str | None:
-        """A recorded fact, such as the torch version."""
-        return self._data['facts'].get(fact)
+    @property
+    def torch(self) -> str:
+        """The version of torch that was installed; empty before that."""
+        return self._data['facts'].get('torch', '')
 
-    def put(self, fact: str, value: str) -> None:
-        """Record a fact."""
-        self._data['facts'][fact] = value
+    @torch.setter
+    def torch(self, version: str) -> None:
+        self._data['facts']['torch'] = version
         self._write()
-
-    def _read(self) -> dict:
-        try:
-            data = json.loads(self._path.read_text(encoding='utf-8'))
-            return {'steps': dict(data['steps']), 'facts': dict(data['facts'])}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return {'steps': {}, 'facts': {}}  # a broken record only costs doing the steps again
 
     def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,19 +73,13 @@ class SetupState:
         os.replace(partial, self._path)
 
 
-def installed_version(venv: Path, package: str) -> str | None:
-    """Version of a package in the environment, read from a folder's name: Python is not started."""
-    name = re.escape(package.replace('-', '_'))
-    pattern = re.compile(rf'^{name}-(?P<version>[^-]+)\.dist-info$', re.IGNORECASE)
-    for site in site_packages(venv):
-        for entry in site.iterdir():
-            found = pattern.match(entry.name)
-            if found:
-                return found['version']
-    return None
+def installed_version(venv: Path, package: str) -> str:
+    """Version of a package by its folder's name: Python is not started. Empty without one."""
+    name = package.replace('-', '_')
+    found = [path for site in site_packages(venv) for path in site.glob(f'{name}-*.dist-info')]
+    return found[0].name.removesuffix('.dist-info').split('-')[1] if found else ''
 
 
 def site_packages(venv: Path) -> list[Path]:
-    """The environment's site-packages folders (`lib` and, on some systems, `lib64`)."""
-    folders = sorted(venv.glob('lib*/python3*/site-packages'))
-    return list({folder.resolve(): folder for folder in folders}.values())
+    """The environment's site-packages folder, in a list that is empty before there is one."""
+    return list(venv.glob('lib/python3*/site-packages'))

@@ -7,16 +7,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import setup_mmcv
 import setup_versions as versions
-from setup_mmcv import MmcvStep
-from setup_progress import StatusLine, minutes
-from setup_runner import SetupError, run_logged
+from setup_runner import SetupError, StatusLine, minutes, run_logged
 from setup_stamp import SetupState, chain_keys, file_key, installed_version, site_packages
 
 HOOK_MODULE = 'mmbitsplit_torchvision_ops'
 HOOK_SOURCE = Path('mmbitsplit/compat/torchvision_ops.py')
-
-STEPS_BEFORE_TORCH = ('venv', 'build tools')
 
 IMPORT_TRIAL = (
     'import cv2, torch, torchvision, mmengine, mmcv, mmdet.apis, mmpretrain.datasets, '
@@ -104,8 +101,6 @@ class SetupRun:
                 continue
             self._title = f'[{number}/{len(steps)}] {name}'
             seconds = function()
-            if name not in STEPS_BEFORE_TORCH:
-                self.check_torch_unchanged(f'the step "{name}"')
             self.state.mark_done(name, keys[name])
             self.status.finish(f'{self._title}: done in {minutes(seconds)}')
 
@@ -122,19 +117,17 @@ class SetupRun:
 
     def install_torch(self) -> float:
         """torch, then hold it at the very version that came."""
-        self.state.put('torch', '')
+        self.state.torch = ''
         self._write_constraints()
         seconds = self.pip([self.options.torch], 'torch')
-        self.state.put('torch', installed_version(self.options.venv, 'torch') or '')
+        self.state.torch = installed_version(self.options.venv, 'torch')
         self._write_constraints()
         return seconds
 
     def install_mmcv(self) -> float:
         """Compile onedl-mmcv against the installed torch, or take a wheel kept from before."""
         with_cuda = self.options.mmcv_device != 'cpu' and self._sees_gpu()
-        seconds = MmcvStep(self).install(self._mmcv_env(with_cuda), with_cuda=with_cuda)
-        self.state.put('onedl-mmcv torch', self.state.get('torch'))
-        return seconds
+        return setup_mmcv.install(self, with_cuda=with_cuda)
 
     def install_torchvision(self) -> float:
         """torchvision, built for the installed torch."""
@@ -160,34 +153,23 @@ class SetupRun:
 
     # -- what they share ----------------------------------------------------------------------
 
-    def check_torch_unchanged(self, culprit: str) -> None:
-        """Stop if something replaced the torch that onedl-mmcv was compiled against."""
-        expected = self.state.get('torch')
-        found = installed_version(self.options.venv, 'torch')
-        problem = torch_guard(expected, found, culprit)
-        if problem:
-            raise SetupError(problem)
+    def check_torch_unchanged(self) -> None:
+        """Stop if something replaced the torch that onedl-mmcv was compiled against.
+
+        The steps cannot, pip is held to the constraints; people can.
+        """
+        expected, found = self.state.torch, installed_version(self.options.venv, 'torch')
+        if expected and found != expected:
+            raise SetupError(
+                f'something outside the set-up replaced torch {expected} by {found or "nothing"}, '
+                f'but onedl-mmcv was compiled against {expected}.\nRemove the environment with '
+                '`make clean-venv` and choose versions that fit together, for example: make setup '
+                'TORCH=... TORCHVISION=...')
 
     def _write_constraints(self) -> None:
-        torch = self.state.get('torch')
-        lines = [*versions.CONSTRAINTS, *versions.MM_PACKAGES, versions.MMCV]
-        if torch:
-            lines.insert(0, f'torch=={torch}')
+        torch = [f'torch=={self.state.torch}'] if self.state.torch else []
+        lines = [*torch, *versions.CONSTRAINTS, *versions.MM_PACKAGES, versions.MMCV]
         self.constraints.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-
-    def _mmcv_env(self, with_cuda: bool) -> dict[str, str]:
-        env = dict(os.environ)
-        env.setdefault('MAX_JOBS', str(compile_jobs()))
-        if self.options.mmcv_device == 'cpu':
-            env['CUDA_VISIBLE_DEVICES'] = ''
-        elif with_cuda and not has_cuda_compiler():
-            raise SetupError(
-                'this torch sees a GPU, so onedl-mmcv would be compiled with CUDA, but there is no '
-                'CUDA compiler (nvcc) on the PATH or under CUDA_HOME.\nInstall the CUDA toolkit '
-                'that matches torch, or compile for the CPU alone with\n'
-                '  make setup MMCV_DEVICE=cpu\n'
-                'and then run with CUDA_VISIBLE_DEVICES= set empty.')
-        return env
 
     def _sees_gpu(self) -> bool:
         code = 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)'
@@ -212,36 +194,9 @@ class SetupRun:
         """Say something in the middle of a step."""
         self.status.finish(f'{self._title}: {text}')
 
-    def log_length(self, log: str) -> int:
-        """Bytes in a step's log; 0 before it is there."""
-        path = self._log_path(log)
-        return path.stat().st_size if path.exists() else 0
-
-    def log_text(self, log: str, start: int) -> str:
-        """A step's log from byte `start` on."""
-        return self._log_path(log).read_bytes()[start:].decode('utf-8', errors='replace')
-
-    def _log_path(self, log: str) -> Path:
-        return self.options.venv / 'setup-logs' / f'{log}.log'
-
     def _logged(self, command: list[str], log: str, env: dict[str, str] | None = None) -> float:
-        return run_logged(command, self._title, self._log_path(log), self.status, env=env)
-
-
-def torch_guard(expected: str | None, found: str | None, culprit: str) -> str | None:
-    """What to tell if torch is not the version it was, else None.
-
-    Args:
-        expected: Version recorded when torch was installed; empty or None before that.
-        found: Version in the environment now; None when there is none.
-        culprit: What may have done it, as the subject of the sentence.
-    """
-    if not expected or found == expected:
-        return None
-    return (
-        f'{culprit} replaced torch {expected} by {found or "nothing"}, but onedl-mmcv was '
-        f'compiled against {expected}.\nRemove the environment with `make clean-venv` and choose '
-        'versions that fit together, for example: make setup TORCH=... TORCHVISION=...')
+        return run_logged(command, self._title, self.options.venv / 'setup-logs' / f'{log}.log',
+                          self.status, env=env)
 
 
 def install_import_hook(source: Path, site_dir: Path) -> None:
@@ -252,32 +207,6 @@ def install_import_hook(source: Path, site_dir: Path) -> None:
     shutil.copyfile(source, site_dir / f'{HOOK_MODULE}.py')
     line = f'import {HOOK_MODULE}; {HOOK_MODULE}.install_import_hook()\n'
     (site_dir / f'{HOOK_MODULE}.pth').write_text(line, encoding='utf-8')
-
-
-def compile_jobs() -> int:
-    """Compilers to run at once: one a core, but each needs up to 2 GiB of memory."""
-    affinity = getattr(os, 'sched_getaffinity', None)  # Linux only
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(cores, int(available_memory_gib() // 2)))
-
-
-def available_memory_gib() -> float:
-    """Memory that can be used without swapping; plenty where it cannot be told."""
-    try:
-        with open('/proc/meminfo', encoding='ascii') as lines:
-            for line in lines:
-                if line.startswith('MemAvailable:'):
-                    return int(line.split()[1]) / 2**20
-    except (OSError, ValueError):
-        pass
-    return 64.0
-
-
-def has_cuda_compiler() -> bool:
-    """Whether nvcc can be found where torch looks for it."""
-    homes = [os.environ.get('CUDA_HOME'), os.environ.get('CUDA_PATH'), '/usr/local/cuda']
-    return bool(shutil.which('nvcc')) or any(
-        home and os.path.exists(os.path.join(home, 'bin', 'nvcc')) for home in homes)
 
 
 def normalize_requirement(package: str, value: str) -> str:

@@ -26,6 +26,7 @@ BUILD_TOOLS = ('pip>=23.0', 'setuptools>=70,<85', 'wheel', 'packaging', 'ninja')
 PROJECT_EXTRAS = 'demo,docs,onnx,report,test'
 
 # GiB. With a CPU torch the finished environment takes 2.0.
-MIN_FREE_VENV = 3.0
-MIN_FREE_TMP = 1.0
+FREE_FOR_ALL = 3.0
+FREE_AFTER_TORCH = 1.0
+FREE_FOR_TMP = 1.0
 FREE_FOR_CUDA_TORCH = 10.0
