@@ -25,7 +25,7 @@ from bench.paper import (
 )
 from bench.stored_runs import read_runs
 from mmbitsplit.report.tables import results_rows, text_table
-from mmbitsplit.structures import nearest
+from mmbitsplit.spelling import nearest
 
 BLOCK = re.compile(r'(<!-- results: ([^\n]*?) -->\n).*?(<!-- end results -->)', re.DOTALL)
 MARK = re.compile(r'<!-- (?:end )?results\b')

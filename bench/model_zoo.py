@@ -11,7 +11,7 @@ from bench.paper import BENCH_MODELS, BenchModel, Bits, published, published_flo
 from bench.paper.summary import HEADINGS
 from bench.stored_runs import read_runs
 from mmbitsplit.report.tables import HEADLINES, in_points, results_rows, text_table
-from mmbitsplit.structures import nearest
+from mmbitsplit.spelling import nearest
 from mmbitsplit.version import __version__
 
 NOTICE = '# Written by tools/update_tables.py from the configs and results/; not to be edited.\n'

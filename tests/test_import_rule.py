@@ -20,7 +20,9 @@ TORCH_ALONE = ('structures', 'functional', 'models', 'methods', 'passes', 'solvi
 OPENMMLAB = ('mmengine', 'mmcv', 'mmdet', 'mmpretrain')
 # In the repository, not in the wheel: they may import the package, never the other way round.
 REPOSITORY = ('bench', 'benchmarks', 'demo', 'tests', 'tools')
-# Outside the rooms: who may import them. The version is for everybody.
+# Below all rooms, of the standard library alone, for everybody.
+FOR_ALL = ('files', 'spelling', 'version', '__version__')
+# Outside the rooms: who may import them.
 ALONE = {'compat': ('engine', 'apis'), 'registry': ('engine', 'apis')}
 
 
@@ -46,14 +48,15 @@ def forbidden(room: str, name: str) -> bool:
     """Whether a module of a room (or of something that stands alone) must not import a name."""
     top, *rest = name.split('.')
     if top in OPENMMLAB:
-        return room in (*TORCH_ALONE, 'compat') or (room == 'registry' and top != 'mmengine')
+        return room in (*TORCH_ALONE, *FOR_ALL, 'compat') \
+            or (room == 'registry' and top != 'mmengine')
     if top in REPOSITORY:
         return True
-    if top != 'mmbitsplit' or not rest or rest[0] in ('version', '__version__', room):
+    if top != 'mmbitsplit' or not rest or rest[0] in (*FOR_ALL, room):
         return False
     if rest[0] in ALONE:
         return room not in ALONE[rest[0]]
-    if room not in ROOMS:  # version, registry, compat know no room
+    if room not in ROOMS:  # files, spelling, registry, compat know no room
         return True
     return ROOMS.get(rest[0], -1) >= ROOMS[room] or rest[0] not in ROOMS
 
@@ -175,6 +178,8 @@ def test_library_code_never_prints(path):
     ('__main__', 'from mmbitsplit.cli import x', []),
     ('registry', 'from mmengine.registry import Registry', []),
     ('registry', 'import mmdet', ['mmdet']),
+    ('structures', 'from mmbitsplit.spelling import nearest', []),
+    ('files', 'from mmbitsplit.structures import x', ['mmbitsplit.structures.x']),
     ('compat', 'from mmbitsplit.structures import x', ['mmbitsplit.structures.x']),
     ('cli', 'from bench.commands import paper_tables', ['bench.commands.paper_tables']),
     ('report', 'def late():\n    import demo.pictures', ['demo.pictures']),

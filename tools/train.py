@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 import time
@@ -18,6 +17,8 @@ import mmbitsplit.cli  # noqa: E402, F401  before torch: its threads wait withou
 import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
+
+from mmbitsplit.files import replacing  # noqa: E402
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -81,9 +82,8 @@ def export_weights(runner: Runner, path: Path, meta: dict[str, Any]) -> dict[str
     model.load_state_dict(state)
     metrics = {name: float(value) for name, value in runner.test().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.partial')
-    torch.save({'state_dict': state, 'meta': {**meta, 'metrics': metrics}}, partial)
-    os.replace(partial, path)
+    with replacing(path) as temporary, open(temporary, 'wb') as file:
+        torch.save({'state_dict': state, 'meta': {**meta, 'metrics': metrics}}, file)
     return metrics
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmbitsplit.calibration import build_method, read_request
-from mmbitsplit.structures import nearest
+from mmbitsplit.spelling import nearest
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import os.path as osp
 from dataclasses import dataclass
 
-from mmbitsplit.structures import nearest
+from mmbitsplit.spelling import nearest
 
 # What a data folder must hold to be taken for one of these.
 DATA_KINDS = {

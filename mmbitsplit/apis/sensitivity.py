@@ -31,7 +31,8 @@ from mmbitsplit.report.sensitivity import (
     sensitivity_markdown,
     sensitivity_page,
 )
-from mmbitsplit.structures import LayerPlan, Options, Range, nearest
+from mmbitsplit.spelling import nearest
+from mmbitsplit.structures import LayerPlan, Options, Range
 from mmbitsplit.structures.spec import Bits
 
 STEM = 'sensitivity'

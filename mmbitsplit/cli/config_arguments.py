@@ -6,7 +6,6 @@ import inspect
 import os
 import os.path as osp
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +15,7 @@ from mmengine.runner import Runner
 from mmbitsplit.engine.configs.config_shape import check_shape, explain_duplicates
 from mmbitsplit.engine.configs.data_root import move_data
 from mmbitsplit.engine.configs.upstream_configs import find_upstream, is_upstream_name
-from mmbitsplit.structures import nearest
+from mmbitsplit.spelling import close_names, nearest
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 SCOPES = ('mmengine', 'mmdet', 'mmpretrain')
@@ -148,7 +147,7 @@ def check_config_file(config: str) -> None:
 
 def _check_scope(scope: str | None) -> None:
     """Raises ``ValueError`` for a slip of an upstream scope, of which mmengine only warns."""
-    slip = get_close_matches(str(scope), SCOPES, n=1, cutoff=LIKE)
+    slip = close_names(str(scope), SCOPES, alike=LIKE)
     if scope not in SCOPES and slip and find_spec(str(scope).split('.')[0]) is None:
         raise ValueError(f"default_scope='{scope}' is not an installed package; did you mean "
                          f"'{slip[0]}'?")
@@ -159,7 +158,7 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
     for path in options:
         first, *rest = path.split('.')
         if first not in cfg and first not in _runner_settings():
-            slip = get_close_matches(first, [*cfg.keys()], n=1, cutoff=LIKE)
+            slip = close_names(first, cfg.keys(), alike=LIKE)
             if slip:
                 raise ValueError(f"--cfg-options {path}: the config has no '{first}'; did you "
                                  f"mean '{slip[0]}'?")

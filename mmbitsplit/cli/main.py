@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                   f'{COMMANDS[first].module}.py), not of an installed wheel: run it in a checkout '
                   'of the repository.')
         return USER_ERROR
-    from mmbitsplit.structures import nearest
+    from mmbitsplit.spelling import nearest
     say_error(f"Unknown command '{first}': {nearest(first, commands)}.")
     return USER_ERROR
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from mmbitsplit.methods.solved_model import SolvedModel
+from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import (
     LayerStatistics,
     Options,
@@ -14,7 +15,6 @@ from mmbitsplit.structures import (
     RowStatistics,
     WeightSolution,
     from_mapping,
-    nearest,
 )
 
 Need = Literal['sums', 'rows', 'unit_io', 'model_loss']

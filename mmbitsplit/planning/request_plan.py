@@ -12,6 +12,7 @@ from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.roles import layer_role
 from mmbitsplit.planning.model_checks import check_left, check_model, check_reached
 from mmbitsplit.planning.output_plan import plan_outputs
+from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import (
     ActivationSpec,
     BitPlan,
@@ -20,7 +21,6 @@ from mmbitsplit.structures import (
     QuantSpec,
     WeightSpec,
     merge,
-    nearest,
 )
 from mmbitsplit.structures.spec import REDUCED_BITS
 

@@ -1,7 +1,7 @@
 """Frozen dataclasses that the other rooms exchange."""
 
 from mmbitsplit.structures.geometry import LayerGeometry
-from mmbitsplit.structures.options import Options, Range, from_mapping, nearest
+from mmbitsplit.structures.options import Options, Range, from_mapping
 from mmbitsplit.structures.plan import BitPlan, FloatRemainder, LayerPlan, OutputPlan, Selection
 from mmbitsplit.structures.report import LayerReport, QuantizationReport, summary
 from mmbitsplit.structures.solution import LayerSolution, QParams, WeightSolution
@@ -22,5 +22,5 @@ __all__ = [
     'LayerGeometry', 'LayerMeans', 'LayerPlan', 'LayerReport', 'LayerSolution', 'LayerStatistics',
     'Options', 'OutputPlan', 'OverrideSpec', 'QParams', 'QuantSpec', 'QuantizationReport', 'Range',
     'RowStatistics', 'Selection', 'Unit', 'WeightSolution', 'WeightSpec', 'from_mapping', 'merge',
-    'nearest', 'summary',
+    'summary',
 ]

@@ -11,7 +11,6 @@ config), and that layer is as long as the checks are here.
 """
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import math
@@ -20,6 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from mmbitsplit.spelling import did_you_mean, nearest
 
 Made = TypeVar('Made')
 WORDS = {bool: 'True or False', int: 'an integer', float: 'a number', str: 'a string',
@@ -67,20 +68,6 @@ class Options:
                 # NumPy's numbers do not go into JSON: a run would fail when its files are written.
                 plain = int(value) if isinstance(value, numbers.Integral) else float(value)
                 object.__setattr__(self, name, plain)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns a half sentence that names the known spelling nearest to ``name``.
-
-    Args:
-        name: What the user wrote.
-        known: What is allowed.
-
-    Returns:
-        ``"did you mean 'x'? Allowed: ..."``, or only the allowed names when nothing is near.
-    """
-    known = sorted(map(str, known))
-    return f'{_did_you_mean(str(name), known)}Allowed: {", ".join(known)}'
 
 
 def from_mapping(cls: type[Made], mapping: Mapping[str, Any], where: str) -> Made:
@@ -161,8 +148,8 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     choices = [choice for kind in kinds if _is_literal(kind) for choice in get_args(kind)]
     if all(map(_is_literal, kinds)):
         raise ValueError(f'{name}={value!r} is not known; {nearest(str(value), choices)}.')
-    near = _did_you_mean(value, map(str, choices)) if isinstance(value, str) else ''
-    raise ValueError(f'{name}={value!r} is not supported; {near}{"A" if near else "a"}llowed is '
+    near = did_you_mean(value, choices, alike=0.5) if isinstance(value, str) else ''
+    raise ValueError(f'{name}={value!r} is not supported; {near}{" A" if near else "a"}llowed is '
                      f'{_words(hint)}.')
 
 
@@ -266,8 +253,3 @@ def _words(hint: Any) -> str:
         else:
             words.append(' '.join([WORDS[kind], *map(str, limits)]))
     return ' or '.join(words)
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'? " if close else ''

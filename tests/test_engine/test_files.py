@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmbitsplit.engine.files import writing as files
 from mmbitsplit.engine.files.writing import (
     check_work_dir,
     write_checkpoint,
     write_json,
     write_text,
 )
+from mmbitsplit.files import temporary_path
 
 FULL = OSError(errno.ENOSPC, 'No space left on device')
 
@@ -43,7 +43,7 @@ def file_of_a_dead_process(folder, name):
         done = subprocess.Popen([sys.executable, '-c', ''])
         done.wait()
         patch.setattr(os, 'getpid', lambda: done.pid)
-        path = files._temporary(folder / name)
+        path = temporary_path(folder / name)
     path.write_bytes(b'half')
     return path
 
@@ -121,7 +121,7 @@ def test_the_bytes_of_a_checkpoint_do_not_depend_on_its_name(tmp_path):
 
 def test_what_a_killed_process_left_is_cleared_and_nothing_else(tmp_path):
     stale = [file_of_a_dead_process(tmp_path, name) for name in ('quantized.pth', 'write-test')]
-    living = files._temporary(tmp_path / 'results.json')
+    living = temporary_path(tmp_path / 'results.json')
     elsewhere = tmp_path / '.quantized.pth.another-host.999999999.tmp'
     others = [living, elsewhere, tmp_path / 'mine.tmp', tmp_path / '.hidden']
     for path in others:

@@ -14,7 +14,6 @@ from mmbitsplit.structures import (
     WeightSpec,
     from_mapping,
     merge,
-    nearest,
 )
 
 
@@ -154,8 +153,3 @@ def test_merge_changes_only_what_is_named_and_checks_it():
 def test_missing_keys_are_named():
     with pytest.raises(ValueError, match='there lacks .*match'):
         from_mapping(OverrideSpec, {'skip': True}, 'there')
-
-
-def test_nearest_without_a_near_name_lists_all():
-    assert nearest('zzz', ['beta', 'alpha']) == 'Allowed: alpha, beta'
-    assert nearest('alhpa', ['beta', 'alpha']) == "did you mean 'alpha'? Allowed: alpha, beta"

@@ -6,11 +6,9 @@ before it, because a layer is calibrated on the outputs of the layers before it:
 damaged or foreign file is worth nothing. One process at a time writes a journal.
 """
 
-import errno
 import hashlib
 import io
 import json
-import os
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.calibration.journal.identity import AGAIN, check_identity
+from mmbitsplit.files import replacing, sync_folder
 from mmbitsplit.structures import LayerReport, LayerSolution, QParams
 
 FORMAT = 1
@@ -30,7 +29,7 @@ HEADER = 'header.json'
 _MAGIC = b'mmbs-lyr'
 _FRAME = struct.Struct('>8sI32sQ')  # magic, format, sha256 of the payload, its length in bytes
 _LAYER_NAME = re.compile(r'([0-9]{4}|[1-9][0-9]{4,})\.layer')
-_TEMPORARY_NAME = re.compile(r'\.([0-9]{4,}\.layer|header\.json)\.[0-9]+\.tmp')
+_TEMPORARY_NAME = re.compile(r'\.([0-9]{4,}\.layer|header\.json)\..+\.tmp')
 
 
 @dataclass(frozen=True)
@@ -312,36 +311,16 @@ def _read(path: Path) -> bytes | None:
 
 def _write(path: Path, data: bytes) -> None:
     """Writes a file such that, killed at any moment, it is there whole or as it was before."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    with _file_errors(path, 'written'):
-        try:
-            with open(temporary, 'wb') as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+    with _file_errors(path, 'written'), replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def _remove(folder: Path, paths: list[Path]) -> None:
     with _file_errors(folder, 'written'):
         for path in paths:
             path.unlink(missing_ok=True)
-        _sync_folder(folder)
+        sync_folder(folder)
 
-
-def _sync_folder(folder: Path) -> None:
-    """Makes renamed and removed names last through a power cut, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
-            raise
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

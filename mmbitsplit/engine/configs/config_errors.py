@@ -4,11 +4,12 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from typing import Any
 
 import mmengine.registry
 from mmengine.registry import Registry
+
+from mmbitsplit.spelling import did_you_mean
 
 UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (\S+)::(.+?) registry')
 UNKNOWN_ARGUMENT = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
@@ -80,8 +81,8 @@ def _unknown_type(name: str, scope: str, registry: str) -> str:
 
 
 def _hint(name: str, known: Any) -> str:
-    near = get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean '{near[0]}'?)" if near else ''
+    near = did_you_mean(name, known)
+    return f' ({near})' if near else ''
 
 
 def _registered(name: str) -> dict[str, Mapping[str, Any]]:

@@ -5,7 +5,6 @@ The same as ``configs/_base_/quantization_*.py`` give.
 
 import copy
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -13,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
 from mmbitsplit.engine.configs.config_errors import naming_config_errors
+from mmbitsplit.spelling import close_names
 
 DETECTION, INSTANCES, PANOPTIC = 'detection', 'instance segmentation', 'panoptic segmentation'
 CLASSIFICATION = 'classification'
@@ -44,7 +44,7 @@ def fill_request(cfg: Config) -> str | None:
     """
     if cfg.get('quantization') is not None:
         return None
-    slip = get_close_matches('quantization', [str(key) for key in cfg], n=1, cutoff=SLIP)
+    slip = close_names('quantization', cfg, alike=SLIP)
     if slip and slip[0] != 'quantization':
         raise ValueError(f"The config has no 'quantization' dict, but '{slip[0]}'; rename it to "
                          "'quantization'.")

@@ -2,12 +2,13 @@
 weights that the package's own metafiles name for them."""
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote
 
 import yaml
+
+from mmbitsplit.spelling import close_names
 
 MARK = '::'
 EXAMPLE = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'
@@ -106,7 +107,7 @@ def _nearest(path: str, configs: Path, package: str) -> str:
     stem = Path(path).name.removesuffix('.py')
     near = ([name for name in names if stem and Path(name).stem == stem]
             or sorted(name for name in names if name.startswith(path.removesuffix('.py')) and path)
-            or get_close_matches(path, names, n=SHOWN, cutoff=0.6)
+            or close_names(path, names, most=SHOWN)
             or sorted(name for name in names if name.startswith(path.split('/')[0] + '/')))
     if not near:
         return f'its configs are in {configs}'

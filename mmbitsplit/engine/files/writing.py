@@ -1,19 +1,14 @@
-"""Writes files whole or not at all: to a temporary name, then renamed."""
+"""Files of a run: written whole or not at all, with one clear error where they cannot be."""
 
 import json
-import os
-import re
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-# Names machine and process, so that what a killed process left is told from what one is writing.
-_HOST = re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname())
-_TEMPORARY_NAME = re.compile(rf'\..+\.{re.escape(_HOST)}\.([0-9]+)\.tmp')
+from mmbitsplit.files import remove_stale, replacing, temporary_path
 
 
 def check_work_dir(work_dir: str | Path, needed_bytes: int = 0) -> Path:
@@ -27,10 +22,10 @@ def check_work_dir(work_dir: str | Path, needed_bytes: int = 0) -> Path:
         ValueError: It cannot be made or written, or has too little room; says what to do.
     """
     path = Path(work_dir)
-    probe = _temporary(path / 'write-test')
+    probe = temporary_path(path / 'write-test')
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path)
+        remove_stale(path)
         probe.write_bytes(b'0')
         probe.unlink()
         free = shutil.disk_usage(path).free
@@ -80,39 +75,11 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    temporary = _temporary(path)
     try:
-        with open(temporary, 'wb') as file:
+        with replacing(path) as temporary, open(temporary, 'wb') as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise unwritable(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f'.{path.name}.{_HOST}.{os.getpid()}.tmp')
-
-
-def _remove_stale(folder: Path) -> None:
-    """Removes temporary files of processes of this machine that are no more."""
-    for path in list(folder.iterdir()):
-        found = _TEMPORARY_NAME.fullmatch(path.name)
-        if found and not _alive(int(found[1])):
-            path.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def unwritable(path: Path, error: Exception) -> ValueError:

@@ -1,7 +1,6 @@
 """From a part of a model to an ONNX file."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from mmbitsplit.export.onnx.requirements import need
 from mmbitsplit.export.onnx.rewrite import write_layers
 from mmbitsplit.export.onnx.saturation import saturating_layers
 from mmbitsplit.export.onnx.trace import GraphRequest, trace
+from mmbitsplit.files import replacing
 from mmbitsplit.structures.options import check_choice
 from mmbitsplit.version import __version__
 
@@ -66,17 +66,14 @@ def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
         {'graph': request.name, 'format': format, 'outputs': traced.structure,
          'saturating': saturating, **(facts or {})})
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        ir.save(traced.model, temporary)
-        need('onnx').checker.check_model(str(temporary), full_check=True)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            ir.save(traced.model, temporary)
+            need('onnx').checker.check_model(str(temporary), full_check=True)
     except OSError as error:
         raise ValueError(f'{path} cannot be written: {error}. Choose another place with '
                          '--output.') from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return OnnxFile(path, request.name, len(traced.layers), folds, path.stat().st_size,
                     saturating)
 
