@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 from mmbitsplit.planning.request_plan import matches
 from mmbitsplit.planning.units.call_tree import CallTree
-from mmbitsplit.structures import OverrideSpec, nearest
+from mmbitsplit.spelling import nearest
+from mmbitsplit.structures import OverrideSpec
 
 
 class ForcedUnits:
