@@ -42,7 +42,7 @@ def call_main(monkeypatch, capsys):
      'num_images=0: inputs are to be quantized'),
     (['--cfg-options', 'quantization.calibration.num_images=0'],
      'num_images=0: BitSplit with these options chooses codes on calibration images'),
-    (['--weight-bits', '9'], 'num_bits=9 is not supported; allowed are the integers 2 to 8'),
+    (['--weight-bits', '9'], 'num_bits=9 is not supported; allowed is an integer from 2 to 8'),
     (['--activation-bits', '1'], 'num_bits=1 is not supported'),
     (['--seed', '-1'], 'seed=-1 is not supported'),
     (['no/such/weights.pth'], 'no/such/weights.pth does not exist'),
