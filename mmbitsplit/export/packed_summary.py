@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from mmbitsplit.export.packed_checkpoint import PackedCheckpoint
+from mmbitsplit.models.layers.layer_state import code_bits, input_mode
 
 
 def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
@@ -28,8 +29,9 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
     for name, plan in checkpoint.description['layers'].items():
         own = [key for key in sizes if key.rpartition('.')[0] == f'model.{name}']
         rows.append({'name': name, 'kind': plan['kind'], 'shape': list(plan['shape']),
-                     'weight_bits': plan['num_bits'], **_input(plan['input']),
-                     'output_bits': _bits(plan.get('output')),
+                     'weight_bits': plan['num_bits'], 'input_bits': code_bits(plan['input']),
+                     'input_mode': input_mode(plan['input']),
+                     'output_bits': code_bits(plan.get('output')),
                      'payload_bytes': sum(sizes[key] for key in own)})
     weights = sum(math.prod(row['shape']) for row in rows)
     meta = checkpoint.meta
@@ -47,16 +49,3 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
         'calibration_seed': (meta.get('calibration') or {}).get('seed'),
         'versions': meta.get('versions') or {},
     }
-
-
-def _input(plan: dict[str, Any] | None) -> dict[str, Any]:
-    """Bits and mode of a layer's input; ``None`` for float."""
-    if plan is None:
-        return {'input_bits': None, 'input_mode': None}
-    # Format 1 names no mode, but what is stored tells it.
-    mode = 'per_channel' if not plan['unit'] else 'per_tensor' if plan['size'] == 1 else 'ecaq'
-    return {'input_bits': _bits(plan), 'input_mode': plan.get('mode', mode)}
-
-
-def _bits(plan: dict[str, Any] | None) -> int | None:
-    return None if plan is None else (plan['quant_max'] - plan['quant_min']).bit_length()

@@ -9,6 +9,7 @@ from mmbitsplit.functional.patches import (
     gather_patches,
     output_size,
     per_input,
+    per_output,
     rows_to_weight,
     weight_rows,
 )
@@ -61,8 +62,8 @@ __all__ = [
     'channel_qparams', 'clipping_constant', 'code_histogram', 'code_range', 'correct_weights',
     'default_ridge', 'dequantize', 'entropy_threshold', 'explicit_padding', 'fake_quantize',
     'feedback_factor', 'gather_outputs', 'gather_patches', 'interpolate_qparams',
-    'layer_statistics', 'output_size', 'pack_codes', 'per_input', 'powell_minimum',
-    'product_input', 'quadratic_minimum', 'quadratic_objective', 'quantization_error',
+    'layer_statistics', 'output_size', 'pack_codes', 'per_input', 'per_output',
+    'powell_minimum', 'product_input', 'quadratic_minimum', 'quadratic_objective', 'quantization_error',
     'quantize', 'rescale_inputs', 'round_weight', 'rows_to_weight', 'search_qparams',
     'solve_bitsplit', 'solve_bitsplit_rows', 'split_bit_planes', 'spread', 'stitch_bit_planes',
     'unpack_codes', 'weight_rows', 'weight_scale', 'whole_steps',

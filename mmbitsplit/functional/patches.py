@@ -171,6 +171,17 @@ def per_input(values: Tensor, geometry: LayerGeometry) -> Tensor:
     return values.repeat_interleave(taps).view(geometry.groups, -1)
 
 
+def per_output(values: Tensor, geometry: LayerGeometry) -> Tensor:
+    """Views one value an output channel, (out_channels,), so that it broadcasts over a weight."""
+    trailing = (1,) * (len(geometry.weight_shape) - 2)
+    if geometry.kind != 'conv_transpose2d':
+        return values.view(-1, 1, *trailing)
+    # The weight is (groups of inputs, outputs of a group, kh, kw).
+    inputs = geometry.in_channels // geometry.groups
+    return values.view(geometry.groups, -1).repeat_interleave(inputs, 0).unflatten(
+        -1, (-1, *trailing))
+
+
 def apply_layer(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: LayerGeometry,
                 ) -> Tensor:
     """Computes the layer as torch does: x (B, C, H, W), (C, H, W) or (..., C) to its output."""

@@ -119,7 +119,7 @@ class Sensitivity:
             candidate = input_candidates(merge_samples(captures, self.team), replace(
                 plan.activation, num_bits=num_bits))[-1]
             trial = _copy(layer)
-            trial.qparams = replace(candidate.qparams, unit=False)
+            trial.quantize_input(replace(candidate.qparams, unit=False))
             yield from self._tried(plan.name, trial, 'activation', num_bits)
 
     def _tried(self, name: str, trial: QuantizedLayer, what: str, num_bits: int,

@@ -322,7 +322,7 @@ def _padding(call: LayerCall) -> dict[str, Any]:
 def _check_standard(name: str, layer: QuantizedLayer) -> None:
     """Raises ``ValueError`` for what ONNX's quantizers and one integer product cannot say."""
     what = [text for text, found in (
-        ("an offset of every output channel's weights", 'weight_offset' in layer.state_dict()),
+        ("an offset of every output channel's weights", layer.weight_offset is not None),
         ('input channels of different widths',
          layer.qparams is not None and layer.qparams.channel_max is not None)) if found]
     if what:

@@ -23,3 +23,17 @@ def stitch_bit_planes(planes: Tensor) -> Tensor:
     """Adds planes to codes, plane m with weight 2^m (paper, Eq. 9)."""
     weights = 2 ** torch.arange(planes.shape[0], device=planes.device)
     return (planes * weights.to(planes.dtype).view(-1, *[1] * (planes.dim() - 1))).sum(0)
+
+
+def leading_planes(codes: Tensor, num_bits: int, narrower: int) -> Tensor:
+    """The codes that the leading planes alone make: those of a narrower width.
+
+    Equal to ``stitch_bit_planes(split_bit_planes(codes, num_bits)[num_bits - narrower:])``: one
+    unit of them stands for 2^(num_bits - narrower) units of the codes.
+
+    Args:
+        codes: Integers in [-(2^(b-1)-1), 2^(b-1)-1], of an integer dtype.
+        num_bits: b.
+        narrower: At most b, at least 2.
+    """
+    return (codes.abs() >> num_bits - narrower) * codes.sign()

@@ -6,22 +6,16 @@ import torch
 from torch import nn
 
 from mmbitsplit.models.layers.geometry import layer_geometry
-from mmbitsplit.models.layers.quantized_layers import SteppedLayer, layer_of_row
+from mmbitsplit.models.layers.quantized_layers import describe_place, place_of_row
 from mmbitsplit.models.layers.steps import Steps
 from mmbitsplit.models.surgery.modules import get_module, hand_over, set_module
 from mmbitsplit.models.surgery.prepare import PreparedModel
 
 
 def describe(prepared: PreparedModel) -> dict[str, Any]:
-    """Returns what ``rebuild`` needs, in plain values; role and mode are for readers."""
-    rows = {}
-    for plan in prepared.plan.layers:
-        rows[plan.name] = row = {**prepared.layers[plan.name].plan_row(), 'role': plan.role}
-        if row['input'] is not None:
-            row['input']['mode'] = plan.activation.mode
-        place = get_module(prepared.model, plan.name)
-        if isinstance(place, SteppedLayer):
-            row['before'], row['after'] = place.before.describe(), place.after.describe()
+    """Returns what ``rebuild`` needs, in plain values."""
+    rows = {plan.name: describe_place(get_module(prepared.model, plan.name), plan)
+            for plan in prepared.plan.layers}
     steps = {name: module.describe() for name in prepared.folded
              if isinstance(module := get_module(prepared.model, name), Steps)}
     return {'layers': rows, 'folded': sorted(prepared.folded),
@@ -45,10 +39,8 @@ def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
     for name, row in description['layers'].items():
         module = names[name]
         try:
-            layer = layer_of_row(row, layer_geometry(module), module.weight, module.bias)
-            places[name] = layer if 'before' not in row else SteppedLayer(
-                Steps.from_description(row['before'], like), layer,
-                Steps.from_description(row['after'], like))
+            places[name] = place_of_row(row, layer_geometry(module), module.weight, module.bias,
+                                        like)
         except ValueError as error:
             raise ValueError(f"Layer '{name}': {error} Use the config written beside the "
                              'checkpoint.') from error
