@@ -63,8 +63,8 @@ __all__ = [
     'default_ridge', 'dequantize', 'entropy_threshold', 'explicit_padding', 'fake_quantize',
     'feedback_factor', 'gather_outputs', 'gather_patches', 'interpolate_qparams',
     'layer_statistics', 'output_size', 'pack_codes', 'per_input', 'per_output',
-    'powell_minimum', 'product_input', 'quadratic_minimum', 'quadratic_objective', 'quantization_error',
-    'quantize', 'rescale_inputs', 'round_weight', 'rows_to_weight', 'search_qparams',
-    'solve_bitsplit', 'solve_bitsplit_rows', 'split_bit_planes', 'spread', 'stitch_bit_planes',
-    'unpack_codes', 'weight_rows', 'weight_scale', 'whole_steps',
+    'powell_minimum', 'product_input', 'quadratic_minimum', 'quadratic_objective',
+    'quantization_error', 'quantize', 'rescale_inputs', 'round_weight', 'rows_to_weight',
+    'search_qparams', 'solve_bitsplit', 'solve_bitsplit_rows', 'split_bit_planes', 'spread',
+    'stitch_bit_planes', 'unpack_codes', 'weight_rows', 'weight_scale', 'whole_steps',
 ]

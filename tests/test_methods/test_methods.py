@@ -141,10 +141,10 @@ def test_tf_lite_gives_the_extremes_the_outermost_codes(residual_net, images, ru
     layer = model[2]
     top = weight.abs().amax(1) / 7
     assert torch.equal(layer.codes, (weight / top.unsqueeze(1)).round().to(torch.int8))
-    scale = float(layer.input_scale)
+    scale = float(layer.qparams.scale)
     # The first layer has 8 bits, so its outputs are the float ones but for little.
     assert scale == pytest.approx(float(tanh.max() - tanh.min()) / 15, rel=0.02)
-    assert int(layer.input_zero_point) == round(float(-tanh.min()) / scale)
+    assert int(layer.qparams.zero_point) == round(float(-tanh.min()) / scale)
     assert layer.qparams.quant_min == 0 and layer.qparams.quant_max == 15
 
 

@@ -412,7 +412,8 @@ def test_all_calls_decide_on_the_padding(make_net, make_ready):
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-def test_a_class_that_does_as_torch_does_is_an_ordinary_layer(make_net, make_ready, see, image):
+def test_a_class_that_does_as_torch_does_is_an_ordinary_layer(make_net, make_ready, see, image,
+                                                              quantize_all):
     class Wrapper(nn.Conv2d):
         """As mmcv's, which looks at empty inputs first."""
 
@@ -426,6 +427,7 @@ def test_a_class_that_does_as_torch_does_is_an_ordinary_layer(make_net, make_rea
     ready = make_ready(net, image)
     assert type(net.a) is QuantizedLayer
     assert torch.equal(ready.layers['a'].weight, weight)
+    quantize_all(ready)
     assert 'class_geometry' not in ready.layers['a'].plan_row()
 
 

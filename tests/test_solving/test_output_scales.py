@@ -150,13 +150,12 @@ def test_outputs_lie_on_the_grid_and_the_rest_is_as_without(deployed):
     handle.remove()
     (x, y), = seen
     bare = copy.deepcopy(layer)
-    bare._ranges.pop('output')
-    bare._refresh()
-    expected = bare(x)
-    codes = torch.clamp(torch.round(expected / layer.output_scale) + layer.output_zero_point,
-                        *layer._ranges['output'][:2])
-    assert torch.equal(y, (codes - layer.output_zero_point) * layer.output_scale)
-    step = float(layer.output_scale)
+    bare.quantize_output(None)
+    expected, grid = bare(x), layer.output_qparams
+    codes = torch.clamp(torch.round(expected / grid.scale) + grid.zero_point, grid.quant_min,
+                        grid.quant_max)
+    assert torch.equal(y, (codes - grid.zero_point) * grid.scale)
+    step = float(grid.scale)
     assert 0 < (y - expected).abs().max() and (y - expected).abs().median() <= step / 2
 
 
@@ -189,7 +188,8 @@ def test_a_head_that_levels_share_is_calibrated_like_naive(assert_like_naive, se
             return [(self.cls(tower), self.reg(tower)) for tower in towers]
     ours, report = assert_like_naive(lambda: seeded(Shared), images(4), make_spec(**DEPLOY))
     assert {layer.name for layer in report.layers if layer.output_bits} == {'tower'}
-    assert int(ours.tower.output_zero_point) == 0 and ours.tower(torch.randn(1, 4, 5, 5)).min() >= 0
+    assert int(ours.tower.output_qparams.zero_point) == 0
+    assert ours.tower(torch.randn(1, 4, 5, 5)).min() >= 0
 
 
 def test_the_model_stays_close_to_one_with_float_outputs(deployed, residual_net, images,

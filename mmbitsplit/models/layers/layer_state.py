@@ -17,8 +17,8 @@ of it. Nothing else knows their names.
 
 *A row of the plan*, plain values that say what shapes and widths the tensors have (``plan_row``,
 ``blank_solution``): ``kind``, ``shape``, ``num_bits``, ``bias``, ``geometry``, ``input`` and, where
-there is one, ``output``, ``class_geometry``, ``weight_offset``; for readers of the file ``role`` and
-the input's ``mode``; and ``before`` and ``after``, the steps around a ``SteppedLayer``.
+there is one, ``output``, ``class_geometry``, ``weight_offset``; for readers of the file ``role``
+and the input's ``mode``; and ``before`` and ``after``, the steps around a ``SteppedLayer``.
 """
 
 import dataclasses

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from mmbitsplit.functional import apply_layer, channel_dim, weight_rows
 from mmbitsplit.functional.kernels.precision import autocast_dtype, full_float32
-from mmbitsplit.models.layers.steps import Steps
 from mmbitsplit.models.layers.layer_state import (
     NAMES,
     blank_solution,
@@ -24,6 +23,7 @@ from mmbitsplit.models.layers.quantizers import (
     WeightQuantizer,
     WeightQuantizerSet,
 )
+from mmbitsplit.models.layers.steps import Steps
 from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, QParams
 
 
@@ -120,8 +120,8 @@ class QuantizedLayer(nn.Module):
                 value if value is None else value.to(device, dtype_) for value, dtype_ in (
                     (solution.codes, torch.int8), (solution.weight_scale, torch.float32),
                     (solution.bias, dtype), (solution.weight_offset, torch.float32)))))
-        self.input_quantizer = self._quantizer(solution.qparams)
-        self.output_quantizer = self._quantizer(solution.output_qparams)
+        self.quantize_input(solution.qparams)
+        self.quantize_output(solution.output_qparams)
 
     def install_weight(self, quantizer: WeightQuantizer | WeightQuantizerSet) -> None:
         """Computes with this weight, of one width or several, and its bias."""
@@ -133,6 +133,10 @@ class QuantizedLayer(nn.Module):
     def quantize_input(self, qparams: QParams | None) -> None:
         """Rounds inputs from now on, whether codes are installed or not; ``None`` leaves them."""
         self.input_quantizer = self._quantizer(qparams)
+
+    def quantize_output(self, qparams: QParams | None) -> None:
+        """Rounds outputs from now on; ``None`` leaves them."""
+        self.output_quantizer = self._quantizer(qparams)
 
     def use(self, num_bits: int) -> None:
         """Switches to another width of the weight."""

@@ -110,7 +110,7 @@ def test_zero_points_do_not_pass_a_relu_or_a_border(layer_of, chain_of, write_ch
 
 def test_a_quantized_output_does_not_fold(layer_of, write_chain, x):
     layers = convs(layer_of)
-    layers[0].output_qparams = layer_of(nn.Conv2d(1, 1, 1), 'tensor').qparams
+    layers[0].quantize_output(layer_of(nn.Conv2d(1, 1, 1), 'tensor').qparams)
     assert write_chain(layers, x)[1] == []
 
 

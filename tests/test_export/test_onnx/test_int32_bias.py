@@ -42,7 +42,7 @@ def channels(codes, module):
 def test_onnxruntime_keeps_a_dead_channel_with_a_bias(layer_of, chain_of, write_chain, run_file):
     layers = [layer_of(nn.Conv2d(3, 4, 3), seed=1), layer_of(nn.Conv2d(4, 4, 1), seed=2)]
     layers[0].weight_scale[1] = 1e-12
-    layers[0]._refresh()
+    layers[0].weight_quantizer.refresh()
     layers[0].bias.data[1] = 2.0
     x = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     path, _, _ = write_chain(layers, x)

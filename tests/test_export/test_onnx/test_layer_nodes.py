@@ -194,7 +194,7 @@ def test_a_quantized_output_goes_through_its_own_quantizer(layer_of, write_chain
     with torch.no_grad():
         plain = layer(x)
     expected = fake_quantize(plain, after)
-    layer.output_qparams = after
+    layer.quantize_output(after)
     path, _, model = write_chain([layer], x)
     kinds = [node.op_type for node in model.graph]
     assert kinds[0] == 'Div'  # the scales a channel of the input

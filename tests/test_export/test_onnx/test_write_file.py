@@ -164,8 +164,8 @@ class FloatHead(nn.Module):
     def __init__(self, layer_of):
         super().__init__()
         self.body = layer_of(nn.Conv2d(3, 6, 3), 'tensor')
-        self.body.output_qparams = QParams(torch.tensor([0.02]), torch.tensor([100.]), 0, 255,
-                                           unit=False)
+        self.body.quantize_output(QParams(torch.tensor([0.02]), torch.tensor([100.]), 0, 255,
+                                          unit=False))
         self.head, self.last = nn.Conv2d(6, 5, 3), nn.Linear(6, 4)
 
     def forward(self, image):
