@@ -223,7 +223,7 @@ def test_aciq_mix_keeps_the_average_and_says_so(bits, seeded, residual_net, imag
     widths = set()
     for row in inner:
         layer = prepared.layers[row.name]
-        channel_bits = (layer.input_max.double() + 1).log2()
+        channel_bits = (layer.qparams.channel_max.double() + 1).log2()
         assert float(channel_bits.mean()) == bits
         assert layer.num_bits == max(layer.num_bits, bits)
         assert layer.codes.abs().max() <= 2 ** (layer.num_bits - 1) - 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -143,12 +143,15 @@ class QuantizedLayer(nn.Module):
         self.weight_quantizer.use(num_bits)
 
     def solution(self) -> LayerSolution:
-        """What is installed, as ``install`` takes it."""
+        """What the quantizers stand for now, as ``install`` takes it: whole codes, all copied."""
         weight = self.weight_quantizer
-        return LayerSolution(
-            codes=weight.codes, num_bits=weight.num_bits, weight_scale=weight.scale,
-            bias=weight.bias, weight_offset=weight.offset, qparams=self.qparams,
-            output_qparams=self.output_qparams)
+        codes, scale, bias, offset = (
+            None if value is None else value.detach().clone()
+            for value in (weight.hard_codes(), weight.scale, weight.bias, weight.offset))
+        sides = [None if qparams is None else replace(qparams, scale=qparams.scale.detach().clone())
+                 for qparams in (self.qparams, self.output_qparams)]
+        return LayerSolution(codes=codes, num_bits=weight.num_bits, weight_scale=scale, bias=bias,
+                             qparams=sides[0], output_qparams=sides[1], weight_offset=offset)
 
     def float_forward(self, input: Tensor) -> Tensor:
         """What the float layer makes of an input, whether codes are installed or not."""

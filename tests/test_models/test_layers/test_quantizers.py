@@ -287,3 +287,24 @@ def test_a_quantized_input_alone(geometry):
     assert torch.equal(layer(x), expected) and not layer.quantized
     layer.quantize_input(None)
     assert torch.equal(layer(x), layer.float_forward(x))
+
+
+def test_a_solution_is_a_copy_of_what_the_quantizers_stand_for(geometry):
+    layer = QuantizedLayer(geometry, torch.zeros(geometry.weight_shape), None)
+    layer.install_weight(make_quantizer(geometry, offset=True))
+    layer.quantize_input(QParams(torch.tensor([0.2]), torch.tensor([5.0]), 0, 15))
+    x = torch.randn((2, 6, 7, 7) if geometry.kind != 'linear' else (2, 6))
+    before, taken = layer(x), layer.solution()
+    layer.weight_quantizer.soften(layer.codes + 0.3)
+    with torch.no_grad():
+        layer.weight_quantizer.rounding.add_(5.0)
+        for value in (layer.weight_scale, layer.weight_offset, layer.bias, layer.qparams.scale):
+            value.mul_(1.5)
+    changed = layer.solution()
+    assert changed.codes.dtype == torch.int8 and layer.weight_quantizer.soft
+    layer.weight_quantizer.harden()
+    after = layer(x)
+    assert not torch.equal(after, before)
+    for solution, expected in ((taken, before), (changed, after)):
+        layer.install(solution)
+        assert torch.equal(layer(x), expected)

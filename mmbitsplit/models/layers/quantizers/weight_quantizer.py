@@ -79,10 +79,14 @@ class WeightQuantizer(nn.Module):
         base, v = soften_codes(self.codes, position.to(torch.float32), low, high)
         self.base, self.rounding = base, nn.Parameter(v)
 
+    def hard_codes(self) -> Tensor:
+        """The whole codes that ``harden`` would give now."""
+        return harden_codes(self.base, self.rounding.detach()) if self.soft else self.codes
+
     def harden(self) -> Tensor:
         """Ends ``soften``: whole codes from here on, which are returned."""
         if self.soft:
-            self.codes = harden_codes(self.base, self.rounding.detach())
+            self.codes = self.hard_codes()
             self.base = self.rounding = None
             self.refresh()
         return self.codes
