@@ -97,7 +97,7 @@ def _ready_runner(cfg: Config, seed: int, untrained: bool) -> Runner:
     """Builds the Runner with weights and evaluation, the same in all processes."""
     runner = build_runner(cfg, seed)
     if untrained:
-        _initialise(runner)
+        initialise(runner)
     else:
         load_weights(runner)
     build_evaluation(runner)
@@ -188,6 +188,7 @@ def _evaluate(runner: Runner, team: Team, report: bool,
     return metrics, time.perf_counter() - started, record
 
 
-def _initialise(runner: Runner) -> None:
+def initialise(runner: Runner) -> None:
+    """Gives the model random weights, in place of those of a file."""
     bare_model(runner.model).init_weights()
     runner._has_loaded = True  # nothing to load, and nothing may be loaded over it

@@ -40,6 +40,7 @@ from mmbitsplit.passes.thread_state import in_a_state_of_its_own
 from mmbitsplit.passes.uncompiled import as_written, uncompiled
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.planning.request_plan import check_request, layers_to_find, make_plan
+from mmbitsplit.planning.units import find_units
 from mmbitsplit.solving.solved_model import KeptModel
 from mmbitsplit.structures import BitPlan, QuantizationReport, QuantSpec
 
@@ -141,7 +142,9 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
     record, loss = found.record, found.loss
     warnings = _random_forwards(look)
     solver = LayerSolver(prepared, record, method, labels, team, journal, stopwatch, progress,
-                         KeptModel(loss) if loss else None)
+                         KeptModel(loss) if loss else None,
+                         find_units(look.flow, prepared.plan, overrides=spec.overrides,
+                                    counts=look.counts))
     solver.take_over(entries)
     if data_free:
         solver.solve_without_images()
@@ -193,6 +196,7 @@ def _prepare(look: Watching, spec: QuantSpec, num_batches: int,
     """Plan, memory check and surgery, again where the surgery's check saw something new."""
     while True:
         plan = make_plan(look.model, look.flow, spec)
+        find_units(look.flow, plan, overrides=spec.overrides)  # refuses early what cannot be
         estimate = NOTHING if spec.calibration.num_images == 0 else \
             _check_memory(look, plan, spec, num_batches)
         prepared = look.prepare(plan)

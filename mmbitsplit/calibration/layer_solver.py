@@ -1,7 +1,7 @@
 """Solves a layer when the lockstep pass has its inputs, writes it and reports it."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from mmbitsplit.passes.team import Team
 from mmbitsplit.solving.data_free import solve_from_weights
 from mmbitsplit.solving.solve_layer import Solved, solve_layer
 from mmbitsplit.solving.solved_model import KeptModel
-from mmbitsplit.structures import LayerPlan, LayerReport, summary
+from mmbitsplit.structures import LayerPlan, LayerReport, Unit, summary
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,18 @@ class LayerSolver:
         stopwatch: Told what solving takes.
         progress: Told every layer.
         refinement: Told every layer before it is solved, for a method that refines the model.
+        units: Of the model, for the reports.
     """
 
     def __init__(self, prepared: PreparedModel, record: FloatRecord, method: Method,
                  labels: Mapping[int, str], team: Team, journal: Journal | None,
                  stopwatch: Stopwatch, progress: Callable[[Progress], None],
-                 refinement: KeptModel | None = None):
+                 refinement: KeptModel | None = None, units: Sequence[Unit] = ()):
         self.prepared, self.record, self.method, self.team = prepared, record, method, team
         self.labels, self.journal = labels, journal
         self.stopwatch, self.progress, self.refinement = stopwatch, progress, refinement
         self.plans: dict[str, LayerPlan] = {plan.name: plan for plan in prepared.plan.layers}
+        self.unit_of = {layer: unit.name for unit in units for layer in unit.layers}
         self.reports: list[LayerReport] = []
 
     def take_over(self, entries: list[JournalEntry]) -> None:
@@ -120,6 +122,7 @@ class LayerSolver:
         return story
 
     def _tell(self, report: LayerReport) -> None:
+        report.unit = self.unit_of.get(report.name)
         self.reports.append(report)
         self.progress(Progress('layers', len(self.reports), len(self.plans), report))
 

@@ -1,9 +1,19 @@
-"""Plans a model from what was watched of it, and prepares it by the plan."""
+"""Plans a model from what was watched of it, and prepares or divides it by the plan."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
 
 from mmbitsplit.models import PreparedModel
+from mmbitsplit.passes.forward_state import ForwardState
+from mmbitsplit.passes.replay import ReplayPoint
+from mmbitsplit.passes.team import Team
+from mmbitsplit.passes.thread_state import in_a_state_of_its_own
 from mmbitsplit.passes.watching import Watching
-from mmbitsplit.planning.request_plan import make_plan
-from mmbitsplit.structures import QuantSpec
+from mmbitsplit.planning.request_plan import check_request, layers_to_find, make_plan
+from mmbitsplit.planning.units import find_units
+from mmbitsplit.structures import QuantSpec, Unit
 
 
 def prepare_as_requested(look: Watching, spec: QuantSpec) -> PreparedModel:
@@ -15,3 +25,30 @@ def prepare_as_requested(look: Watching, spec: QuantSpec) -> PreparedModel:
     while (prepared := look.prepare(make_plan(look.model, look.flow, spec))) is None:
         pass
     return prepared
+
+
+@in_a_state_of_its_own
+def divide_as_requested(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
+                        run: Callable[[nn.Module, Any], Any],
+                        replay_points: Sequence[ReplayPoint] = (),
+                        labels: Sequence[str] | None = None) -> tuple[Unit, ...]:
+    """Watches a float model and divides it into units; it stays as it is, in eval mode.
+
+    Args:
+        model: Float model.
+        batches: At least one; the first is watched, others where they call more layers.
+        spec: The request.
+        run: Runs the model on a batch, as ``run(model, batch)``.
+        replay_points: See ``calibrate``.
+        labels: What each batch is called in error messages.
+
+    Raises:
+        ValueError: See ``make_plan`` and ``find_units``.
+    """
+    check_request(model, spec)
+    by_number = dict(enumerate(batches))
+    names: Mapping[int, str] = dict(enumerate(labels or [f'batch {n}' for n in by_number]))
+    look = Watching(model.eval(), by_number, layers_to_find(model, spec), run, replay_points,
+                    names, Team(), ForwardState(model, spec.calibration.seed))
+    plan = make_plan(model, look.flow, spec)
+    return find_units(look.flow, plan, overrides=spec.overrides, counts=look.counts)

@@ -134,6 +134,8 @@ def _details(row: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any
         facts.append(f"input {row['activation_mode']}{strength}, {row['activation_symmetry']}")
     if row.get('output_bits'):
         facts.append(f"output in {row['output_bits']} bits")
+    if row.get('unit') not in (None, row['name']):
+        facts.append(f"in the unit {row['unit']}")
     facts += [f"relative output error {row['error']:.3g} "
               f"(plain rounding {row['error_rounding']:.3g})",
               f"{row['rows']} positions of {row['calls']} calls", f"{row['seconds']:.1f} s"]

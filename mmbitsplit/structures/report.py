@@ -39,6 +39,7 @@ class LayerReport:
         scale_search: How the input's scales were found, ``None`` for a float input.
         candidates: Error of each solution that was there to choose from, by name; ``'rounding'``
             where the guard is on. The least is taken.
+        unit: The reconstruction unit that the layer belongs to, by name.
     """
 
     name: str
@@ -64,6 +65,7 @@ class LayerReport:
     input_ranges: dict[str, Any] | None = None
     scale_search: str | None = None
     candidates: dict[str, float] = field(default_factory=dict)
+    unit: str | None = None
 
 
 @dataclass(kw_only=True)

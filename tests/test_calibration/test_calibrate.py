@@ -44,6 +44,26 @@ def test_report_has_every_layer_and_progress_is_told(residual_net, images, make_
                                   'layers_taken_over': 0}
 
 
+def test_reports_name_the_unit_of_each_layer(residual_net, images, make_spec, run_model):
+    told: list[Progress] = []
+    _, report = calibrate(residual_net(), images(), make_spec(), run=run_model,
+                          progress=told.append)
+    units = {layer.name: layer.unit for layer in report.layers}
+    assert units == {'stem': 'stem', 'classify': 'classify', 'regress': 'regress',
+                     'blocks.0.conv1': 'blocks.0', 'blocks.0.conv2': 'blocks.0',
+                     'blocks.1.conv1': 'blocks.1', 'blocks.1.conv2': 'blocks.1'}
+    assert {step.layer.name: step.layer.unit for step in told if step.layer} == units
+
+
+def test_a_unit_that_cannot_be_is_refused_before_anything_is_solved(residual_net, images,
+                                                                    make_spec, run_model):
+    told: list[Progress] = []
+    model, spec = residual_net(), make_spec(overrides=[dict(match='blocks.0.bn1', unit='module')])
+    with pytest.raises(ValueError, match='matches no module that calls quantized layers'):
+        calibrate(model, images(), spec, run=run_model, progress=told.append)
+    assert not told and not any(isinstance(part, QuantizedLayer) for part in model.modules())
+
+
 def test_model_is_quantized_and_stays_near_the_float_model(residual_net, images, make_spec,
                                                            run_model):
     batches, unseen = images(8), images(4, seed=99)

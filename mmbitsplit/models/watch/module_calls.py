@@ -65,7 +65,7 @@ class _Open:
     Args:
         taken: Values of all tensors that it was given.
         given: The same of those that it returned.
-        in_hand, out_hand: Whether one floating tensor alone was given, and returned, as it is.
+        why_taken, why_given: Why these are not one floating tensor by itself, or nothing.
     """
 
     name: str
@@ -73,8 +73,8 @@ class _Open:
     end: int
     taken: list[int] = field(default_factory=list)
     given: list[int] = field(default_factory=list)
-    in_hand: bool = False
-    out_hand: bool = False
+    why_taken: str = ''
+    why_given: str = ''
 
 
 @dataclass
@@ -146,7 +146,7 @@ class ModuleCallWatch:
         call = _Open(name, around, number)
         given = tensors_in((args, kwargs))
         call.taken = [self._value(tensor, around) for tensor in given]
-        call.in_hand = _alone(given, [*args, *kwargs.values()])
+        call.why_taken = _why_not_one('takes', given, [*args, *kwargs.values()])
         self._calls.append(call)
         self._stack.append(number)
 
@@ -160,7 +160,7 @@ class ModuleCallWatch:
                 self._read_value(value, number)
         given = tensors_in(output)
         call.given = [self._value(tensor, number) for tensor in given]
-        call.out_hand = _alone(given, [output])
+        call.why_given = _why_not_one('gives', given, [output])
 
     def replayed(self) -> None:
         """A step whose result is replayed begins."""
@@ -229,15 +229,15 @@ class ModuleCallWatch:
         for number, call in enumerate(self._calls):
             replay = _first_inside(replays, number, call.end)
             decision = _first_inside(decisions, number, call.end)
-            problem = _hand_problem('takes', call.taken, call.in_hand) \
-                or _hand_problem('gives', call.given, call.out_hand) \
+            problem = call.why_taken or call.why_given \
                 or self._crossing_problem(number, outside[number], escaped[number]) \
                 or ('' if replay is None else 'a step whose result is replayed lies inside') \
                 or ('' if decision is None else
                     f'what follows depends on values inside ({self._decisions[decision]})')
             calls.append(ModuleCall(
                 call.name, call.parent, call.end,
-                call.taken[0] if call.in_hand else None, call.given[0] if call.out_hand else None,
+                None if call.why_taken else call.taken[0],
+                None if call.why_given else call.given[0],
                 made[call.end + 1] - made[number], problem))
         wanted = {value for call in calls for value in (call.takes, call.gives)
                   if value is not None}
@@ -284,18 +284,14 @@ class ModuleCallWatch:
                'the one that it gives' if more else ''
 
 
-def _alone(tensors: list[Tensor], direct: list[Any]) -> bool:
-    """Whether there is one floating tensor, and in no container."""
-    return len(tensors) == 1 and tensors[0].dtype.is_floating_point \
-        and any(tensors[0] is value for value in direct)
-
-
-def _hand_problem(verb: str, values: list[int], alone: bool) -> str:
-    if alone:
-        return ''
-    if len(values) == 1:  # in a list, say, or of numbers that are no activations
-        return f'{verb} something else than one floating tensor by itself'
-    return f'{verb} {_tensors(len(values))}'
+def _why_not_one(verb: str, tensors: list[Tensor], direct: list[Any]) -> str:
+    """Why a call is not given, or does not give, one floating tensor by itself; or nothing."""
+    if len(tensors) != 1:
+        return f'{verb} {_tensors(len(tensors))}'
+    if not tensors[0].dtype.is_floating_point:
+        return f"{verb} a tensor of {str(tensors[0].dtype).removeprefix('torch.')}"
+    alone = any(tensors[0] is value for value in direct)
+    return '' if alone else f'{verb} its tensor in a container'
 
 
 def _tensors(number: int) -> str:

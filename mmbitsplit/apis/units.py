@@ -1,0 +1,48 @@
+"""From a config to the units of its model: what ``mmbitsplit units`` prints."""
+
+from typing import Any
+
+from mmengine.config import Config
+
+from mmbitsplit.apis.from_config import build_runner, initialise
+from mmbitsplit.engine.run.float_weights import forget_pretrained, load_weights
+from mmbitsplit.engine.run.preflight import check_data, check_weights
+from mmbitsplit.engine.run.presets import replay_points
+from mmbitsplit.engine.run.quantize_runner import bare_model, prepare_data, read_spec
+from mmbitsplit.planning.preparation import divide_as_requested
+
+
+def units_of_config(cfg: Config, *, untrained: bool = False) -> list[dict[str, Any]]:
+    """Divides a config's model into units; nothing is quantized.
+
+    Args:
+        cfg: Config with a ``quantization`` dict, ``work_dir`` (of mmengine's log) and
+            ``load_from``. Calibration images are run through the model.
+        untrained: Leave the weights random.
+
+    Returns:
+        A dict a unit: the fields of ``structures.Unit``, ``kind`` (the class of its first module)
+        and ``num_weights`` (of its layers).
+
+    Raises:
+        ValueError: The user can mend it; see ``quantize_config``.
+    """
+    spec = read_spec(cfg)
+    check_data(cfg, spec.calibration)
+    if untrained:
+        cfg.load_from = None
+        forget_pretrained(cfg.model)
+    else:
+        cfg.load_from = check_weights(cfg.get('load_from'))
+    runner = build_runner(cfg, spec.calibration.seed)
+    if untrained:
+        initialise(runner)
+    else:
+        load_weights(runner)
+    data, model = prepare_data(runner, spec), bare_model(runner.model)
+    units = divide_as_requested(model, data.batches, spec,
+                                run=lambda model, batch: model.test_step(batch),
+                                replay_points=replay_points(model), labels=data.labels)
+    return [{**vars(unit), 'kind': type(model.get_submodule(unit.name)).__name__,
+             'num_weights': sum(model.get_submodule(name).weight.numel() for name in unit.layers)}
+            for unit in units]
