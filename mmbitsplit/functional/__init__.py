@@ -53,7 +53,6 @@ from mmbitsplit.functional.statistics import (
     default_ridge,
     layer_statistics,
     quadratic_objective,
-    rescale_inputs,
 )
 
 __all__ = [
@@ -64,7 +63,7 @@ __all__ = [
     'feedback_factor', 'gather_outputs', 'gather_patches', 'interpolate_qparams',
     'layer_statistics', 'output_size', 'pack_codes', 'per_input', 'per_output',
     'powell_minimum', 'product_input', 'quadratic_minimum', 'quadratic_objective',
-    'quantization_error', 'quantize', 'rescale_inputs', 'round_weight', 'rows_to_weight',
+    'quantization_error', 'quantize', 'round_weight', 'rows_to_weight',
     'search_qparams', 'solve_bitsplit', 'solve_bitsplit_rows', 'split_bit_planes', 'spread',
     'stitch_bit_planes', 'unpack_codes', 'weight_rows', 'weight_scale', 'whole_steps',
 ]

@@ -172,16 +172,6 @@ def quadratic_objective(gram: Tensor, cross: Tensor, y_sq: Tensor, weight: Tenso
     return y_sq + (product * weight).sum(-1)
 
 
-def rescale_inputs(statistics: LayerStatistics, factor: Tensor) -> LayerStatistics:
-    """Returns the sums that inputs multiplied by ``factor`` (G, N) would have given."""
-    factor = factor.to(statistics.gram)
-    return replace(
-        statistics,
-        gram=statistics.gram * factor.unsqueeze(2) * factor.unsqueeze(1),
-        cross=statistics.cross * factor.unsqueeze(1),
-        x_sum=statistics.x_sum * factor)
-
-
 def bias_correction(means: LayerMeans, weight: Tensor) -> Tensor:
     """Returns what to add to the bias so that mean outputs agree: mean y - w . mean x, (G, M)."""
     mean_x, mean_y = means.x_mean.double(), means.y_mean.double()

@@ -77,8 +77,3 @@ class DataFlow:
     live_blocks: dict[str, list[int]] = field(default_factory=dict)
     peak_bytes: int = 0
     module_calls: list[RunCalls] = field(default_factory=list)
-
-    @property
-    def live_bytes(self) -> dict[str, int]:
-        """For each layer, the sum of ``live_blocks``."""
-        return {name: sum(blocks) for name, blocks in self.live_blocks.items()}
