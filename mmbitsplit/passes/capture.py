@@ -128,8 +128,9 @@ class Sampler:
             positions = self.positions(name, layer, call, batch, shape)
             self.drawn[name, call, batch] = positions
             target = gather_outputs(output.detach(), positions.to(output.device), layer.geometry)
-            if layer.bias is not None:
-                target -= layer.bias.detach().view(layer.geometry.groups, -1, 1)
+            bias = layer.float_weights().bias  # whatever codes are installed
+            if bias is not None:
+                target -= bias.detach().view(layer.geometry.groups, -1, 1)
         return target
 
     def capture(self, name: str, layer: QuantizedLayer, call: int, batch: int, x: Tensor,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbitsplit.methods import build_method
-from mmbitsplit.models import QuantizedLayer, apply, layer_input, quantized_layers, swap_layer
+from mmbitsplit.models import apply, layer_input, quantized_layers
 from mmbitsplit.models.surgery.undo import as_it_was_on_error
 from mmbitsplit.passes.call_counts import reached_by, totals
 from mmbitsplit.passes.capture import CallCapture, Sampler, merge_samples, ordinary
@@ -111,27 +111,25 @@ class Sensitivity:
         for num_bits in weight_bits:
             alone = replace(plan, weight=replace(plan.weight, num_bits=num_bits),
                             activation=replace(plan.activation, num_bits=None), output=None)
-            trial = _copy(layer)
-            apply(trial, solve_layer(layer, alone, self.method, captures, targets).solution)
-            yield from self._tried(plan.name, trial, 'weight', num_bits)
+            apply(layer, solve_layer(layer, alone, self.method, captures, targets).solution)
+            try:
+                yield self._tried(plan.name, 'weight', num_bits)
+            finally:
+                layer.to_float()
         for num_bits in activation_bits if plan.activation.num_bits is not None else ():
             # Of ECAQ's strengths the last: with float weights a scale a channel costs nothing.
             candidate = input_candidates(merge_samples(captures, self.team), replace(
                 plan.activation, num_bits=num_bits))[-1]
-            trial = _copy(layer)
-            trial.quantize_input(replace(candidate.qparams, unit=False))
-            yield from self._tried(plan.name, trial, 'activation', num_bits)
+            layer.quantize_input(replace(candidate.qparams, unit=False))
+            try:
+                yield self._tried(plan.name, 'activation', num_bits)
+            finally:
+                layer.quantize_input(None)
 
-    def _tried(self, name: str, trial: QuantizedLayer, what: str, num_bits: int,
-               ) -> Iterator[Trial]:
-        layer = self.prepared.layers[name]
-        swap_layer(self.model, name, trial)
-        try:
-            with replaying(self.points, self.tape, lambda: self.current):
-                outputs = self._raw_outputs()
-            yield Trial(name, what, num_bits, relative_error(self.reference, outputs))
-        finally:
-            swap_layer(self.model, name, layer)
+    def _tried(self, name: str, what: str, num_bits: int) -> Trial:
+        with replaying(self.points, self.tape, lambda: self.current):
+            outputs = self._raw_outputs()
+        return Trial(name, what, num_bits, relative_error(self.reference, outputs))
 
     def _captured(self, name: str) -> tuple[list[CallCapture], list[Tensor]]:
         """Inputs and float outputs of a layer at its sampled positions."""
@@ -157,7 +155,6 @@ class Sensitivity:
 
         def taker(name: str) -> Callable[[int, Tensor, Tensor], None]:
             def take(call: int, x: Tensor, output: Tensor) -> None:
-                # The float layer: its bias is taken off whatever layer is tried in its place.
                 found[name].append(self.sampler.target(
                     name, self.prepared.layers[name], call, self.current, x.shape, output))
             return take
@@ -205,7 +202,3 @@ def relative_error(reference: Mapping[str, Tensor], outputs: Mapping[str, Tensor
         error = (outputs[name].double() - expected).square().sum()
         errors.append(float(error / output_scale(spread, expected.square().sum())))
     return sum(errors) / len(errors)
-
-
-def _copy(layer: QuantizedLayer) -> QuantizedLayer:
-    return QuantizedLayer(layer.geometry, layer.weight, layer.bias, layer.declared).eval()

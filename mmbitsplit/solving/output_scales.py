@@ -37,9 +37,10 @@ def search_output_qparams(solution: LayerSolution, candidate: Candidate,
     """
     seen = team.total(sum(capture.held_out.numel() for capture in captures))
     step = max(1, seen // SAMPLES_PER_LAYER)
-    found = []
+    found: list[CallCapture] = []
+    weight = _product_rows(solution, geometry, captures[0].patches) if captures else None
     for capture in captures:
-        outputs = _outputs(solution, candidate.inputs(capture.patches, geometry), geometry)
+        outputs = _outputs(weight, solution.bias, candidate.inputs(capture.patches, geometry))
         if plan.output.rectified:
             outputs.clamp_(min=0)
         if outputs.shape[1]:  # else no box on this image
@@ -64,13 +65,17 @@ def _settled_search(samples: ActivationSamples, num_bits: int) -> str:
     return best
 
 
-def _outputs(solution: LayerSolution, inputs: Tensor, geometry: LayerGeometry) -> Tensor:
-    """Outputs (out_channels, K) of a solved layer; inputs (G, N, K) enter the product."""
-    rows = weight_rows(solution.codes, geometry)  # (G, M, N)
-    scale = solution.weight_scale.view(rows.shape[:2]).to(inputs)
-    weight = rows.to(inputs) * scale.unsqueeze(-1)
+def _product_rows(solution: LayerSolution, geometry: LayerGeometry, like: Tensor) -> Tensor:
+    """The weight (G, M, N) of a solution, on the scale of its product, in the dtype of ``like``."""
+    rows = weight_rows(solution.codes, geometry)
+    scale = solution.weight_scale.view(rows.shape[:2]).to(like)
+    weight = rows.to(like) * scale.unsqueeze(-1)
     if solution.weight_offset is not None:
-        weight += solution.weight_offset.view(rows.shape[:2]).to(inputs).unsqueeze(-1)
+        weight += solution.weight_offset.view(rows.shape[:2]).to(like).unsqueeze(-1)
+    return weight
+
+
+def _outputs(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
+    """Outputs (out_channels, K) of a layer; inputs (G, N, K) enter the product."""
     outputs = (weight @ inputs).flatten(0, 1)
-    return outputs if solution.bias is None else outputs.add_(
-        solution.bias.to(outputs).unsqueeze(1))
+    return outputs if bias is None else outputs.add_(bias.to(outputs).unsqueeze(1))

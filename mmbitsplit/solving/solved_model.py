@@ -63,7 +63,8 @@ class KeptModel:
     layers: dict[str, KeptLayer] = field(default_factory=dict)
 
     def remember(self, plan: LayerPlan, layer: QuantizedLayer, samples: ActivationSamples) -> None:
-        """Keeps a layer that is about to be solved."""
-        bias = None if layer.bias is None else layer.bias.detach().clone()
-        self.layers[plan.name] = KeptLayer(layer=layer, plan=plan, bias=bias, samples=samples,
-                                             weight=layer.float_rows().clone())
+        """Keeps a layer that is about to be solved; its float weights are there until the end."""
+        bias = layer.float_weights().bias
+        self.layers[plan.name] = KeptLayer(
+            layer=layer, plan=plan, bias=None if bias is None else bias.detach(),
+            samples=samples, weight=layer.float_rows())

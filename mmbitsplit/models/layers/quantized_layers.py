@@ -1,8 +1,7 @@
 """Layers with integer weight codes and quantized inputs, and their float state before solving."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from mmbitsplit.functional import apply_layer, channel_dim, weight_rows
 from mmbitsplit.functional.kernels.precision import autocast_dtype, full_float32
+from mmbitsplit.models.layers.float_weights import FloatWeights
 from mmbitsplit.models.layers.layer_state import (
     NAMES,
     blank_solution,
@@ -23,27 +23,7 @@ from mmbitsplit.models.layers.quantizers import (
     WeightQuantizer,
     WeightQuantizerSet,
 )
-from mmbitsplit.models.layers.steps import Steps
 from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, QParams
-
-
-@dataclass(frozen=True)
-class FloatWeights:
-    """What a layer computes with in float.
-
-    Args:
-        weight: As torch stores it for this kind.
-        bias: (out_channels,) or ``None``.
-    """
-
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-
-    def map(self, fn: Callable[[Tensor], Tensor]) -> 'FloatWeights':
-        """The same on another device or in another dtype."""
-        return FloatWeights(*(value if value is None else nn.Parameter(
-            fn(value.detach()), requires_grad=value.requires_grad)
-            for value in (self.weight, self.bias)))
 
 
 class QuantizedLayer(nn.Module):
@@ -241,10 +221,10 @@ class QuantizedLayer(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys,
                               *args):
         if self.quantized:
+            _check_whole(self.weight_quantizer, prefix)
             own = {prefix + name: name for name in NAMES}
             found = {name: state_dict.pop(key) for key, name in own.items() if key in state_dict}
-            inner = {name: value for name, value in self.named_parameters()} | dict(
-                self.named_buffers())
+            inner = dict((*self.named_parameters(), *self.named_buffers()))
             for name, place in NAMES.items():
                 if place in inner and name not in found:
                     missing_keys.append(prefix + name)
@@ -274,82 +254,23 @@ class QuantizedLayer(nn.Module):
 def _as_in_a_file(layer: QuantizedLayer, state: dict[str, Any], prefix: str, metadata: Any,
                   ) -> None:
     """A hook: tensors of quantizers stand in a state dict under the layer's own name, packed."""
-    quantizer = layer.weight_quantizer
-    if quantizer is None:
+    if not layer.quantized:
         return
-    if quantizer.soft or len(quantizer.widths) > 1:
-        raise ValueError(
-            f"Layer '{prefix.removesuffix('.')}' has "
-            + ('codes that are not whole yet; call weight_quantizer.harden()' if quantizer.soft
-               else f'{len(quantizer.widths)} widths, and a checkpoint holds one; install one '
-               'with install_weight(weight_quantizer.keep(num_bits))')
-            + ' before its state is asked for.')
+    _check_whole(layer.weight_quantizer, prefix)
     inner = {place: state.pop(prefix + place) for place in NAMES.values()
              if prefix + place in state}
     state.update({prefix + name: value for name, value in to_file(
         inner, layer.num_bits, layer.geometry).items()})
 
 
-class SteppedLayer(nn.Module):
-    """A quantized layer between steps that the float layer's class takes in its own call.
-
-    What is asked of the float layer is answered by the quantized one.
-
-    Args:
-        before, after: The steps; empty ones leave the tensor as it is.
-        layer: The quantized layer.
-    """
-
-    def __init__(self, before: Steps, layer: QuantizedLayer, after: Steps):
-        super().__init__()
-        self.before, self.layer, self.after = before, layer, after
-        self.register_forward_pre_hook(must_be_called)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.after(self.layer(self.before(input)))
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == 'layer':
-                raise
-            return getattr(self.layer, name)
-
-
-def describe_place(place: QuantizedLayer | SteppedLayer, plan: LayerPlan) -> dict[str, Any]:
-    """The row of a checkpoint's plan for what stands in a layer's place.
-
-    Args:
-        place: The layer, with the steps around it where there are any.
-        plan: Of the layer.
-    """
-    if isinstance(place, QuantizedLayer):
-        return place.plan_row(plan)
-    return {**place.layer.plan_row(plan), 'before': place.before.describe(),
-            'after': place.after.describe()}
-
-
-def place_of_row(row: dict[str, Any], declared: LayerGeometry, weight: Tensor,
-                 bias: Tensor | None, like: Tensor) -> QuantizedLayer | SteppedLayer:
-    """Makes what a row describes, ready for its state.
-
-    Args:
-        row: From a checkpoint.
-        declared: What the attributes of the float layer say.
-        weight, bias: Of the float layer.
-        like: Says device and dtype of constants in the steps.
-
-    Raises:
-        ValueError: The row is of another layer; says where they differ.
-    """
-    geometry = geometry_of_row(row, declared)
-    layer = QuantizedLayer(geometry, weight, bias, declared if 'class_geometry' in row else None)
-    layer.expect(row)
-    if 'before' not in row:
-        return layer
-    return SteppedLayer(Steps.from_description(row['before'], like), layer,
-                        Steps.from_description(row['after'], like))
+def _check_whole(quantizer: WeightQuantizer | WeightQuantizerSet, prefix: str) -> None:
+    """Raises ``ValueError`` for a weight that a state dict cannot hold."""
+    what = ('codes that are not whole yet; call weight_quantizer.harden()' if quantizer.soft
+            else f'{len(quantizer.widths)} widths, and a checkpoint holds one; install one with '
+            'install_weight(weight_quantizer.keep(num_bits))')
+    if quantizer.soft or len(quantizer.widths) > 1:
+        raise ValueError(f"Layer '{prefix.removesuffix('.')}' has {what} before its state is "
+                         'saved or loaded.')
 
 
 def must_be_called(module: nn.Module, args: tuple) -> None:

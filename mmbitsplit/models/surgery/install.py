@@ -4,23 +4,14 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from mmbitsplit.models.layers.quantized_layers import QuantizedLayer, SteppedLayer
-from mmbitsplit.models.surgery.modules import get_module, set_module
+from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
+from mmbitsplit.models.layers.stepped_layer import SteppedLayer
 from mmbitsplit.structures import LayerSolution
 
 
 def apply(layer: QuantizedLayer, solution: LayerSolution) -> None:
     """Writes a solution into its layer: the only place that sets quantized weights."""
     layer.install(solution)
-
-
-def swap_layer(model: nn.Module, name: str, layer: QuantizedLayer) -> None:
-    """Puts another quantized layer where one is, between the same steps."""
-    place = get_module(model, name)
-    if isinstance(place, SteppedLayer):
-        place.layer = layer
-    else:
-        set_module(model, name, layer)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

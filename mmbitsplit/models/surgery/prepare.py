@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from mmbitsplit.models.layers.geometry import layer_geometry
-from mmbitsplit.models.layers.quantized_layers import QuantizedLayer, SteppedLayer
+from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
+from mmbitsplit.models.layers.stepped_layer import SteppedLayer
 from mmbitsplit.models.layers.steps import Steps
 from mmbitsplit.models.surgery.fold_bn import fold_batch_norm, foldable_batch_norms
 from mmbitsplit.models.surgery.modules import get_module, hand_over, set_module

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmbitsplit.models.layers.geometry import layer_geometry
-from mmbitsplit.models.layers.quantized_layers import describe_place, place_of_row
+from mmbitsplit.models.layers.stepped_layer import describe_place, place_of_row
 from mmbitsplit.models.layers.steps import Steps
 from mmbitsplit.models.surgery.modules import get_module, hand_over, set_module
 from mmbitsplit.models.surgery.prepare import PreparedModel
