@@ -19,7 +19,7 @@ from mmbitsplit.structures import LayerGeometry
 BUDGET = 0.8  # part of the available memory that a calibration may take
 # Copies of a layer's sampled rows and of its gram that are alive at once while it is solved.
 ROW_COPIES, GRAM_COPIES = 3, 4
-CODE_BYTES = 1  # of a weight's code in memory, whatever its width in a file
+WEIGHT_BYTES = 4 + 1 + 4  # of a weight of a layer that is put in: float, code, what that stands for
 # Smaller blocks stay with the C library when they are freed, and larger ones cannot use them
 # (glibc's DEFAULT_MMAP_THRESHOLD_MAX).
 KEPT_BLOCK = 32 << 20
@@ -34,8 +34,8 @@ class MemoryEstimate:
         running: Of the batch whose forward is running, beside what it holds asleep.
         targets: Float outputs at the sampled positions.
         solving: Rows and sums of the largest layer.
-        weights: Codes and the weights that stand for them, beside the float weights, which are
-            kept until the end.
+        weights: Of the layers that are put in: codes and the weights that stand for them, beside
+            the float weights, which are kept until the end.
     """
 
     suspended: int
@@ -74,7 +74,7 @@ def estimate_memory(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
                    for size in flow.output_sizes[name])
         inputs = geometry.inputs_per_output
         targets += 4 * rows * outputs
-        weights += (CODE_BYTES + 4) * math.prod(geometry.weight_shape)
+        weights += WEIGHT_BYTES * math.prod(geometry.weight_shape)
         real = 8 if inputs <= MOST_INPUTS_IN_DOUBLE else 4
         grams = GRAM_COPIES * inputs if inputs <= MOST_INPUTS_FOR_GRAM else PART
         solving = max(solving, geometry.groups * inputs * (
@@ -134,7 +134,7 @@ def check_memory(estimate: MemoryEstimate, budget: int, num_images: int,
         f'Calibrating on {num_images} images would hold about {_gb(estimate.total)} '
         f'({_gb(estimate.suspended)} of suspended forwards, {_gb(estimate.running)} of the running '
         f'one, {_gb(estimate.targets)} of float outputs, {_gb(estimate.solving)} to solve the '
-        f'largest layer, {_gb(estimate.weights)} of codes beside the float weights); the budget '
+        f'largest layer, {_gb(estimate.weights)} of weights and their codes); the budget '
         f'is {_gb(budget)}. {advice}, share the images between several processes, or raise '
         'quantization.calibration.memory_budget (GB) if you know better.')
 

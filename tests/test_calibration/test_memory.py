@@ -72,10 +72,11 @@ def look(make_spec):
         flow = watch(model, lambda: model(batch))
         prepared = prepare(model, flow, make_plan(model, flow, make_spec()))
         owners = find_owners(flow, set(prepared.layers))
+        geometries = {name: layer.geometry for name, layer in prepared.layers.items()}
 
         def estimate(sizes=1, rows=256, num_batches=None) -> MemoryEstimate:
             sizes = [1.0] * sizes if isinstance(sizes, int) else sizes
-            return estimate_memory(flow, prepared.layers, owners, dict(enumerate(sizes)), rows,
+            return estimate_memory(flow, geometries, owners, dict(enumerate(sizes)), rows,
                                    num_batches or len(sizes))
         return prepared, flow, estimate
     return make
@@ -184,7 +185,7 @@ def test_estimate_is_near_what_is_held(make_net, images, make_spec, run_model, m
                         lambda *args: estimates.append(args[0]) or check(*args))
     prepared, report = calibrate(model, batches, make_spec(), run=run_model)
     estimate, most = estimates[0], max(held)
-    assert estimate.weights == sum(layer.codes.nbytes + layer.weight.nbytes
+    assert estimate.weights == sum(layer.codes.nbytes + 2 * layer.weight.nbytes
                                    for layer in prepared.layers.values())
     assert report.estimated_bytes == estimate.total
     assert 0.5 * most < estimate.suspended + estimate.targets < 2 * most
@@ -205,7 +206,7 @@ def test_what_does_not_fit_is_refused_with_the_number_that_would(budget, fit):
     assert f'about {fit} images would fit: set quantization.calibration.num_images={fit},' \
         in message
     for part in ('5.0 GB of suspended', '0.5 GB of the running', '2.0 GB of float',
-                 '0.2 GB to solve', '0.2 GB of codes',
+                 '0.2 GB to solve', '0.2 GB of weights',
                  f'budget is {budget:.1f} GB', 'quantization.calibration.memory_budget'):
         assert part in message
 
