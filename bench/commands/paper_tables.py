@@ -127,8 +127,9 @@ def _run_one(planned, args: argparse.Namespace, count: str) -> Mapping[str, Any]
 
 def describe(run: Mapping[str, Any]) -> str:
     """Returns the figures of a run in a few words."""
+    from bench.paper.layout import shortened
     from bench.paper.summary import HEADINGS
-    from mmbitsplit.report.tables import HEADLINES, in_points, shortened
+    from mmbitsplit.report.tables import HEADLINES, in_points
 
     if 'error' in run:
         return f'FAILED: {shortened(run["error"])}'

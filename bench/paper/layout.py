@@ -8,7 +8,7 @@ from bench.paper.grids import TABLES, PaperTable
 from bench.paper.methods import METHOD_ROWS, method_row
 from bench.paper.summary import HEADINGS, SummaryRow, headlines_of, metrics_of
 from bench.paper.verdicts import verdicts
-from mmbitsplit.report.tables import shortened, text_table
+from mmbitsplit.report.tables import text_table
 
 CSV_COLUMNS = ('table', 'model', 'scope', 'weight_bits', 'activation_bits', 'method', 'metric',
                'float', 'mean', 'std', 'runs', 'paper_float', 'paper', 'calibration_seconds')
@@ -132,6 +132,11 @@ def _set_up(rows: Sequence[SummaryRow]) -> list[str]:
             f'activation `{dict(method_row(name).activation)}`'
             + (f', weight `{dict(method_row(name).weight)}`' if method_row(name).weight else '')
             for name in names]
+
+
+def shortened(message: str, most: int = 240) -> str:
+    """The beginning of a message that may be very long."""
+    return message if len(message) <= most else message[:most - 1] + '…'
 
 
 def failure_lines(rows: Sequence[SummaryRow]) -> list[str]:

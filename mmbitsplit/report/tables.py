@@ -48,11 +48,6 @@ def config_of(results: Mapping[str, Any]) -> str:
     return f"{results['config']}{' (random weights)' if results.get('untrained') else ''}"
 
 
-def shortened(message: str, most: int = 240) -> str:
-    """The beginning of a message that may be very long."""
-    return message if len(message) <= most else message[:most - 1] + '…'
-
-
 def results_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """Returns table rows of one ``results.json``: one a headline metric.
 
