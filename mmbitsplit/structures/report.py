@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.structures.plan import FloatRemainder, Selection
+from mmbitsplit.structures.units import Unit
 
 
 @dataclass(kw_only=True)
@@ -88,6 +89,7 @@ class QuantizationReport:
         selections: Steps outside of all replay points that pick rows by values of layers; the
             two passes may pick different ones.
         warnings: Sentences on what makes the result doubtful, such as a forward that is random.
+        units: Which layers belong together, and why those that stand alone do.
     """
 
     layers: list[LayerReport]
@@ -101,6 +103,7 @@ class QuantizationReport:
     refinement: dict[str, Any] = field(default_factory=dict)
     selections: list[Selection] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    units: list[Unit] = field(default_factory=list)
 
 
 def summary(values: Tensor) -> tuple[float, float]:
