@@ -10,7 +10,7 @@ from typing import Any
 from bench.paper import BENCH_MODELS, BenchModel, Bits, published, published_float
 from bench.paper.summary import HEADINGS
 from bench.stored_runs import read_runs
-from mmbitsplit.report.tables import HEADLINES, in_points, results_rows, text_table
+from mmbitsplit.report.tables import HEADLINES, bits_of, in_points, results_rows, text_table
 from mmbitsplit.spelling import nearest
 from mmbitsplit.version import __version__
 
@@ -151,10 +151,9 @@ def _entry(root: Path, path: Path, run: Mapping[str, Any] | None) -> ZooEntry:
     name = path.relative_to(root).as_posix()
     stem, weight, activation = re.fullmatch(r'(.+)_w(\d)a(\d)', path.stem).groups()
     bits = Bits(int(weight), int(activation))
-    if run is not None and (run['weight_bits'], run['activation_bits']) != (
-            bits.weight, bits.activation):
-        raise ValueError(f"the stored run of {name} is W{run['weight_bits']}"
-                         f"A{run['activation_bits']}; store the one of the config as it stands.")
+    if run is not None and bits_of(run) != bits.label:
+        raise ValueError(f'the stored run of {name} is {bits_of(run)}; store the one of the config '
+                         'as it stands.')
     model = _model_of(f'{path.parent.relative_to(root).as_posix()}/{stem}')
     values = _assignments(path)
     own_float = path.with_name(f'{stem}_float.py')

@@ -34,10 +34,11 @@ def strip_run(results: Mapping[str, Any], command: str, cell: Mapping[str, Any] 
     if results.get('untrained'):
         raise ValueError(f"the results of {results['config']} are of random weights "
                          '(--untrained) and say nothing about accuracy; run it with weights.')
-    calibration = results.get('calibration', {})
+    calibration, bits = results.get('calibration', {}), results.get('bits', {})
     return {
         **({'cell': dict(cell)} if cell else {}), 'command': command,
         **{key: results[key] for key in KEPT},
+        **({} if bits.get('uniform', True) else {'bits': bits}),  # else the two widths say it
         'calibration': {'num_images': len(calibration.get('image_ids', ())),
                         'seed': calibration.get('seed')},
         **({'quantization': dict(quantization)} if quantization else {}),

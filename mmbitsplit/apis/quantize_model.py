@@ -2,13 +2,15 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from mmbitsplit.apis.batches import ModelCall, arrays_to_tensors, read_batches
 from mmbitsplit.calibration import Progress, ReplayPoint, calibrate, read_request
-from mmbitsplit.structures import QuantizationReport, QuantSpec
+from mmbitsplit.structures import BitPlan, PlanSpec, QuantizationReport, QuantSpec, read_plan
 
 
 def quantize_model(model: nn.Module, batches: Iterable[Any],
@@ -17,6 +19,7 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
                    replay_points: Sequence[ReplayPoint] = (),
                    labels: Sequence[str] | None = None,
                    progress: Callable[[Progress], None] = lambda step: None,
+                   plan: PlanSpec | BitPlan | Mapping[str, Any] | str | Path | None = None,
                    ) -> QuantizationReport:
     """Quantizes a model in place from a few batches of its inputs.
 
@@ -33,6 +36,8 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
             in the float pass and replayed in the quantized one.
         labels: What each batch is called in error messages.
         progress: Told every step.
+        plan: Widths layer by layer, which win over those of ``spec``: the ``plan`` of an earlier
+            report, a ``plan.json`` or its path, edited or not (``docs/files.md``).
 
     Returns:
         What was done to each layer, times and memory.
@@ -43,6 +48,8 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
     """
     if not isinstance(spec, QuantSpec):
         spec = read_request(spec or {})
+    if plan is not None:
+        spec = replace(spec, plan=read_plan(plan))
     batches, call = read_batches(batches), ModelCall()
     if run is None:
         batches = arrays_to_tensors(batches, model)

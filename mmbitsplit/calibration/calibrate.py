@@ -42,7 +42,7 @@ from mmbitsplit.passes.watching import Watching
 from mmbitsplit.planning.request_plan import check_request, layers_to_find, make_plan
 from mmbitsplit.planning.units import find_units
 from mmbitsplit.solving.solved_model import KeptModel
-from mmbitsplit.structures import BitPlan, QuantizationReport, QuantSpec
+from mmbitsplit.structures import BitPlan, QuantizationReport, QuantSpec, plan_value
 
 
 @full_float32()
@@ -53,6 +53,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
               labels: Sequence[str] | None = None,
               progress: Callable[[Progress], None] = lambda step: None,
               team: Team | None = None, journal: Journal | None = None,
+              planned: Callable[[BitPlan], None] = lambda plan: None,
               ) -> tuple[PreparedModel, QuantizationReport]:
     """Quantizes a model in place: two forwards a batch, layer after layer.
 
@@ -73,6 +74,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
         team: The processes that calibrate together; this one alone when not given.
         journal: Layers that an interrupted calibration has solved are taken over from it, those
             solved now are added; the first process of a team has it, the others give ``None``.
+        planned: Told the plan before anything is solved, and again where a batch shows more.
 
     Returns:
         The prepared model, every planned layer quantized, and the report.
@@ -96,13 +98,14 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
     check_request(model, spec)
     with uncompiled(model), as_it_was_on_error(model):
         return _calibrate(model.eval(), by_number, spec, run, method, replay_points, labels,
-                          progress, team, journal)
+                          progress, team, journal, planned)
 
 
 def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
                run: Callable[[nn.Module, Any], Any], method: Method,
                replay_points: Sequence[ReplayPoint], labels: Mapping[int, str],
                progress: Callable[[Progress], None], team: Team, journal: Journal | None,
+               planned: Callable[[BitPlan], None],
                ) -> tuple[PreparedModel, QuantizationReport]:
     """As ``calibrate``, whose checks have been passed; batches and labels by number."""
     stopwatch, started = Stopwatch(), time.perf_counter()
@@ -112,6 +115,7 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
         look = Watching(model, by_number, layers_to_find(model, spec), run, replay_points, labels,
                         team, state)
         prepared, estimate = _prepare(look, spec, total)
+    planned(prepared.plan)
     if method.refines:  # solved layers alone say too little to go on from
         journal = None
     entries = team.from_first(journal.entries if journal is not None else [])
@@ -130,6 +134,7 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
             with stopwatch('watch'):
                 look.watch(new)
                 prepared, estimate = _prepare(look, spec, total)
+            planned(prepared.plan)
         if new or found.sampler.far_off(look.counts):
             found = float_run()
         found.sampler.reached.update(reached_by(look.counts, prepared.layers))
@@ -141,9 +146,10 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
             found.record.seconds_forward = journal.facts.get('float_forward', 0.0)
     record, loss = found.record, found.loss
     warnings = _random_forwards(look)
-    units = find_units(look.flow, prepared.plan, overrides=spec.overrides, counts=look.counts)
     solver = LayerSolver(prepared, record, method, labels, team, journal, stopwatch, progress,
-                         KeptModel(loss) if loss else None, units)
+                         KeptModel(loss) if loss else None,
+                         find_units(look.flow, prepared.plan, overrides=spec.overrides,
+                                    counts=look.counts))
     solver.take_over(entries)
     if data_free:
         solver.solve_without_images()
@@ -176,7 +182,7 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
         method=dict(spec.method),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         estimated_bytes=estimate.total, refinement=refinement, selections=selections,
-        warnings=warnings, units=list(units))
+        warnings=warnings, plan=plan_value(prepared.plan))
 
 
 def _random_forwards(look: Watching) -> list[str]:

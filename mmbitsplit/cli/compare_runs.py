@@ -30,17 +30,20 @@ def run(args: argparse.Namespace) -> int:
         comparison_markdown,
         comparison_page,
         comparison_rows,
+        differing_widths,
     )
 
-    rows = []
-    for name, work_dir in zip(run_names(args.work_dirs), args.work_dirs):
-        rows += comparison_rows(name, read_file(work_dir, RESULTS), read_file(work_dir, LAYERS))
+    runs = {name: (read_file(work_dir, RESULTS), read_file(work_dir, LAYERS))
+            for name, work_dir in zip(run_names(args.work_dirs), args.work_dirs)}
+    rows = [row for name, (results, layers) in runs.items()
+            for row in comparison_rows(name, results, layers)]
+    widths = differing_widths(runs)
     out = check_work_dir(args.out)
-    text = comparison_markdown(rows)
+    text = comparison_markdown(rows, widths)
     print(text)
     write_text(out / f'{STEM}.md', text + '\n')
     write_text(out / f'{STEM}.csv', comparison_csv(rows))
-    write_text(out / f'{STEM}.html', comparison_page(rows))  # the last: it needs plotly
+    write_text(out / f'{STEM}.html', comparison_page(rows, widths))  # the last: it needs plotly
     print(f'Files are in {out}')
     return 0
 

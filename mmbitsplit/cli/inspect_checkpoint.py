@@ -9,6 +9,8 @@ from typing import Any
 
 from mmbitsplit.cli.command import add_debug, run_module
 from mmbitsplit.export import read_checkpoint, summarise
+from mmbitsplit.structures import plan_text
+from mmbitsplit.structures.spec import PLAN_FORMAT
 
 EXAMPLE = 'work_dirs/retinanet/quantized.pth'
 COLUMNS = ('Layer', 'Kind', 'Shape', 'Bits', 'Input bits', 'Input mode', 'Output bits',
@@ -19,14 +21,20 @@ NUMBERS = ('Bits', 'Input bits', 'Output bits', 'Bytes')
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
     parser.add_argument('file', help='quantized.pth of a work directory')
-    parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument('--json', action='store_true', help='print JSON instead of a table')
+    form.add_argument('--plan', action='store_true',
+                      help='print its plan.json, which "mmbitsplit quantize --plan" takes')
     add_debug(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Reads the file and prints what it says."""
     summary = summarise(read_checkpoint(args.file), Path(args.file).stat().st_size)
-    print(json.dumps(summary, indent=2) if args.json else text_of(summary))
+    if args.plan:
+        print(plan_text(plan_of(summary)), end='')
+    else:
+        print(json.dumps(summary, indent=2) if args.json else text_of(summary))
     return 0
 
 
@@ -46,7 +54,8 @@ def text_of(summary: dict[str, Any]) -> str:
     return '\n'.join([
         *lines, '',
         f'{len(rows)} layers, {summary["weights"]:,} weights of '
-        f'{summary["mean_weight_bits"]:.2f} bits on average; '
+        f'{summary["mean_weight_bits"]:.2f} bits on average'
+        f'{_range([row["weight_bits"] for row in summary["layers"]])}; '
         f'{summary["folded_batch_norms"]} batch norms folded',
         f'payload {summary["payload_bytes"]:,} bytes, file {summary["file_bytes"]:,} bytes; '
         f'{len(left)} tensors left in float, {sum(left.values()):,} bytes',
@@ -57,6 +66,23 @@ def text_of(summary: dict[str, Any]) -> str:
         f'{summary["calibration_seed"]}',
         'versions ' + (', '.join(f'{name} {version}' for name, version in versions.items())
                        or 'not named')])
+
+
+def plan_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a checkpoint says of its plan, in the layout of ``structures.plan_value``.
+
+    Widths and input modes; how scales were searched is not in the file.
+    """
+    rows = []
+    for layer in summary['layers']:
+        row = {name: layer[name] for name in ('name', 'weight_bits', 'input_bits', 'output_bits')}
+        mode = layer['input_mode']
+        rows.append({**row, **({'activation': {'mode': mode}} if mode else {})})
+    return {'format': PLAN_FORMAT, 'layers': rows}
+
+
+def _range(bits: Sequence[int]) -> str:
+    return f' ({min(bits)} to {max(bits)})' if len(set(bits)) > 1 else ''
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--weight-bits', type=int, help='2 to 8')
     parser.add_argument('--activation-bits', type=int, help='2 to 8; inputs stay float with '
                         '--cfg-options quantization.activation.num_bits=None')
+    parser.add_argument('--plan', metavar='FILE', help='widths layer by layer: the plan.json of a '
+                        'work directory, edited; wins over all other widths')
     parser.add_argument('--seed', type=int, help='chooses calibration images and positions')
     parser.add_argument('--resume', action='store_true',
                         help='go on where an interrupted run in the work directory stopped')
@@ -51,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
                                   else {'quantization.method': method})
         changes = {'quantization.weight.num_bits': args.weight_bits,
                    'quantization.activation.num_bits': args.activation_bits,
+                   'quantization.plan': args.plan,
                    'quantization.calibration.seed': args.seed}
         cfg.merge_from_dict({key: value for key, value in changes.items() if value is not None})
         results = quantize_config(cfg, config_name=args.config, untrained=args.untrained,

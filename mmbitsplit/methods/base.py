@@ -15,7 +15,9 @@ from mmbitsplit.structures import (
     RowStatistics,
     WeightSolution,
     from_mapping,
+    read_plan,
 )
+from mmbitsplit.structures.spec import AS_REQUESTED
 
 Need = Literal['sums', 'rows', 'unit_io', 'model_loss']
 NEEDS: tuple[Need, ...] = get_args(Need)
@@ -191,9 +193,11 @@ def read_request(mapping: Mapping[str, Any]) -> QuantSpec:
     is enough to get all that it stands for, its input scales too.
 
     Raises:
-        ValueError: Whatever ``QuantSpec.from_dict``, ``build_method`` and ``check_data_free``
-            refuse; or a package that the method needs is not installed.
+        ValueError: Whatever ``QuantSpec.from_dict``, ``read_plan``, ``build_method`` and
+            ``check_data_free`` refuse; or a package that the method needs is not installed.
     """
+    if isinstance(mapping, Mapping) and mapping.get('plan') is not None:
+        mapping = {**mapping, 'plan': read_plan(mapping['plan'])}
     spec = QuantSpec.from_dict(mapping)
     filled, method = dict(mapping), build_method(spec.method)
     for package, extra in method.packages().items():
@@ -220,6 +224,8 @@ def check_data_free(spec: QuantSpec) -> None:
             f'images. Use images, or a method that can do without: {", ".join(free)}.')
     bits = [spec.activation.num_bits, *(override.activation.get('num_bits')
                                         for override in spec.overrides)]
+    bits += [row.input_bits for row in (spec.plan.layers if spec.plan is not None else ())
+             if row.input_bits != AS_REQUESTED]
     if bits != [None] * len(bits):
         raise ValueError(
             f'{where}: inputs are to be quantized, and their scales come from calibration images. '

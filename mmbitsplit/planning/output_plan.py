@@ -14,11 +14,13 @@ from mmbitsplit.models.layers.geometry import layer_kind
 from mmbitsplit.models.surgery.modules import get_module
 from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.output_readers import Reading
-from mmbitsplit.structures import LayerPlan, OutputPlan
+from mmbitsplit.structures import LayerPlan, OutputPlan, PlanRow, PlanSpec
+from mmbitsplit.structures.spec import AS_REQUESTED
 
 
 def plan_outputs(layers: Sequence[LayerPlan], model: nn.Module, flow: DataFlow,
-                 folded: Mapping[str, str]) -> tuple[LayerPlan, ...]:
+                 folded: Mapping[str, str], given: PlanSpec | None = None,
+                 ) -> tuple[LayerPlan, ...]:
     """Adds to the plans of all layers which outputs are quantized, and how.
 
     Args:
@@ -26,24 +28,29 @@ def plan_outputs(layers: Sequence[LayerPlan], model: nn.Module, flow: DataFlow,
         model: The float model.
         flow: Its data flow.
         folded: Layer by batch norm that can be folded; it is where the layer is planned.
+        given: A plan whose ``output_bits`` win.
     """
+    rows = given.rows if given is not None else {}
     norms = {layer: norm for norm, layer in folded.items()}
     plans = {layer.name: layer for layer in layers}
     return tuple(replace(layer, output=_output_plan(
-        layer, flow.readings[norms.get(layer.name, layer.name)], plans, model, flow))
+        layer, flow.readings[norms.get(layer.name, layer.name)], plans, model, flow,
+        rows.get(layer.name)))
         for layer in layers)
 
 
 def _output_plan(layer: LayerPlan, readings: Set[Reading], plans: Mapping[str, LayerPlan],
-                 model: nn.Module, flow: DataFlow) -> OutputPlan | None:
+                 model: nn.Module, flow: DataFlow, row: PlanRow | None) -> OutputPlan | None:
     """Says how one output is to be quantized, ``None`` for not at all."""
     activation = layer.activation
+    rectified = bool(readings) and all(reading.rectified for reading in readings)
+    if row is not None and row.output_bits != AS_REQUESTED:
+        return None if row.output_bits is None else OutputPlan(row.output_bits, rectified)
     if activation.placement != 'deploy' or activation.num_bits is None or 'last' in layer.role:
         return None
     readers = {reading.reader for reading in readings}
     if len(readers) == 1 and _folds(layer, plans.get(*readers), model, flow):
         return None
-    rectified = bool(readings) and all(reading.rectified for reading in readings)
     return OutputPlan(activation.output_bits, rectified)
 
 

@@ -1,7 +1,7 @@
 """Finds the first and last layers from the data flow, and turns a request into a plan."""
 
 import fnmatch
-from dataclasses import replace
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -10,19 +10,24 @@ from mmbitsplit.models.layers.geometry import holds_layers, layer_kind
 from mmbitsplit.models.surgery.fold_bn import foldable_batch_norms
 from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.roles import layer_role
+from mmbitsplit.planning.first_and_last import settings_of_role
+from mmbitsplit.planning.given_plan import (
+    IN_FLOAT_BY_PLAN,
+    check_given,
+    check_given_names,
+    given_in_float,
+    with_given,
+)
 from mmbitsplit.planning.model_checks import check_left, check_model, check_reached
 from mmbitsplit.planning.output_plan import plan_outputs
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import (
-    ActivationSpec,
     BitPlan,
     FloatRemainder,
     LayerPlan,
     QuantSpec,
-    WeightSpec,
     merge,
 )
-from mmbitsplit.structures.spec import REDUCED_BITS
 
 NOT_CALLED = 'not called by what was watched'
 
@@ -50,46 +55,49 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
     layers, kept = [], []
     parts = _layer_parts(modules)
 
-    def keep(name: str, reason: str) -> None:
+    def keep(name: str, reason: str, requested: bool = False) -> None:
         size = sum(p.numel() for part in (name, *parts.get(name, ()))
                    for p in modules[part].parameters(recurse=False))
         kept.append(FloatRemainder(name, type(modules[name]).__name__, reason, size,
-                                   size / total))
+                                   size / total, requested))
 
     for name in flow.order:
-        plan = _layer_plan(name, flow, spec)
         if name in flow.unlike_torch:
             keep(name, flow.unlike_torch[name])
         elif name in flow.read_elsewhere:
             keep(name, _read_elsewhere(name, flow))
-        elif not _in_scope(name, spec.scope):
-            keep(name, f"outside scope '{spec.scope}'")
-        elif plan is None:
-            keep(name, 'skipped by an override')
+        elif reason := left_in_float(name, spec):
+            keep(name, reason, requested=True)
         else:
-            layers.append(plan)
+            layers.append(plan_layer(name, layer_role(name, flow), spec))
     for name, reason in never_called.items():
-        keep(name, reason)
-    planned = {layer.name for layer in layers}
-    inside = {part for below in parts.values() for part in below}
-    for name, module in modules.items():
-        if name in inside:  # counted with its layer
-            continue
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if name in flow.norm_calls and folded.get(name) not in planned:
-                keep(name, 'batch norm of a layer that stays float' if name in folded
-                     else flow.unlike_torch.get(
-                         name, 'batch norm that no layer could take in exactly'))
-        elif layer_kind(module) is None and any(
-                p.dim() > 1 for p in module.parameters(recurse=False)):
-            keep(name, 'holds layers of its own, which are quantized instead'
-                 if holds_layers(module) else 'kind of layer that is not supported')
+        keep(name, reason, requested=bool(left_in_float(name, spec)))
+    counted = {part for below in parts.values() for part in below}  # with their layers
+    for name, reason in _no_layers(modules, flow, folded, {layer.name for layer in layers}):
+        if name not in counted:
+            keep(name, reason)
     kept += [FloatRemainder(
         f'{weight.inside}.<{weight.operation}>'.lstrip('.'), 'Tensor', 'a weight that no module of '
         'the model holds, such as that of layers in a Python list (use nn.ModuleList)',
         weight.num_weights, weight.num_weights / total) for weight in flow.foreign_weights]
+    check_given(spec, kept)
     check_left(layers, kept, f"scope='{spec.scope}' and overrides say which layers are quantized.")
-    return BitPlan(plan_outputs(layers, model, flow, folded), tuple(kept))
+    return BitPlan(plan_outputs(layers, model, flow, folded, spec.plan), tuple(kept))
+
+
+def _no_layers(modules: dict[str, nn.Module], flow: DataFlow, folded: dict[str, str],
+               planned: set[str]) -> Iterator[tuple[str, str]]:
+    """Names of the modules with weights that are no layers, and why they stay float."""
+    for name, module in modules.items():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if name in flow.norm_calls and folded.get(name) not in planned:
+                yield name, ('batch norm of a layer that stays float' if name in folded
+                             else flow.unlike_torch.get(
+                                 name, 'batch norm that no layer could take in exactly'))
+        elif layer_kind(module) is None and any(
+                p.dim() > 1 for p in module.parameters(recurse=False)):
+            yield name, ('holds layers of its own, which are quantized instead'
+                         if holds_layers(module) else 'kind of layer that is not supported')
 
 
 def _layer_parts(modules: dict[str, nn.Module]) -> dict[str, list[str]]:
@@ -108,10 +116,11 @@ def _layer_parts(modules: dict[str, nn.Module]) -> dict[str, list[str]]:
 def check_request(model: nn.Module, spec: QuantSpec) -> None:
     """Raises ``ValueError`` for what no calibration can mend.
 
-    A model that is quantized already, a trace or without layers, a scope or an override that
-    names nothing in the model, and layers that are not float32.
+    A model that is quantized already, a trace or without layers, a scope, an override or a given
+    plan that names nothing in the model, and layers that are not float32.
     """
     check_model(model)
+    check_given_names(model, spec)
     _check_scope(model, spec.scope)
     _check_overrides(model, spec)
     _check_precision(model, spec)
@@ -120,7 +129,7 @@ def check_request(model: nn.Module, spec: QuantSpec) -> None:
 def layers_to_find(model: nn.Module, spec: QuantSpec) -> set[str]:
     """Names of the layers that a request is about, whether they are called or not."""
     return {name for name, module in model.named_modules()
-            if layer_kind(module) and _in_scope(name, spec.scope) and not _skipped(name, spec)}
+            if layer_kind(module) and not left_in_float(name, spec)}
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -128,37 +137,31 @@ def matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern)
 
 
-def _layer_plan(name: str, flow: DataFlow, spec: QuantSpec) -> LayerPlan | None:
-    """The plan of one layer, ``None`` when an override skips it."""
-    role = layer_role(name, flow)
-    weight, activation = spec.weight, spec.activation
-    if role != 'inner':
-        if spec.first_last.weight_bits is not None:
-            weight = replace(weight, num_bits=spec.first_last.weight_bits)
-        if activation.num_bits is not None:  # weights only: nothing is quantized anywhere
-            activation = replace(activation, num_bits=spec.first_last.activation_bits)
-    if 'first' in role:
-        activation = replace(activation, num_bits=None)  # the image itself is not quantized
+def plan_layer(name: str, role: str, spec: QuantSpec) -> LayerPlan:
+    """The plan of one layer: settings of its role, then overrides, then the given plan.
+
+    Args:
+        name: Of the layer.
+        role: See ``layer_role``.
+        spec: The request.
+    """
+    weight, activation = settings_of_role(role, spec)
     for index, override in enumerate(spec.overrides):
         if matches(name, override.match):
-            if override.skip:
-                return None
             where = f'quantization.overrides[{index}]'
             weight = merge(weight, override.weight, f'{where}.weight')
-            activation: ActivationSpec = merge(activation, override.activation,
-                                               f'{where}.activation')
-    if _range_is_reduced(weight, activation, role, spec):
-        weight = replace(weight, num_bits=min(weight.num_bits, REDUCED_BITS))
-    return LayerPlan(name, weight, activation, role)
+            activation = merge(activation, override.activation, f'{where}.activation')
+    return with_given(LayerPlan(name, weight, activation, role), spec)
 
 
-def _range_is_reduced(weight: WeightSpec, activation: ActivationSpec, role: str, spec: QuantSpec,
-                      ) -> bool:
-    """See ``WeightSpec.reduce_range``; a layer with float inputs is computed in float."""
-    if activation.num_bits is None or weight.reduce_range != 'auto':
-        return activation.num_bits is not None and bool(weight.reduce_range)
-    return (role != 'inner' and activation.placement == 'deploy'
-            and spec.weight.num_bits <= REDUCED_BITS)
+def left_in_float(name: str, spec: QuantSpec) -> str:
+    """Why a request leaves a layer in float; empty where it does not. A given plan decides."""
+    given = given_in_float(name, spec)
+    if given is not None:
+        return IN_FLOAT_BY_PLAN if given else ''
+    if not _in_scope(name, spec.scope):
+        return f"outside scope '{spec.scope}'"
+    return 'skipped by an override' if _skipped(name, spec) else ''
 
 
 def _in_scope(name: str, scope: str) -> bool:
@@ -191,7 +194,7 @@ def _check_overrides(model: nn.Module, spec: QuantSpec) -> None:
 
 def _check_precision(model: nn.Module, spec: QuantSpec) -> None:
     for name, module in model.named_modules():
-        if layer_kind(module) and _in_scope(name, spec.scope) and not _skipped(name, spec) \
+        if layer_kind(module) and not left_in_float(name, spec) \
                 and module.weight.dtype != torch.float32:
             raise ValueError(f"Layer '{name}' has weights of {module.weight.dtype}, calibration "
                              'computes in torch.float32: call model.float() before, and give '
@@ -205,10 +208,8 @@ def _never_called(modules: dict[str, nn.Module], flow: DataFlow, spec: QuantSpec
     reasons = {}
     for name in layers:
         if name not in flow.calls:
-            if not _in_scope(name, spec.scope):
-                reasons[name] = f"outside scope '{spec.scope}', {NOT_CALLED}"
-            elif _skipped(name, spec):
-                reasons[name] = f'skipped by an override, {NOT_CALLED}'
+            if reason := left_in_float(name, spec):
+                reasons[name] = f'{reason}, {NOT_CALLED}'
             else:
                 reasons[name] = _read_elsewhere(name, flow) if name in flow.read_elsewhere else ''
     check_reached([name for name, reason in reasons.items() if not reason], layers)

@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmbitsplit.report.layer_figures import bits_text
 from mmbitsplit.report.page import Table, build_page
 from mmbitsplit.report.result_figures import runs_figure
 from mmbitsplit.report.tables import (
@@ -13,6 +14,7 @@ from mmbitsplit.report.tables import (
     config_of,
     headline_metrics,
     in_points,
+    mean_bits_note,
     text_table,
 )
 
@@ -53,10 +55,45 @@ def comparison_rows(name: str, results: Mapping[str, Any],
     return rows
 
 
-def comparison_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the rows as a Markdown table."""
-    return text_table(list(COLUMNS.values()), [
-        [_cell(name, row[name]) for name in COLUMNS] for row in rows])
+def differing_widths(runs: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]],
+                     ) -> list[list[str]]:
+    """Returns a row a layer whose widths differ from run to run: its name, its bits in each run.
+
+    Nothing where each run gives one width to all inner layers: the table of runs says those.
+    Layers that only one run has are left out: it is of another model.
+
+    Args:
+        runs: ``results.json`` and ``layers.json`` by name of the run.
+    """
+    if all((results.get('bits') or {}).get('uniform', True) for results, _ in runs.values()):
+        return []
+    bits = [{**{row['name']: 'float' for row in layers.get('kept_float') or []},
+             **{row['name']: bits_text(row) for row in layers['layers']}}
+            for _, layers in runs.values()]
+    names = dict.fromkeys(row['name'] for _, layers in runs.values() for row in layers['layers'])
+    rows = [[name, *(of_run.get(name, '-') for of_run in bits)] for name in names
+            if sum(name in of_run for of_run in bits) > 1]
+    return [row for row in rows if len(set(row[1:]) - {'-'}) > 1]
+
+
+def comparison_markdown(rows: Sequence[Mapping[str, Any]],
+                        widths: Sequence[Sequence[str]] = ()) -> str:
+    """Returns the rows as a Markdown table, and layers whose widths differ as another.
+
+    Args:
+        rows: Of ``comparison_rows``.
+        widths: Of ``differing_widths``.
+    """
+    parts = [text_table(list(COLUMNS.values()), [
+        [_cell(name, row[name]) for name in COLUMNS] for row in rows])]
+    parts += filter(None, [mean_bits_note(row['bits'] for row in rows)])
+    if widths:
+        parts.append(text_table(_widths_header(rows), widths))
+    return '\n\n'.join(parts)
+
+
+def _widths_header(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return ['layer', *dict.fromkeys(row['run'] for row in rows)]
 
 
 def comparison_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -68,8 +105,13 @@ def comparison_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return buffer.getvalue()
 
 
-def comparison_page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the rows as a page with a figure.
+def comparison_page(rows: Sequence[Mapping[str, Any]],
+                    widths: Sequence[Sequence[str]] = ()) -> str:
+    """Returns the rows as a page with a figure, and layers whose widths differ as a table.
+
+    Args:
+        rows: Of ``comparison_rows``.
+        widths: Of ``differing_widths``.
 
     Raises:
         ImportError: plotly is not installed.
@@ -82,7 +124,9 @@ def comparison_page(rows: Sequence[Mapping[str, Any]]) -> str:
     table = Table(list(COLUMNS.values()), cells, numeric=numeric, paths=paths, sortable=True)
     title = ', '.join(dict.fromkeys(row['run'] for row in rows))
     return build_page('comparison.html', title[:80], {'runs': runs_figure(rows)}, runs=runs,
-                      table=table, relative_error=RELATIVE_ERROR)
+                      table=table, widths=Table(_widths_header(rows), widths),
+                      relative_error=RELATIVE_ERROR,
+                      mean_bits=mean_bits_note(row['bits'] for row in rows))
 
 
 def _cell(name: str, value: Any) -> str:

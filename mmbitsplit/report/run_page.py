@@ -13,6 +13,7 @@ from mmbitsplit.report.tables import (
     bits_of,
     figure_of,
     headline_metrics,
+    mean_bits_note,
     unit_of,
 )
 
@@ -64,7 +65,8 @@ def _page(results: Mapping[str, Any], layers: Mapping[str, Any], data: Mapping[s
     return build_page(
         'run.html', f'{name}, {bits}', figures, details, name=name, bits=bits,
         config=str(results['config']), method=str(results['method']['type']),
-        untrained=results.get('untrained'), relative_error=RELATIVE_ERROR,
+        mean_bits=mean_bits_note([bits]), untrained=results.get('untrained'),
+        relative_error=RELATIVE_ERROR,
         problems=[*(layers.get('warnings') or []), *(data.get('problems') or [])],
         headline=_metrics(results, [metric for metric in headlines if metric in results['float']],
                           'headline'),

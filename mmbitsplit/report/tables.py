@@ -1,6 +1,6 @@
 """Result tables as text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # The figures a user looks for first, in this order; others stand in results.json.
@@ -11,6 +11,9 @@ RELATIVE_ERROR = (
     "Relative output error: the squared difference to the float output, divided by how much that "
     "output varies around each channel's mean. 0 is exact; 0.01 is a deviation of a tenth of the "
     'usual swing; 1 is as bad as a constant.')
+
+MEAN_BITS = ('Bits that differ from layer to layer are told as their mean, each layer counted by '
+             'its weights, with their range.')
 
 
 def headline_metrics(results: Mapping[str, Any]) -> list[str]:
@@ -39,8 +42,29 @@ def unit_of(metric: str) -> str:
 
 
 def bits_of(results: Mapping[str, Any]) -> str:
-    """Returns the widths of one ``results.json`` as in W4A8; float inputs are A32."""
-    return f"W{results['weight_bits']}A{results['activation_bits'] or 32}"
+    """Returns the widths of one ``results.json`` as in W4A8; float inputs are A32.
+
+    W4A8 are those of inner layers, where every layer has what the request gives to its role. Other
+    widths are told as mean and range over all layers, as in W4.3 (2-8) A8: see ``MEAN_BITS``.
+    """
+    bits = results.get('bits')
+    if bits is None or bits['uniform']:  # runs of before plans say the request only
+        return f"W{results['weight_bits']}A{results['activation_bits'] or 32}"
+    weight, activation = (_widths(bits[what]) for what in ('weight', 'activation'))
+    return f'W{weight}{" " if ")" in weight else ""}A{activation}'
+
+
+def _widths(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return '32'
+    if found['min'] == found['max']:
+        return str(found['min'])
+    return f"{found['mean']:.1f} ({found['min']}-{found['max']})"
+
+
+def mean_bits_note(bits: Iterable[str]) -> str:
+    """Returns what readers of some ``bits_of`` must know where one of them holds a mean."""
+    return MEAN_BITS if any('(' in text for text in bits) else ''
 
 
 def config_of(results: Mapping[str, Any]) -> str:
@@ -73,7 +97,9 @@ def results_text(all_results: Sequence[Mapping[str, Any]]) -> str:
     """
     header = ['config', 'bits', 'metric', 'float', 'quantized', 'drop', 'float MB',
               'quantized MB', 'seconds']
-    return text_table(header, [row for results in all_results for row in results_rows(results)])
+    rows = [row for results in all_results for row in results_rows(results)]
+    note = mean_bits_note(row[1] for row in rows)
+    return text_table(header, rows) + (f'\n\n{note}' if note else '')
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

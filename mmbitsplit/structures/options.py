@@ -108,14 +108,21 @@ def from_mapping(cls: type[Made], mapping: Mapping[str, Any], where: str) -> Mad
 
 def _read(value: Any, hint: Any, where: str) -> Any:
     """A value of a config, with dicts made into the ``Options`` that a field holds."""
-    if _is_options(hint):
-        return from_mapping(hint, value, where)
+    options = [kind for kind, _ in _alternatives(hint) if _is_options(kind)]
+    if _is_options(hint) or (options and isinstance(value, Mapping)):
+        return from_mapping(options[0], value, where)
     if _is_sequence(hint) and _is_options(get_args(hint)[0]):
         if not isinstance(value, (list, tuple)):
             raise ValueError(f'{where} must be a list of dicts, got {value!r}.')
-        return tuple(from_mapping(get_args(hint)[0], item, f'{where}[{index}]')
+        return tuple(from_mapping(get_args(hint)[0], item, f'{where}[{_label(index, item)}]')
                      for index, item in enumerate(value))
     return value
+
+
+def _label(index: int, item: Any) -> str:
+    """What an item of a list is called in errors: its name where it has one."""
+    name = item.get('name') if isinstance(item, Mapping) else None
+    return repr(name) if isinstance(name, str) else str(index)
 
 
 def check_values(cls: type, values: Mapping[str, Any]) -> None:

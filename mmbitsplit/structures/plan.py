@@ -61,6 +61,8 @@ class FloatRemainder:
         reason: Why it stays float.
         num_weights: Its own parameters.
         share: Of all parameters of the model, 0 to 1.
+        requested: Whether scope, an override or a plan keeps it in float, and another plan can
+            have it quantized.
     """
 
     name: str
@@ -68,6 +70,7 @@ class FloatRemainder:
     reason: str
     num_weights: int
     share: float
+    requested: bool = False
 
 
 @dataclass(frozen=True)

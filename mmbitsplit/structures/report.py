@@ -1,5 +1,7 @@
 """What a calibration says of itself, a row a layer, ready for JSON."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.structures.plan import FloatRemainder, Selection
-from mmbitsplit.structures.units import Unit
 
 
 @dataclass(kw_only=True)
@@ -89,7 +90,7 @@ class QuantizationReport:
         selections: Steps outside of all replay points that pick rows by values of layers; the
             two passes may pick different ones.
         warnings: Sentences on what makes the result doubtful, such as a forward that is random.
-        units: Which layers belong together, and why those that stand alone do.
+        plan: As ``plan.json`` has it (``plan_value``); can be given back.
     """
 
     layers: list[LayerReport]
@@ -103,7 +104,27 @@ class QuantizationReport:
     refinement: dict[str, Any] = field(default_factory=dict)
     selections: list[Selection] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    units: list[Unit] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
+
+
+def width_summary(layers: Iterable[LayerReport]) -> dict[str, dict[str, float] | None]:
+    """Returns mean, least and most bits of ``'weight'`` and ``'activation'`` codes.
+
+    Means count each layer by its weights. Float inputs count as no width; ``None`` where all
+    inputs are float.
+    """
+    layers = list(layers)
+    return {what: _widths([(getattr(layer, f'{what}_bits'), math.prod(layer.shape))
+                           for layer in layers]) for what in ('weight', 'activation')}
+
+
+def _widths(counted: list[tuple[int | None, int]]) -> dict[str, float] | None:
+    known = [(bits, weights) for bits, weights in counted if bits is not None]
+    if not known:
+        return None
+    total = sum(weights for _, weights in known)
+    return {'mean': sum(bits * weights for bits, weights in known) / total,
+            'min': min(known)[0], 'max': max(known)[0]}
 
 
 def summary(values: Tensor) -> tuple[float, float]:

@@ -1,17 +1,27 @@
 """What the user asks for: bits, modes, method, calibration. One definition of every option."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
+from mmbitsplit.spelling import nearest
 from mmbitsplit.structures.options import Options, Range, check_value, from_mapping
 
 MIN_BITS, MAX_BITS = 2, 8
 Bits = Annotated[int, Range(MIN_BITS, MAX_BITS)]
 WeightSearch = Literal['mse', 'minmax']
+AS_REQUESTED: Literal['request'] = 'request'
+PlannedBits = Bits | None | Literal['request']
 REDUCED_BITS = 7
+PLAN_FORMAT = 1
+# What of a request a plan says a layer; the rest (placement and its bits, reduce_range) is what
+# plans are made by.
+PLAN_SETTINGS = {
+    'weight': ('scale_search',),
+    'activation': ('mode', 'symmetry', 'scale_search', 'strength', 'norm', 'bit_allocation')}
 
 
 def check_bits(name: str, num_bits: Any) -> None:
@@ -159,6 +169,78 @@ class OverrideSpec(Options):
 
 
 @dataclass(frozen=True)
+class PlanRow(Options):
+    """What one layer of a given plan gets; what is left out is as the request says.
+
+    Args:
+        name: The layer's dotted name.
+        weight_bits: Width of a weight code; ``None`` leaves the whole layer in float.
+        input_bits: Width of an input code; ``None`` leaves the input in float.
+        output_bits: Width of an output code; ``None`` leaves the output in float.
+        weight: Keys of ``quantization.weight`` to replace: ``scale_search``.
+        activation: Keys of ``quantization.activation`` to replace: ``mode``, ``symmetry``,
+            ``scale_search``, ``strength``, ``norm``, ``bit_allocation``.
+        role: Of the layer, for readers of the file; nothing follows from it.
+    """
+
+    name: str
+    weight_bits: PlannedBits = AS_REQUESTED
+    input_bits: PlannedBits = AS_REQUESTED
+    output_bits: PlannedBits = AS_REQUESTED
+    weight: Mapping[str, Any] = field(default_factory=dict)
+    activation: Mapping[str, Any] = field(default_factory=dict)
+    role: str = ''
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_settings(self)
+
+
+@dataclass(frozen=True)
+class PlanSpec(Options):
+    """A given plan: widths layer by layer, which win over those of the request and its overrides.
+
+    Args:
+        layers: A row a layer, in any order. Layers without one get what the request says.
+        weight, activation: What layers with a row have in common; rows win.
+        format: Version of this layout.
+    """
+
+    layers: tuple[PlanRow, ...]
+    weight: Mapping[str, Any] = field(default_factory=dict)
+    activation: Mapping[str, Any] = field(default_factory=dict)
+    format: int = PLAN_FORMAT
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.format != PLAN_FORMAT:
+            raise ValueError(f'format={self.format} of a plan is not known; this version reads '
+                             f'{PLAN_FORMAT}. Install a newer mmbitsplit, or make the plan again.')
+        _check_settings(self)
+        names = [row.name for row in self.layers]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"The plan has {names.count(name)} rows of layer '{name}'; "
+                                 'leave one.')
+
+    @functools.cached_property
+    def rows(self) -> dict[str, PlanRow]:
+        """Rows by name, each with what all have in common."""
+        return {row.name: replace(row, weight={**self.weight, **row.weight},
+                                  activation={**self.activation, **row.activation})
+                for row in self.layers}
+
+
+def _check_settings(part: PlanRow | PlanSpec) -> None:
+    for name, known in PLAN_SETTINGS.items():
+        for key in getattr(part, name):
+            if key not in known:
+                raise ValueError(f"Unknown key '{key}' in {name} of a plan: "
+                                 f'{nearest(key, known)}. Widths stand in the rows: weight_bits, '
+                                 'input_bits, output_bits.')
+
+
+@dataclass(frozen=True)
 class QuantSpec(Options):
     """The whole request, as the ``quantization`` dict of a config gives it.
 
@@ -169,6 +251,8 @@ class QuantSpec(Options):
         calibration: Images, seed, sampling.
         overrides: Exceptions by name pattern.
         scope: ``'all'``, or top-level children joined by ``+`` such as ``'backbone+neck'``.
+        plan: A plan, as ``plan.json`` has it: widths layer by layer, which win over everything
+            above. Also the path of such a file, from where the command is started.
     """
 
     weight: WeightSpec = field(default_factory=WeightSpec)
@@ -178,6 +262,7 @@ class QuantSpec(Options):
     calibration: CalibrationSpec = field(default_factory=CalibrationSpec)
     overrides: tuple[OverrideSpec, ...] = ()
     scope: str = 'all'
+    plan: PlanSpec | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,6 +277,10 @@ class QuantSpec(Options):
             where = f'quantization.overrides[{index}]'
             merge(self.weight, override.weight, f'{where}.weight')
             merge(self.activation, override.activation, f'{where}.activation')
+        for row in self.plan.rows.values() if self.plan is not None else ():
+            where = f"quantization.plan, layer '{row.name}'"
+            merge(self.weight, row.weight, f'{where}, weight')
+            merge(self.activation, row.activation, f'{where}, activation')
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> 'QuantSpec':
@@ -199,8 +288,11 @@ class QuantSpec(Options):
         return from_mapping(cls, mapping, 'quantization')
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns nested plain dicts, ready for JSON."""
-        return dataclasses.asdict(self)
+        """Returns nested plain dicts, ready for JSON; no ``plan`` where none is given."""
+        values = dataclasses.asdict(self)
+        if self.plan is None:  # as files of before plans have it, which journals are compared with
+            del values['plan']
+        return values
 
 
 def merge(options: Any, changes: Mapping[str, Any], where: str) -> Any:

@@ -1,5 +1,6 @@
 """Requests that cannot work are refused early; Mask R-CNN is quantized whole."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from mmbitsplit.engine.data.calibration_data import load_calibration_data
 from mmbitsplit.engine.run.presets import replay_points
 from mmbitsplit.engine.run.quantize_runner import read_spec
 from mmbitsplit.models import QuantizedLayer, describe
+from mmbitsplit.report import results_rows
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -67,23 +69,64 @@ def test_a_checkpoint_of_another_model_names_tensors(demo, monkeypatch):
     assert not (work_dir / 'results.json').exists()
 
 
-@pytest.mark.parametrize('report', [True, False])
-def test_a_report_is_left_where_it_is_asked_for(report, demo, tmp_path):
+@pytest.fixture
+def few_digits(demo, tmp_path):
+    """Quantizes the demo's classifier, evaluated on a picture a class."""
     classes = tmp_path / 'data/cls_val'
     for label in range(10):
         (classes / str(label)).mkdir(parents=True)
         picture = min((PROJECT / 'data/digits/cls_val' / str(label)).iterdir())
         (classes / str(label) / picture.name).symlink_to(picture)
-    cfg = demo('classifier_digits_w4a8', **{
-        'test_dataloader.dataset.data_root': f'{tmp_path}/data/',
-        'quantization.calibration.num_images': 8, 'quantization.calibration.rows_per_layer': 256})
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        results = quantize_config(cfg, config_name='demo', report=report)
-    files = {path.name for path in Path(cfg.work_dir).iterdir()}
+    def run(report=False, **changes):
+        cfg = demo('classifier_digits_w4a8', **{
+            'test_dataloader.dataset.data_root': f'{tmp_path}/data/',
+            'quantization.calibration.num_images': 8,
+            'quantization.calibration.rows_per_layer': 256, **changes})
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            return quantize_config(cfg, config_name='demo', report=report), Path(cfg.work_dir)
+    return run
+
+
+@pytest.mark.parametrize('report', [True, False])
+def test_a_report_is_left_where_it_is_asked_for(report, few_digits):
+    results, work_dir = few_digits(report)
+    files = {path.name for path in work_dir.iterdir()}
     assert {'results.json', 'layers.json', 'quantized.pth'} <= files
     assert ({'report.html', 'report_data.json'} <= files) == report
     assert report or not [name for name in files if name.startswith('report')]
     assert results['float'].keys() == results['quantized'].keys() == {'accuracy/top1'}
+
+
+def test_the_plan_of_a_run_is_there_early_can_be_edited_and_given_back(few_digits, monkeypatch,
+                                                                       tmp_path):
+    plan, work_dir = tmp_path / 'mine.json', tmp_path / 'work'
+
+    def look(layer):  # the first that is solved
+        assert (work_dir / 'plan.json').is_file() and not (work_dir / 'layers.json').exists()
+        plan.write_text((work_dir / 'plan.json').read_text())
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr('mmbitsplit.engine.files.layer_log.layer_row', look)
+        with pytest.raises(KeyboardInterrupt):
+            few_digits()
+    given = json.loads(plan.read_text())
+    assert [row['weight_bits'] for row in given['layers']] == [8, *[4] * 19, 8]
+    given['layers'][1]['weight_bits'], given['layers'][2]['weight_bits'] = 2, None
+    plan.write_text(json.dumps(given))
+    results, _ = few_digits(**{'quantization.plan': str(plan), 'quantization.weight.num_bits': 5,
+                               'quantization.method': dict(type='RoundToNearest')})
+    layers = json.loads((work_dir / 'layers.json').read_text())
+    wanted = [row for row in given['layers'] if row['weight_bits'] is not None]
+    assert [(row['name'], row['weight_bits']) for row in layers['layers']] == [
+        (row['name'], row['weight_bits']) for row in wanted]
+    assert [row['name'] for row in layers['kept_float'] if row['requested']] == [
+        given['layers'][2]['name']]
+    assert {row['name']: row['weight_bits'] for row in json.loads(
+        (work_dir / 'plan.json').read_text())['layers']} == {
+        row['name']: row['weight_bits'] for row in given['layers']}
+    bits = results['bits']
+    assert not bits['uniform'] and bits['weight']['min'] == 2 and bits['weight']['max'] == 8
+    assert results_rows(results)[0][1] == f"W{bits['weight']['mean']:.1f} (2-8) A8"
 
 
 def test_the_hook_wants_float_weights():

@@ -13,6 +13,7 @@ from bench.stored_runs import (
     stored_text,
     strip_run,
 )
+from mmbitsplit.report.tables import bits_of
 
 
 @pytest.fixture
@@ -30,6 +31,14 @@ def test_image_names_are_left_out_and_figures_are_not(results):
     assert run['calibration'] == {'num_images': 3, 'seed': 7} and run['command'] == 'make demo'
     assert run['quantized'] == results['quantized'] and 'estimated_bytes' not in run
     assert 'cell' not in run
+
+
+@pytest.mark.parametrize('uniform', [True, False])
+def test_widths_of_layers_are_kept_where_they_differ(results, uniform):
+    bits = {'weight': {'mean': 4.3, 'min': 2, 'max': 8}, 'activation': None, 'uniform': uniform}
+    run = strip_run({**results, 'bits': bits}, 'x')
+    assert bits_of(run) == ('W4A4' if uniform else 'W4.3 (2-8) A32')
+    assert ('bits' in run) != uniform
 
 
 @pytest.mark.parametrize('change, message', [

@@ -11,6 +11,7 @@ import torch
 
 from mmbitsplit.cli import inspect_checkpoint
 from mmbitsplit.export import FORMAT, PAYLOAD_KEY, pack_checkpoint, read_checkpoint
+from mmbitsplit.structures import read_plan
 
 PROJECT = Path(__file__).parents[2]
 FILES = sorted((PROJECT / 'tests/packed_files').glob('packed_v*.pth'))
@@ -124,3 +125,11 @@ def test_it_runs_with_torch_alone(run, args):
                           cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'depthwise' in done.stdout
+
+
+def test_the_plan_is_one_that_quantizing_takes(inspect):
+    code, printed = inspect(FILES[0], '--plan')
+    rows = read_plan(json.loads(printed.out)).rows
+    assert code == 0 and rows['depthwise'].weight_bits == 5 and rows['stem'].input_bits is None
+    assert rows['depthwise'].activation == {'mode': 'per_channel'}
+    assert '4.32 bits on average (3 to 8)' in inspect(FILES[0])[1].out

@@ -168,6 +168,21 @@ def test_an_option_at_its_default_is_the_same_said_or_not(run):
     assert run.identity() == before
 
 
+def test_what_the_plan_says_counts_wherever_its_file_lies(run, tmp_path):
+    value = {'layers': [{'name': 'conv', 'weight_bits': 4}, {'name': 'middle', 'weight_bits': 3}]}
+    assert 'plan' not in run.identity()['quantization']
+    for name in ('one.json', 'two.json'):
+        (tmp_path / name).write_text(json.dumps(value))
+    run.change('quantization.plan', str(tmp_path / 'one.json'))
+    open_for(run, tmp_path).append(solved_layer('conv'))
+    run.change('quantization.plan', str(tmp_path / 'two.json'))
+    assert len(open_for(run, tmp_path).entries) == 1
+    value['layers'][1]['weight_bits'] = 2
+    (tmp_path / 'two.json').write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=r'plan.layers\[1\].weight_bits is 2, the journal has 3'):
+        open_for(run, tmp_path)
+
+
 def test_one_element_of_the_weights_counts(run, tmp_path):
     open_for(run, tmp_path)
     with torch.no_grad():

@@ -11,8 +11,9 @@ from mmbitsplit.report.comparison import (
     comparison_markdown,
     comparison_page,
     comparison_rows,
+    differing_widths,
 )
-from mmbitsplit.report.tables import RELATIVE_ERROR
+from mmbitsplit.report.tables import MEAN_BITS, RELATIVE_ERROR
 
 
 @pytest.fixture
@@ -56,3 +57,21 @@ def test_long_names_may_be_broken_and_errors_are_explained(rows):
     page = comparison_page(rows)
     assert page.count('<td class="path">') == 2 * len(rows)  # config, worst layer
     assert RELATIVE_ERROR in page.replace('&#39;', "'")
+
+
+def test_layers_whose_widths_differ_are_a_table_where_a_run_has_several(results, layer, read_page):
+    pytest.importorskip('plotly')
+    usual = {'layers': [layer('a'), layer('b'), layer('c')], 'kept_float': []}
+    planned = {'layers': [layer('a', weight_bits=2), layer('b'), layer('d')],
+               'kept_float': [{'name': 'c'}]}
+    widths = {'mean': 3.0, 'min': 2, 'max': 4}
+    mixed = results(bits={'weight': widths, 'activation': None, 'uniform': False})
+    assert differing_widths({'one': (results(), usual), 'two': (results(), planned)}) == []
+    found = differing_widths({'one': (results(), usual), 'two': (mixed, planned)})
+    assert found == [['a', 'W4A8', 'W2A8'], ['c', 'W4A8', 'float']]  # d is of another model
+    rows = comparison_rows('one', results(), usual) + comparison_rows('two', mixed, planned)
+    text = comparison_markdown(rows, found)
+    assert '| layer | one  | two   |' in text and MEAN_BITS in text
+    page = read_page(comparison_page(rows, found))
+    assert {'Layers whose widths differ', 'W2A8', 'W3.0 (2-4) A32'} <= set(page.text)
+    assert MEAN_BITS in ' '.join(page.text)

@@ -3,6 +3,7 @@
 import pytest
 
 from mmbitsplit.report import results_rows, results_text, text_table
+from mmbitsplit.report.tables import MEAN_BITS
 
 
 def results(**changes):
@@ -36,6 +37,20 @@ def test_other_metrics_and_none(metrics, shown):
 
 def test_weights_only_is_called_a32():
     assert results_rows(results(activation_bits=None))[0][1] == 'W4A32'
+
+
+@pytest.mark.parametrize(('weight', 'activation', 'shown'), [
+    ((4.3, 2, 8), (8.0, 8, 8), 'W4.3 (2-8) A8'), ((4.3, 2, 8), None, 'W4.3 (2-8) A32'),
+    ((3.0, 3, 3), (8.0, 8, 8), 'W3A8'), ((3.0, 3, 3), (5.26, 4, 6), 'W3A5.3 (4-6)'),
+    ((4.3, 2, 8), (5.2, 4, 6), 'W4.3 (2-8) A5.2 (4-6)')])
+def test_several_widths_are_told_as_mean_and_range(weight, activation, shown):
+    names = ('mean', 'min', 'max')
+    bits = {'weight': dict(zip(names, weight)),
+            'activation': activation and dict(zip(names, activation)), 'uniform': False}
+    assert results_rows(results(bits=bits))[0][1] == shown
+    assert (MEAN_BITS in results_text([results(), results(bits=bits)])) == ('(' in shown)
+    uniform = results(bits={**bits, 'uniform': True})
+    assert results_text([uniform]) == results_text([results()])  # as runs of before plans
 
 
 def test_text_has_a_line_a_row_all_equally_long():

@@ -19,6 +19,8 @@ from mmbitsplit.structures import (
     FirstLastSpec,
     Options,
     OverrideSpec,
+    PlanRow,
+    PlanSpec,
     QuantSpec,
     Range,
     WeightSpec,
@@ -137,14 +139,24 @@ REFUSED = {
         'first_last': (r'FirstLastSpec\(\.\.\.\)', [8]),
         'calibration': (r'CalibrationSpec\(\.\.\.\)', [None]),
         'method': SETTINGS, 'scope': ('a string', [3, None, ['neck']]),
-        'overrides': (r'a list, each item OverrideSpec\(\.\.\.\)', [{}, [{}], OverrideSpec('a')])},
+        'overrides': (r'a list, each item OverrideSpec\(\.\.\.\)', [{}, [{}], OverrideSpec('a')]),
+        'plan': (r'PlanSpec\(\.\.\.\) or None', ['plan.json', {'layers': []}, PlanRow('a')])},
+    PlanRow: {
+        'name': ('a string', [3, None]), 'role': ('a string', [None]),
+        'weight': SETTINGS, 'activation': SETTINGS,
+        **dict.fromkeys(('weight_bits', 'input_bits', 'output_bits'), (
+            "an integer from 2 to 8 or None or 'request'", BITS[1]))},
+    PlanSpec: {
+        'layers': (r'a list, each item PlanRow\(\.\.\.\)', [None, PlanRow('a'), [{}]]),
+        'format': ('an integer', ['1', None]), 'weight': SETTINGS, 'activation': SETTINGS},
 }
 
 
 @pytest.mark.parametrize('cls', REFUSED, ids=lambda cls: cls.__name__)
 def test_every_field_of_the_request_is_held_to_its_declaration(cls):
     assert set(REFUSED[cls]) == {field.name for field in dataclasses.fields(cls)}
-    needed = {'match': 'a'} if cls is OverrideSpec else {}
+    needed = {OverrideSpec: {'match': 'a'}, PlanRow: {'name': 'a'}, PlanSpec: {'layers': ()}}.get(
+        cls, {})
     made = cls(**needed)
     for name, (allowed, values) in REFUSED[cls].items():
         for value in values:
@@ -153,7 +165,7 @@ def test_every_field_of_the_request_is_held_to_its_declaration(cls):
                 cls(**{**needed, name: value})
             with pytest.raises(ValueError, match=wanted):
                 replace(made, **{name: value})
-            if cls is not QuantSpec:
+            if cls not in (QuantSpec, PlanSpec):
                 with pytest.raises(ValueError, match=f'^the.place: {wanted}'):
                     from_mapping(cls, {**needed, name: value}, 'the.place')
 

@@ -17,7 +17,8 @@ from mmbitsplit.engine.run.quantize_runner import QuantizedRun
 from mmbitsplit.engine.run.weight_averages import is_average
 from mmbitsplit.export import PAYLOAD_KEY, PLAN_KEY, pack_checkpoint
 from mmbitsplit.models import describe
-from mmbitsplit.structures import QuantSpec
+from mmbitsplit.planning.first_and_last import is_uniform
+from mmbitsplit.structures import QuantSpec, width_summary
 from mmbitsplit.version import __version__
 
 CHECKPOINT, CONFIG = 'quantized.pth', 'quantized_config.py'
@@ -123,8 +124,7 @@ def layers_table(run: QuantizedRun) -> dict[str, Any]:
             'kept_float': [dataclasses.asdict(remainder) for remainder in report.kept_float],
             'folded_batch_norms': report.folded_batch_norms,
             'selections': [dataclasses.asdict(selection) for selection in report.selections],
-            'warnings': report.warnings,
-            'units': [dataclasses.asdict(unit) for unit in report.units]}
+            'warnings': report.warnings}
 
 
 def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[str, int],
@@ -135,6 +135,9 @@ def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[s
     return {
         'config': config, 'method': dict(spec.method),
         'weight_bits': spec.weight.num_bits, 'activation_bits': spec.activation.num_bits,
+        'bits': {**width_summary(run.report.layers), 'uniform': is_uniform(
+            [(layer.role, layer.weight_bits, layer.activation_bits)
+             for layer in run.report.layers], spec)},
         'float': float_metrics, 'quantized': quantized_metrics,
         'drop': {name: value - quantized_metrics[name] for name, value in float_metrics.items()
                  if name in quantized_metrics},

@@ -17,6 +17,7 @@ from mmbitsplit.engine.data.calibration_data import (
 )
 from mmbitsplit.engine.data.calibration_images import reading_data_set
 from mmbitsplit.engine.files.layer_log import layer_log
+from mmbitsplit.engine.files.plan_writer import write_plan
 from mmbitsplit.engine.run.presets import replay_points
 from mmbitsplit.engine.run.progress import progress_bar
 from mmbitsplit.models import PreparedModel
@@ -114,7 +115,8 @@ def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData,
         prepared, report = calibrate(
             model, data.batches, spec, run=lambda model, batch: model.test_step(batch),
             replay_points=replay_points(model), labels=data.labels, progress=progress,
-            team=current_team(), journal=journal)
+            team=current_team(), journal=journal,
+            planned=lambda plan: write_plan(runner.work_dir, plan, runner.cfg) if first else None)
     _log(runner, report)
     return QuantizedRun(prepared, report, data, float_bytes)
 

@@ -1,0 +1,100 @@
+"""A plan as plain JSON that people can read, edit and give back: ``plan.json``.
+
+One line a layer, with its widths; the settings that most layers share stand once, above them. What
+a plan given back leaves out is as the request says, so that editing a width is enough.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mmbitsplit.structures.options import from_mapping
+from mmbitsplit.structures.plan import BitPlan, LayerPlan
+from mmbitsplit.structures.spec import PLAN_FORMAT, PLAN_SETTINGS, PlanSpec
+
+PLAN = 'plan.json'
+
+
+def plan_value(plan: BitPlan) -> dict[str, Any]:
+    """Returns a plan as plain values, ready for JSON.
+
+    Layers come in the order of execution, then those that were asked to stay in float, with
+    ``weight_bits`` of ``None``. What can only stay in float is left out.
+    """
+    shared = {part: _most_common([_settings(layer, part) for layer in plan.layers])
+              for part in PLAN_SETTINGS}
+    rows: list[dict[str, Any]] = []
+    for layer in plan.layers:
+        row = {'name': layer.name, 'weight_bits': layer.weight.num_bits,
+               'input_bits': layer.activation.num_bits,
+               'output_bits': None if layer.output is None else layer.output.num_bits,
+               'role': layer.role}
+        for part, common in shared.items():
+            own = {key: value for key, value in _settings(layer, part).items()
+                   if value != common[key]}
+            if own:
+                row[part] = own
+        rows.append(row)
+    rows += [{'name': part.name, 'weight_bits': None} for part in plan.kept_float
+             if part.requested]
+    return {'format': PLAN_FORMAT, **shared, 'layers': rows}
+
+
+def plan_text(value: Mapping[str, Any]) -> str:
+    """Returns the text of ``plan.json``: JSON with a line a layer, widths one below the other.
+
+    Args:
+        value: From ``plan_value``, or of its layout.
+    """
+    names = [json.dumps(row['name'], ensure_ascii=False) for row in value['layers']]
+    width = max(map(len, names), default=0) + 1
+    rows = []
+    for name, row in zip(names, value['layers']):
+        rest = json.dumps({key: part for key, part in row.items() if key != 'name'},
+                          ensure_ascii=False)
+        rows.append(f'    {{"name": {(name + ",").ljust(width)} {rest[1:]}')
+    above = [f'  {json.dumps(key)}: {json.dumps(part, ensure_ascii=False)},'
+             for key, part in value.items() if key != 'layers']
+    return '\n'.join(['{', *above, '  "layers": [', ',\n'.join(rows), '  ]', '}']) + '\n'
+
+
+def read_plan(given: PlanSpec | BitPlan | Mapping[str, Any] | str | Path) -> PlanSpec:
+    """Reads a plan, in whatever form it is given.
+
+    Args:
+        given: A file, its contents, or a plan.
+
+    Raises:
+        ValueError: It cannot be read or is no plan; names the file, the layer, the key and what
+            is allowed.
+    """
+    if isinstance(given, PlanSpec):
+        return given
+    if isinstance(given, BitPlan):
+        given = plan_value(given)
+    if isinstance(given, (str, Path)):
+        try:
+            return from_mapping(PlanSpec, json.loads(Path(given).read_text(encoding='utf-8')),
+                                'plan')
+        except (OSError, ValueError) as error:  # of which json's errors are some
+            reason = 'there is no such file' if isinstance(error, FileNotFoundError) \
+                else str(error).rstrip('.')
+            raise ValueError(f'The plan {given} cannot be read: {reason}. Give the {PLAN} of a '
+                             'work directory, edited or not.') from error
+    return from_mapping(PlanSpec, given, 'plan')
+
+
+def _settings(layer: LayerPlan, part: str) -> dict[str, Any]:
+    """Settings of a layer's weight or activation that a plan says."""
+    values = asdict(getattr(layer, part))
+    return {key: values[key] for key in PLAN_SETTINGS[part]}
+
+
+def _most_common(settings: list[dict[str, Any]]) -> dict[str, Any]:
+    if not settings:
+        return {}
+    best = Counter(json.dumps(each) for each in settings).most_common(1)[0][0]
+    return next(each for each in settings if json.dumps(each) == best)
