@@ -1,0 +1,1 @@
+"""Calibration images: which, how many, and where they come from."""
