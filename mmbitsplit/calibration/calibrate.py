@@ -146,10 +146,9 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
             found.record.seconds_forward = journal.facts.get('float_forward', 0.0)
     record, loss = found.record, found.loss
     warnings = _random_forwards(look)
+    units = find_units(look.flow, prepared.plan, overrides=spec.overrides, counts=look.counts)
     solver = LayerSolver(prepared, record, method, labels, team, journal, stopwatch, progress,
-                         KeptModel(loss) if loss else None,
-                         find_units(look.flow, prepared.plan, overrides=spec.overrides,
-                                    counts=look.counts))
+                         KeptModel(loss) if loss else None, units)
     solver.take_over(entries)
     if data_free:
         solver.solve_without_images()
@@ -182,7 +181,7 @@ def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
         method=dict(spec.method),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         estimated_bytes=estimate.total, refinement=refinement, selections=selections,
-        warnings=warnings, plan=plan_value(prepared.plan))
+        warnings=warnings, units=list(units), plan=plan_value(prepared.plan))
 
 
 def _random_forwards(look: Watching) -> list[str]:

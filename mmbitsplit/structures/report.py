@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.structures.plan import FloatRemainder, Selection
+from mmbitsplit.structures.units import Unit
 
 
 @dataclass(kw_only=True)
@@ -90,6 +91,7 @@ class QuantizationReport:
         selections: Steps outside of all replay points that pick rows by values of layers; the
             two passes may pick different ones.
         warnings: Sentences on what makes the result doubtful, such as a forward that is random.
+        units: Which layers belong together, and why those that stand alone do.
         plan: As ``plan.json`` has it (``plan_value``); can be given back.
     """
 
@@ -104,6 +106,7 @@ class QuantizationReport:
     refinement: dict[str, Any] = field(default_factory=dict)
     selections: list[Selection] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    units: list[Unit] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
 
 

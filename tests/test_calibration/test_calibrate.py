@@ -53,6 +53,7 @@ def test_reports_name_the_unit_of_each_layer(residual_net, images, make_spec, ru
                      'blocks.0.conv1': 'blocks.0', 'blocks.0.conv2': 'blocks.0',
                      'blocks.1.conv1': 'blocks.1', 'blocks.1.conv2': 'blocks.1'}
     assert {step.layer.name: step.layer.unit for step in told if step.layer} == units
+    assert {layer: unit.name for unit in report.units for layer in unit.layers} == units
 
 
 def test_a_unit_that_cannot_be_is_refused_before_anything_is_solved(residual_net, images,

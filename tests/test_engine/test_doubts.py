@@ -7,7 +7,7 @@ import pytest
 
 from mmbitsplit.engine.results.artifacts import layers_table
 from mmbitsplit.engine.run.quantize_runner import _log
-from mmbitsplit.structures import QuantizationReport, Selection
+from mmbitsplit.structures import QuantizationReport, Selection, Unit
 
 
 @pytest.fixture
@@ -30,8 +30,11 @@ def test_the_log_names_the_step_the_layers_and_what_to_do(report):
     assert 'replay point' in selection
 
 
-def test_layers_json_lists_both(report):
+def test_layers_json_lists_them_beside_units(report):
+    report.units.append(Unit('part', ('part', 'relu'), ('part.a', 'part.b')))
     table = json.loads(json.dumps(layers_table(SimpleNamespace(report=report))))
     assert table['selections'] == [{'operation': 'topk', 'module': 'decoder', 'method': 'choose',
                                     'reaches': ['decoder.a', 'head']}]
     assert table['warnings'] == ['The forward is random.']
+    assert table['units'] == [{'name': 'part', 'modules': ['part', 'relu'],
+                               'layers': ['part.a', 'part.b'], 'reason': ''}]

@@ -2,8 +2,6 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +9,8 @@ import pytest
 import torch
 from divided_nets import divide
 from stock_models import CLASSIFIERS, DETECTORS, build
-from torch import Tensor, nn
+from torch import nn
+from unit_oracle import assert_alone, assert_isolated, following
 
 from mmbitsplit.engine.run.presets import replay_points
 from mmbitsplit.passes.replay import Tape, barrier, recording, replaying
@@ -77,98 +76,14 @@ def test_kinds_of_units(case):
         assert [unit.reason for unit in case.units if unit.layers == (layer,)] == [reason]
 
 
-@dataclass
-class Call:
-    """One call of a module of a unit."""
+def test_units_are_functions_of_one_tensor_and_share_nothing_else(case):
+    def again() -> Any:
+        return run(case.model, copy.deepcopy(case.batch))
 
-    name: str
-    args: tuple
-    kwargs: dict[str, Any]
-    output: Any = None
-
-
-def test_a_unit_run_alone_gives_what_it_gave(case):
-    calls, _ = recorded(case)
-    for unit in case.units:
-        modules = [case.model.get_submodule(name) for name in unit.modules]
-        for start, end in spans(unit, calls):
-            args, kwargs = copy.deepcopy((calls[start].args, calls[start].kwargs))
-            y = modules[0](*args, **kwargs)
-            for module in modules[1:]:
-                y = module(y)
-            assert isinstance(y, Tensor)
-            torch.testing.assert_close(y, calls[end].output, rtol=1e-4, atol=1e-4)
-
-
-def test_nothing_passes_from_a_unit_but_its_output(case):
-    """With noise inside units, and what they gave put in place, all others get what they got."""
-    calls, tape = recorded(case)
-    ends = {end: calls[end].output for unit in case.units if len(unit.layers) > 1
-            for _, end in spans(unit, calls)}
-    noisy = [name for unit in case.units if len(unit.layers) > 1 for name in unit.layers]
-    firsts = {start for unit in case.units for start, _ in spans(unit, calls)}
-    hooks = [case.model.get_submodule(name).register_forward_hook(
-        lambda module, args, output: torch.randn_like(output)) for name in noisy]
-    try:
-        with replaying(replay_points(case.model), tape, lambda: 0), \
-                following(case, replaced=ends) as again:
-            run(case.model, copy.deepcopy(case.batch))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    assert [call.name for call in again] == [call.name for call in calls]
-    for number in firsts:
-        (x,) = [value for value in (*again[number].args, *again[number].kwargs.values())
-                if isinstance(value, Tensor)]
-        (expected,) = [value for value in (*calls[number].args, *calls[number].kwargs.values())
-                       if isinstance(value, Tensor)]
-        assert torch.equal(x, expected), again[number].name
-
-
-def recorded(case: Case) -> tuple[list[Call], Tape]:
-    tape = Tape()
-    with recording(replay_points(case.model), tape, lambda: 0), following(case) as calls:
-        run(case.model, copy.deepcopy(case.batch))
-    return calls, tape
-
-
-def spans(unit: Unit, calls: Sequence[Call]) -> Iterator[tuple[int, int]]:
-    """Numbers of the first and the last call of a unit, each time it is called."""
-    for start, call in enumerate(calls):
-        if call.name == unit.modules[0]:
-            end = start
-            for name in unit.modules[1:]:
-                end += 1
-                assert calls[end].name == name
-            yield start, end
-
-
-@contextmanager
-def following(case: Case, replaced: dict[int, Tensor] | None = None) -> Iterator[list[Call]]:
-    """Lists calls of modules of units; some outputs are replaced, by number of the call."""
-    calls: list[Call] = []
-    running: list[int] = []
-
-    def enter(name: str):
-        def hook(module, args, kwargs):
-            running.append(len(calls))
-            calls.append(Call(name, *copy.deepcopy((args, kwargs))))
-        return hook
-
-    def leave(module, args, output):
-        number = running.pop()
-        if replaced and number in replaced:
-            output = replaced[number].clone()
-        calls[number].output = copy.deepcopy(output)
-        return output
-
-    hooks = []
-    for name in dict.fromkeys(name for unit in case.units for name in unit.modules):
-        module = case.model.get_submodule(name)
-        hooks += [module.register_forward_pre_hook(enter(name), with_kwargs=True),
-                  module.register_forward_hook(leave)]
-    try:
-        yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
+    tape, points = Tape(), replay_points(case.model)
+    with recording(points, tape, lambda: 0), following(case.model, case.units) as calls, \
+            torch.no_grad():
+        again()
+    assert_alone(case.model, case.units, calls)
+    with replaying(points, tape, lambda: 0):
+        assert_isolated(case.model, case.units, calls, again)

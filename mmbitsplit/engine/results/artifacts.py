@@ -124,7 +124,8 @@ def layers_table(run: QuantizedRun) -> dict[str, Any]:
             'kept_float': [dataclasses.asdict(remainder) for remainder in report.kept_float],
             'folded_batch_norms': report.folded_batch_norms,
             'selections': [dataclasses.asdict(selection) for selection in report.selections],
-            'warnings': report.warnings}
+            'warnings': report.warnings,
+            'units': [dataclasses.asdict(unit) for unit in report.units]}
 
 
 def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[str, int],
