@@ -2,7 +2,7 @@
 
 from mmbitsplit.calibration.calibrate import calibrate
 from mmbitsplit.calibration.journal import Journal
-from mmbitsplit.calibration.layer_solver import Progress
+from mmbitsplit.calibration.solved_layers import Progress
 from mmbitsplit.methods import METHODS, Method, build_method, read_request, register_method
 from mmbitsplit.passes.replay import ReplayPoint
 from mmbitsplit.passes.team import ProcessTeam, Team, current_team

@@ -1,10 +1,9 @@
 """Calibrates a model: looks at it, prepares it, and solves its layers in lockstep."""
 
-import functools
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 from mmbitsplit.calibration.float_run import FloatRun, prepare_run, run_float
 from mmbitsplit.calibration.journal import Journal
-from mmbitsplit.calibration.layer_solver import LayerSolver, Progress
+from mmbitsplit.calibration.layer_solver import LayerSolver, solve_without_images
 from mmbitsplit.calibration.memory import (
     BUDGET,
     NOTHING,
@@ -20,7 +19,10 @@ from mmbitsplit.calibration.memory import (
     available_bytes,
     check_memory,
     estimate_memory,
+    refining_bytes,
 )
+from mmbitsplit.calibration.refine import refine
+from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
 from mmbitsplit.functional.kernels.precision import full_float32
 from mmbitsplit.methods import Method, build_method, check_data_free
 from mmbitsplit.models import PreparedModel
@@ -29,11 +31,11 @@ from mmbitsplit.models.surgery.undo import as_it_was_on_error
 from mmbitsplit.passes.batches import batch_size
 from mmbitsplit.passes.call_counts import reached_by
 from mmbitsplit.passes.float_pass import FloatRecord
-from mmbitsplit.passes.forward_state import ForwardState
+from mmbitsplit.passes.forwards import Forwards, check_not_empty
 from mmbitsplit.passes.lockstep import Lockstep
 from mmbitsplit.passes.random_check import randomness
 from mmbitsplit.passes.repeated_calls import find_owners
-from mmbitsplit.passes.replay import ReplayPoint, replaying
+from mmbitsplit.passes.replay import ReplayPoint
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.team import Team
 from mmbitsplit.passes.thread_state import in_a_state_of_its_own
@@ -41,8 +43,15 @@ from mmbitsplit.passes.uncompiled import as_written, uncompiled
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.planning.request_plan import check_request, layers_to_find, make_plan
 from mmbitsplit.planning.units import find_units
-from mmbitsplit.solving.solved_model import KeptModel
-from mmbitsplit.structures import BitPlan, QuantizationReport, QuantSpec, plan_value
+from mmbitsplit.solving.model_loss import loss_batches
+from mmbitsplit.structures import (
+    BitPlan,
+    LayerReport,
+    QuantizationReport,
+    QuantSpec,
+    Selection,
+    plan_value,
+)
 
 
 @full_float32()
@@ -84,141 +93,165 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
             unknown method or option, activations that are not finite, a layer that is never
             reached, overrides or a scope that match nothing, more than the memory budget.
     """
-    team = team or Team()
-    total = team.total(len(batches))
-    if not total:
-        raise ValueError('The calibration set is empty; at least one batch of images is needed.')
+    check_not_empty((team or Team()).total(len(batches)))
     check_data_free(spec)
-    numbers = team.batches(total)
-    assert len(numbers) == len(batches), (team.rank, len(batches), numbers)
     method = build_method(spec.method)
-    by_number = dict(zip(numbers, batches))
-    labels = dict(zip(numbers, labels or [f'batch {number}' for number in numbers]))
     model = as_written(model)
     check_request(model, spec)
     with uncompiled(model), as_it_was_on_error(model):
-        return _calibrate(model.eval(), by_number, spec, run, method, replay_points, labels,
-                          progress, team, journal, planned)
+        forwards = Forwards.of(model.eval(), batches, run, seed=spec.calibration.seed,
+                               replay_points=replay_points, labels=labels, team=team)
+        return _calibrate(forwards, spec, method, progress, journal, planned)
 
 
-def _calibrate(model: nn.Module, by_number: Mapping[int, Any], spec: QuantSpec,
-               run: Callable[[nn.Module, Any], Any], method: Method,
-               replay_points: Sequence[ReplayPoint], labels: Mapping[int, str],
-               progress: Callable[[Progress], None], team: Team, journal: Journal | None,
-               planned: Callable[[BitPlan], None],
+def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
+               progress: Callable[[Progress], None], journal: Journal | None,
                ) -> tuple[PreparedModel, QuantizationReport]:
-    """As ``calibrate``, whose checks have been passed; batches and labels by number."""
+    """As ``calibrate``, whose checks have been passed."""
     stopwatch, started = Stopwatch(), time.perf_counter()
-    total, data_free = team.total(len(by_number)), spec.calibration.num_images == 0
-    state = ForwardState(model, spec.calibration.seed)
     with stopwatch('watch'):
-        look = Watching(model, by_number, layers_to_find(model, spec), run, replay_points, labels,
-                        team, state)
-        prepared, estimate = _prepare(look, spec, total)
-    planned(prepared.plan)
-    if method.refines:  # solved layers alone say too little to go on from
-        journal = None
-    entries = team.from_first(journal.entries if journal is not None else [])
-    done = {entry.name for entry in entries}
-    to_run = len(done) < len(prepared.layers) and not data_free
+        look = Watching(forwards, layers_to_find(forwards.model, spec))
+        made = _prepare(look, spec, method, planned)
+    entries = forwards.team.from_first([] if journal is None else journal.entries)
+    made, run = _float_run(look, made, spec, method, {entry.name for entry in entries}, stopwatch,
+                           progress, planned)
+    if journal is not None:
+        if run.record.seconds_forward:
+            journal.remember(float_forward=run.record.seconds_forward)
+        else:  # it was not run again
+            run.record.seconds_forward = journal.facts.get('float_forward', 0.0)
+    warnings = _random_forwards(forwards)
+    units = find_units(look.flow, made.prepared.plan, overrides=spec.overrides, counts=look.counts)
+    solved = SolvedLayers(made.prepared, units, journal, progress)
+    for entry in entries:
+        solved.take_over(entry)
+    _solve(look, made.prepared, run, method, solved, stopwatch)
+    solved.check_complete()
+    refinement = refine(method, forwards, run, solved, stopwatch) if method.refines else {}
+    made.prepared.release_float()
+    report = QuantizationReport(
+        layers=solved.in_order(), kept_float=list(made.prepared.plan.kept_float),
+        folded_batch_norms=sorted(made.prepared.folded),
+        seconds=_seconds(stopwatch, run.record, time.perf_counter() - started),
+        calibration={'num_batches': forwards.total, 'seed': spec.calibration.seed,
+                     'processes': forwards.team.size, 'layers_taken_over': len(entries)},
+        method=dict(spec.method),
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        estimated_bytes=made.estimate.total, refinement=refinement,
+        selections=_note_selections(look, solved.reports), warnings=warnings,
+        units=list(units), plan=plan_value(made.prepared.plan))
+    return made.prepared, report
 
-    def float_run() -> FloatRun:
-        return run_float(prepared, look, spec.calibration, method, done, stopwatch,
+
+@dataclass(frozen=True)
+class _Made:
+    """A prepared model, and the memory that its calibration will take."""
+
+    prepared: PreparedModel
+    estimate: MemoryEstimate
+
+
+def _prepare(look: Watching, spec: QuantSpec, method: Method,
+             planned: Callable[[BitPlan], None]) -> _Made:
+    """Plan, memory check and surgery, again where the surgery's check saw something new."""
+    while True:
+        plan = make_plan(look.forwards.model, look.flow, spec)
+        find_units(look.flow, plan, overrides=spec.overrides)  # refuses early what cannot be
+        estimate = _check_memory(look, plan, spec, method)
+        prepared = look.prepare(plan)
+        if prepared is not None:
+            planned(plan)
+            return _Made(prepared, estimate)
+
+
+def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method,
+                  ) -> MemoryEstimate:
+    if not spec.calibration.num_images:
+        return NOTHING
+    model, batches = look.forwards.model, look.forwards.batches
+    geometries = planned_geometries(model, look.flow, plan)
+    owners = find_owners(look.flow, set(geometries))
+    estimate = estimate_memory(look.flow, geometries, owners, look.sizes,
+                               spec.calibration.rows_per_layer, look.forwards.total)
+    if method.refines:
+        estimate = replace(estimate, refining=refining_bytes(
+            look.flow, geometries, look.sizes,
+            loss_batches(look.forwards, method.loss_batches)))
+    budget = spec.calibration.memory_budget
+    device = next((value.device for value in model.parameters()), torch.device('cpu'))
+    check_memory(estimate, BUDGET * available_bytes(device) if budget is None else budget * 1e9,
+                 len(batches) * spec.calibration.batch_size, look.team.size)
+    return estimate
+
+
+def _float_run(look: Watching, made: _Made, spec: QuantSpec, method: Method, done: set[str],
+               stopwatch: Stopwatch, progress: Callable[[Progress], None],
+               ) -> tuple[_Made, FloatRun]:
+    """Runs the float pass where somebody needs it; watches and prepares anew what it shows.
+
+    Args:
+        look: What is known of the model.
+        made: By that.
+        spec, method: Of the request.
+        done: Layers that an interrupted calibration has solved.
+        stopwatch, progress: Told of the pass.
+        planned: Told a new plan.
+    """
+    def run() -> FloatRun:
+        # A method that refines looks at all layers again, those solved before too.
+        return run_float(made.prepared, look, spec.calibration, method,
+                         set() if method.refines else done, stopwatch,
                          lambda step, steps: progress(Progress('float', step, steps)))
 
-    if to_run:
-        found = float_run()
-        new = look.take_in(found.record.counts)
-        if new:  # roles and folded batch norms rest on what was seen
-            prepared.put_back()
-            with stopwatch('watch'):
-                look.watch(new)
-                prepared, estimate = _prepare(look, spec, total)
-            planned(prepared.plan)
-        if new or found.sampler.far_off(look.counts):
-            found = float_run()
-        found.sampler.reached.update(reached_by(look.counts, prepared.layers))
-        if journal is not None:
-            journal.remember(float_forward=found.record.seconds_forward)
-    else:
-        found = prepare_run(prepared, look, spec.calibration, method, stopwatch)
-        if journal is not None:
-            found.record.seconds_forward = journal.facts.get('float_forward', 0.0)
-    record, loss = found.record, found.loss
-    warnings = _random_forwards(look)
-    units = find_units(look.flow, prepared.plan, overrides=spec.overrides, counts=look.counts)
-    solver = LayerSolver(prepared, record, method, labels, team, journal, stopwatch, progress,
-                         KeptModel(loss) if loss else None, units)
-    solver.take_over(entries)
-    if data_free:
-        solver.solve_without_images()
-    elif to_run:
-        lockstep = Lockstep(
-            prepared, by_number, lambda batch: run(model, batch), record.counts,
-            find_owners(look.flow, set(prepared.layers), record.patterns), found.sampler,
-            found.tape, solver, team, state)
-        with stopwatch('quantized_pass'), state.kept(), \
-                replaying(replay_points, found.tape, lockstep.current_batch):
+    if not spec.calibration.num_images or not (
+            method.refines or made.prepared.layers.keys() - done):
+        return made, prepare_run(made.prepared, look, spec.calibration, method, stopwatch)
+    found = run()
+    new = look.take_in(found.record.counts)
+    if new:  # roles and folded batch norms rest on what was seen
+        made.prepared.put_back()
+        with stopwatch('watch'):
+            look.watch(new)
+            made = _prepare(look, spec, method, planned)
+    if new or found.sampler.far_off(look.counts):
+        found = run()
+    found.sampler.reached.update(reached_by(look.counts, made.prepared.layers))
+    return made, found
+
+
+def _solve(look: Watching, prepared: PreparedModel, run: FloatRun, method: Method,
+           solved: SolvedLayers, stopwatch: Stopwatch) -> None:
+    """Solves all layers that have not been taken over."""
+    if not run.sampler.spec.num_images:
+        solve_without_images(prepared, method, solved, stopwatch)
+    elif len(solved.reports) < len(prepared.layers):
+        owners = find_owners(look.flow, set(prepared.layers), run.record.patterns)
+        solver = LayerSolver(prepared, look.forwards, run, method, solved, stopwatch)
+        lockstep = Lockstep(prepared, look.forwards, run.record.counts, owners, run.sampler,
+                            run.tape, solver)
+        with stopwatch('quantized_pass'):
             lockstep.run()
-    solver.check_complete()
-    refinement = solver.refine() if method.refines else {}
-    prepared.release_float()
-    reports = {report.name: report for report in solver.reports}
+
+
+def _random_forwards(forwards: Forwards) -> list[str]:
+    """Says what random numbers change that forwards drew; the same in every process."""
+    found = None
+    if forwards.state.drawn and forwards.batches:
+        found = randomness(forwards, min(
+            forwards.batches, key=lambda number: batch_size(forwards.batches[number])))
+    return list(filter(None, forwards.team.gather(found)))[:1]
+
+
+def _note_selections(look: Watching, reports: Sequence[LayerReport]) -> list[Selection]:
+    """Steps that pick rows by values of layers, also noted with the layers they reach."""
     selections = [replace(selection, reaches=tuple(layers))
                   for selection, layers in look.flow.selections.items()]
     for selection in selections:
-        for name in set(selection.reaches) & set(reports):
-            reports[name].notes.append(
-                f'gets what {selection} decides by values of layers; no replay point covers that')
-    return prepared, QuantizationReport(
-        # Side by side towers may be solved in either order: the plan's is always the same.
-        layers=[reports[layer.name] for layer in prepared.plan.layers],
-        kept_float=list(prepared.plan.kept_float),
-        folded_batch_norms=sorted(prepared.folded),
-        seconds=_seconds(stopwatch, record, time.perf_counter() - started),
-        calibration={'num_batches': total, 'seed': spec.calibration.seed,
-                     'processes': team.size, 'layers_taken_over': len(done)},
-        method=dict(spec.method),
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        estimated_bytes=estimate.total, refinement=refinement, selections=selections,
-        warnings=warnings, units=list(units), plan=plan_value(prepared.plan))
-
-
-def _random_forwards(look: Watching) -> list[str]:
-    """Says what random numbers change that forwards drew; the same in every process."""
-    found = None
-    if look.state.drawn and look.batches:
-        number = min(look.batches, key=lambda number: batch_size(look.batches[number]))
-        found = randomness(look.model, functools.partial(look.run, look.model,
-                                                         look.batches[number]),
-                           number, look.points, look.state)
-    return list(filter(None, look.team.gather(found)))[:1]
-
-
-def _prepare(look: Watching, spec: QuantSpec, num_batches: int,
-             ) -> tuple[PreparedModel, MemoryEstimate]:
-    """Plan, memory check and surgery, again where the surgery's check saw something new."""
-    while True:
-        plan = make_plan(look.model, look.flow, spec)
-        find_units(look.flow, plan, overrides=spec.overrides)  # refuses early what cannot be
-        estimate = NOTHING if spec.calibration.num_images == 0 else \
-            _check_memory(look, plan, spec, num_batches)
-        prepared = look.prepare(plan)
-        if prepared is not None:
-            return prepared, estimate
-
-
-def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, num_batches: int,
-                  ) -> MemoryEstimate:
-    geometries = planned_geometries(look.model, look.flow, plan)
-    owners = find_owners(look.flow, set(geometries))
-    estimate = estimate_memory(look.flow, geometries, owners, look.sizes,
-                               spec.calibration.rows_per_layer, num_batches)
-    budget = spec.calibration.memory_budget
-    device = next((value.device for value in look.model.parameters()), torch.device('cpu'))
-    check_memory(estimate, BUDGET * available_bytes(device) if budget is None else budget * 1e9,
-                 len(look.batches) * spec.calibration.batch_size, look.team.size)
-    return estimate
+        for report in reports:
+            if report.name in selection.reaches:
+                report.notes.append(f'gets what {selection} decides by values of layers; no replay '
+                                    'point covers that')
+    return selections
 
 
 def _seconds(stopwatch: Stopwatch, record: FloatRecord, total: float) -> dict[str, float]:
@@ -229,4 +262,5 @@ def _seconds(stopwatch: Stopwatch, record: FloatRecord, total: float) -> dict[st
             'quantized_forward': parts['quantized_pass'] - parts['solve'] - sampling,
             **{name: parts[name] for name in (
                 'watch', 'sampling', 'solve', 'solve_scales', 'solve_statistics', 'solve_codes')},
+            **({'refine': parts['refine']} if 'refine' in parts else {}),
             'calibration': total}

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from mmbitsplit.methods import Method
 from mmbitsplit.models import PreparedModel
-from mmbitsplit.passes.call_counts import totals
+from mmbitsplit.passes.call_counts import reached_by, totals
 from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.passes.float_pass import FloatRecord, float_pass
-from mmbitsplit.passes.replay import Tape, recording
+from mmbitsplit.passes.replay import Tape
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.solving.model_loss import ModelLoss
@@ -22,7 +22,7 @@ class FloatRun:
 
     Args:
         sampler: Positions that were taken.
-        loss: For a method that refines the model, with the float model's outputs.
+        loss: For a method that needs the model's loss, with the float model's outputs.
         record: Targets and counts.
         tape: Decisions to replay.
     """
@@ -36,14 +36,13 @@ class FloatRun:
 def prepare_run(prepared: PreparedModel, look: Watching, calibration: CalibrationSpec,
                 method: Method, stopwatch: Stopwatch) -> FloatRun:
     """Everything that a float pass needs, before it is run."""
-    total = look.team.total(len(look.batches))
     tape = Tape()
-    loss = ModelLoss(
-        prepared.model, look.flow, look.batches, lambda batch: look.run(look.model, batch),
-        look.points, tape, look.team, method.loss, method.loss_batches,
-        look.state) if method.refines else None
-    sampler = Sampler(calibration, total, {name: look.flow.calls[name] for name in prepared.layers},
-                      totals(look.counts, prepared.layers), stopwatch=stopwatch)
+    loss = ModelLoss(look.forwards, look.flow, tape, method.loss, method.loss_batches) \
+        if method.refines else None
+    sampler = Sampler(calibration, look.forwards.total,
+                      {name: look.flow.calls[name] for name in prepared.layers},
+                      totals(look.counts, prepared.layers),
+                      reached_by(look.counts, prepared.layers), stopwatch)
     return FloatRun(sampler, loss, tape=tape)
 
 
@@ -61,11 +60,8 @@ def run_float(prepared: PreparedModel, look: Watching, calibration: CalibrationS
         stopwatch: Told what the pass takes.
         progress: Told (batches done, batches in all).
     """
-    run, current = prepare_run(prepared, look, calibration, method, stopwatch), {'batch': 0}
-    with stopwatch('float_pass'), recording(look.points, run.tape, lambda: current['batch']), \
-            run.loss.recording(lambda: current['batch']) if run.loss else nullcontext():
-        run.record = float_pass(
-            prepared, look.batches, lambda batch: look.run(look.model, batch), run.sampler,
-            look.labels, done, enter=lambda batch: current.update(batch=batch), state=look.state,
-            progress=progress)
+    run = prepare_run(prepared, look, calibration, method, stopwatch)
+    with stopwatch('float_pass'), look.forwards.recording(run.tape), \
+            run.loss.recording() if run.loss else nullcontext():
+        run.record = float_pass(prepared, look.forwards, run.sampler, done, progress)
     return run

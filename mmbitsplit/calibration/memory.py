@@ -1,7 +1,7 @@
 """What a calibration will hold in memory, estimated before it starts, and what there is."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,9 +10,11 @@ import torch
 
 from mmbitsplit.functional.solvers.bitsplit_rows import PART
 from mmbitsplit.functional.statistics import MOST_INPUTS_IN_DOUBLE
-from mmbitsplit.models import DataFlow
+from mmbitsplit.models import DataFlow, layer_role
+from mmbitsplit.passes.capture import SAMPLES_PER_LAYER
 from mmbitsplit.passes.repeated_calls import Owner
 from mmbitsplit.passes.sampling import rows_per_call
+from mmbitsplit.solving.model_loss import MOST_ELEMENTS
 from mmbitsplit.solving.statistics import MOST_INPUTS_FOR_GRAM
 from mmbitsplit.structures import LayerGeometry
 
@@ -36,6 +38,7 @@ class MemoryEstimate:
         solving: Rows and sums of the largest layer.
         weights: Of the layers that are put in: codes and the weights that stand for them, beside
             the float weights, which are kept until the end.
+        refining: For a method that needs the model's loss: samples of all inputs, and outputs.
     """
 
     suspended: int
@@ -43,11 +46,13 @@ class MemoryEstimate:
     targets: int
     solving: int
     weights: int
+    refining: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.suspended + self.running + self.targets + self.solving + self.weights
+        return (self.suspended + self.running + self.targets + self.solving + self.weights
+                + self.refining)
 
 
 NOTHING = MemoryEstimate(suspended=0, running=0, targets=0, solving=0, weights=0)
@@ -83,6 +88,23 @@ def estimate_memory(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
         suspended=int(_most_held(_held(flow, geometries, owners)) * sum(sizes.values())),
         running=int(flow.peak_bytes * max(sizes.values(), default=0)), targets=targets,
         solving=solving, weights=weights)
+
+
+def refining_bytes(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
+                   sizes: Mapping[int, float], batches: Sequence[int]) -> int:
+    """Bytes that a method which needs the model's loss keeps until all layers are solved.
+
+    Args:
+        flow, geometries, sizes: See ``estimate_memory``.
+        batches: Numbers of those that the loss is taken of.
+    """
+    samples = sum(4 * SAMPLES_PER_LAYER * geometry.in_channels for geometry in geometries.values())
+    last = [name for name in geometries if 'last' in layer_role(name, flow)]
+    # A linear layer of class scores is compared whole, others at evenly spread elements.
+    whole = len(last) == 1 and geometries[last[0]].kind == 'linear'
+    outputs = sum(4 * min(int(size * sizes[batch]), math.inf if whole else 2 * MOST_ELEMENTS)
+                  for batch in batches for name in last for size in flow.output_sizes[name])
+    return samples + outputs
 
 
 def _held(flow: DataFlow, layers: Iterable[str], owners: Mapping[str, Owner],
@@ -130,11 +152,12 @@ def check_memory(estimate: MemoryEstimate, budget: int, num_images: int,
     advice = f'about {fit} images would fit: set quantization.calibration.num_images={fit}' \
         if fit else ('not one image would fit: set quantization.calibration.batch_size or '
                      'rows_per_layer lower')
+    more = f", {_gb(estimate.refining)} for the model's loss" if estimate.refining else ''
     raise ValueError(
         f'Calibrating on {num_images} images would hold about {_gb(estimate.total)} '
         f'({_gb(estimate.suspended)} of suspended forwards, {_gb(estimate.running)} of the running '
         f'one, {_gb(estimate.targets)} of float outputs, {_gb(estimate.solving)} to solve the '
-        f'largest layer, {_gb(estimate.weights)} of weights and their codes); the budget '
+        f'largest layer, {_gb(estimate.weights)} of weights and their codes{more}); the budget '
         f'is {_gb(budget)}. {advice}, share the images between several processes, or raise '
         'quantization.calibration.memory_budget (GB) if you know better.')
 

@@ -91,7 +91,8 @@ class Sampler:
                 return True
         return False
 
-    def _held_out(self, name: str, batch: int, num_rows: int) -> Tensor:
+    def held_out(self, name: str, batch: int, num_rows: int) -> Tensor:
+        """Marks the positions of a call that no solver sees, (num_rows,) bool."""
         if name in self.reached:
             reached = self.reached[name]
             return is_held_out(reached.index(batch), len(reached), num_rows, self.spec.holdout)
@@ -153,7 +154,7 @@ class Sampler:
         return CallCapture(
             patches=patches, samples=take_columns(channels, chosen.to(x.device)),
             low=low, high=high,
-            held_out=self._held_out(name, batch, patches.shape[-1]),
+            held_out=self.held_out(name, batch, patches.shape[-1]),
             shape=tuple(x.shape), batch=batch)
 
 

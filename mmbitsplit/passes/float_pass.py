@@ -1,10 +1,9 @@
 """The float pass: one forward a batch, nothing kept but targets at the sampled positions."""
 
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from mmbitsplit.models.watch.one_thread import OneThread
 from mmbitsplit.models.watch.storages import odd_layout
 from mmbitsplit.passes.call_counts import CallCounts, Stacks
 from mmbitsplit.passes.capture import Sampler
-from mmbitsplit.passes.forward_state import ForwardState
+from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.selection_replay import in_a_recorded_call
 
 
@@ -38,75 +37,78 @@ class FloatRecord:
     seconds_forward: float = 0.0
     seconds_sampling: float = 0.0
 
+    def add_call(self, name: str, layer: QuantizedLayer, batch: int, x: Tensor, output: Tensor,
+                 sampler: Sampler | None) -> None:
+        """Counts a call of a layer; keeps its outputs at the sampled positions, if there are any.
 
-def float_pass(prepared: PreparedModel, batches: Mapping[int, Any], run: Callable[[Any], Any],
-               sampler: Sampler, labels: Mapping[int, str], done: Container[str],
-               enter: Callable[[int], None], progress: Callable[[int, int], None],
-               state: ForwardState) -> FloatRecord:
+        Args:
+            name, layer: Which layer.
+            batch: Number of the batch.
+            x, output: Of the call.
+            sampler: Positions; ``None`` where nobody asks for them.
+        """
+        call = self.counts[batch].get(name, 0)
+        self.counts[batch][name] = call + 1
+        if sampler is None:
+            return
+        self.shapes.setdefault((name, batch), []).append(tuple(x.shape))
+        self.targets.setdefault((name, batch), []).append(
+            sampler.target(name, layer, call, batch, x.shape,
+                           output.to(layer.weight.dtype)))  # of lower precision under autocast
+
+
+def float_pass(prepared: PreparedModel, forwards: Forwards, sampler: Sampler,
+               done: Container[str], progress: Callable[[int, int], None]) -> FloatRecord:
     """Runs every batch through the float model.
 
     A target is copied from the layer's output at once: what comes after may change it in place.
 
     Args:
         prepared: The model, its layers still in float.
-        batches: By number; one after another handed to ``run``.
-        run: Runs the model on a batch.
+        forwards: Of the model.
         sampler: Positions.
-        labels: What each batch is called in error messages.
         done: Layers solved already, whose targets nobody asks for.
-        enter: Told the number of the batch that starts.
         progress: Told (batches done, batches in all).
-        state: Told what forwards change.
 
     Raises:
         ValueError: A layer's input holds NaN or infinity; names layer and image. Or a layer is
             called from another thread.
     """
-    record, calls = FloatRecord(), CallCounts()
-    current: dict[str, Any] = {}
-    seen, one_thread = set(), OneThread()
+    state, record, calls = forwards.state, FloatRecord(), CallCounts()
+    seen, one_thread, first = set(), OneThread(), next(iter(forwards.batches), None)
 
     def take(name: str, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
         one_thread.check(name)
-        if in_a_recorded_call():
-            raise ValueError(
-                f"Layer '{name}' is called inside a method that a replay point names, which the "
-                'quantized pass does not call again. Name a step without layers, or replay only '
-                "what the method decides: ReplayPoint(owner, method, indices_only=True).")
-        if name not in seen or current['first']:
+        _check_called_again(name)
+        if name not in seen or state.batch == first:
             seen.add(name)
-            current['look']()
+            state.look()
         with state.ours.apart():
-            record_call(name, layer, x, output)
-
-    def record_call(name: str, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
-        batch = current['batch']
-        with sampler.stopwatch('sampling'):
-            check_finite(name, x, labels[batch], 'float')
-        counts = record.counts[batch]
-        call = counts.get(name, 0)
-        counts[name] = call + 1
-        if name in done:
-            return
-        record.shapes.setdefault((name, batch), []).append(tuple(x.shape))
-        record.targets.setdefault((name, batch), []).append(
-            sampler.target(name, layer, call, batch, x.shape,
-                           output.to(layer.weight.dtype)))  # of lower precision under autocast
+            with sampler.stopwatch('sampling'):
+                check_finite(name, x, forwards.labels[state.current_batch()], 'float')
+            record.add_call(name, layer, state.current_batch(), x, output,
+                            None if name in done else sampler)
 
     started, sampled_before = time.perf_counter(), sampler.stopwatch.seconds['sampling']
     with _taking(prepared, take), torch.no_grad():
-        for step, (batch, data) in enumerate(batches.items()):
+        for step, batch in enumerate(forwards.batches):
             record.counts[batch] = {}
-            enter(batch)
-            with calls.of(batch, prepared.model, prepared.layers), \
-                    state.watched(batch) as look, one_thread.around():
-                current.update(batch=batch, look=look, first=step == 0)
-                run(data)
-            progress(step + 1, len(batches))
+            with calls.of(batch, prepared.model, prepared.layers), state.watched(batch), \
+                    one_thread.around():
+                forwards.run(batch)
+            progress(step + 1, len(forwards.batches))
     record.patterns = calls.patterns
     record.seconds_sampling = sampler.stopwatch.seconds['sampling'] - sampled_before
     record.seconds_forward = time.perf_counter() - started - record.seconds_sampling
     return record
+
+
+def _check_called_again(name: str) -> None:
+    if in_a_recorded_call():
+        raise ValueError(
+            f"Layer '{name}' is called inside a method that a replay point names, which the "
+            'quantized pass does not call again. Name a step without layers, or replay only '
+            "what the method decides: ReplayPoint(owner, method, indices_only=True).")
 
 
 def check_finite(name: str, x: Tensor, label: str, which: str) -> None:

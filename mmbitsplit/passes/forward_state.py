@@ -1,6 +1,6 @@
 """Everything that one forward may change and another must not see."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +23,13 @@ class Saved:
     """Where a forward stands.
 
     Args:
+        batch: Number of its batch.
         thread: Modes, defaults and flags.
         generators: States of those that forwards draw from.
         modules: What forwards change on modules.
     """
 
+    batch: int | None
     thread: ThreadState
     generators: dict[str, Any]
     modules: list[Any]
@@ -43,6 +45,9 @@ class ForwardState:
     Args:
         model: Its attributes and buffers belong to the forward that is running.
         seed: Of the calibration.
+
+    Attributes:
+        batch: Number of the batch whose forward is running, ``None`` between forwards.
     """
 
     def __init__(self, model: nn.Module, seed: int):
@@ -51,34 +56,44 @@ class ForwardState:
             self.ours = ThreadState.now()
             self.modules = ModuleState(model)
         self.drawn: set[str] = set()  # generators that forwards draw from
+        self.batch: int | None = None
+        self._begun: dict[str, Any] = {}  # states of generators where the forward began
+
+    def current_batch(self) -> int:
+        """Number of the batch whose forward is running."""
+        assert self.batch is not None, 'no forward is running'
+        return self.batch
 
     def begin(self, batch: int) -> None:
         """The state at the beginning of a batch's forward."""
+        self.batch = batch
         self.ours.restore()
         self.modules.reset()
         seed_generators(self.seed, 'forward', batch)
 
     @contextmanager
-    def watched(self, batch: int) -> Iterator[Callable[[], None]]:
-        """Around a whole forward that nobody interrupts: sees what it changes, and puts it back.
-
-        Gives a function that looks again: a forward may itself put back what it has changed.
-        """
+    def watched(self, batch: int) -> Iterator[None]:
+        """Around a whole forward that nobody interrupts: sees what it changes, and puts it back."""
         outside = random_state()
         self.begin(batch)
-        generators = random_state()
-
-        def look() -> None:
-            self.drawn |= drawn_from(generators)
-            self.modules.look()
-
+        self._begun = random_state()
         try:
-            yield look
-            look()
+            yield
+            self.look()
         finally:
-            self.ours.restore()
+            self.pause()
             self.modules.end()
             set_random_state(outside)
+
+    def look(self) -> None:
+        """Sees what the forward has changed so far, which it may itself put back."""
+        self.drawn |= drawn_from(self._begun)
+        self.modules.look()
+
+    def pause(self) -> None:
+        """No forward is running: the state is that in which calibration itself computes."""
+        self.ours.restore()
+        self.batch = None
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -92,10 +107,11 @@ class ForwardState:
         """Returns where the forward that is running stands."""
         thread = ThreadState.now()
         with self.ours.apart():
-            return Saved(thread, random_state(self.drawn), self.modules.save())
+            return Saved(self.batch, thread, random_state(self.drawn), self.modules.save())
 
     def load(self, saved: Saved) -> None:
         """Goes on from there."""
+        self.batch = saved.batch
         self.modules.load(saved.modules)
         set_random_state(saved.generators)
         saved.thread.restore()

@@ -18,10 +18,10 @@ from torch import Tensor
 from mmbitsplit.models import PreparedModel
 from mmbitsplit.passes.capture import CallCapture, Sampler, ordinary
 from mmbitsplit.passes.forward_state import ForwardState, Saved
+from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.probes import Care, SpareMemory
 from mmbitsplit.passes.repeated_calls import RUN, Offer, Owner, OwnerRuns
 from mmbitsplit.passes.replay import ReplayPoint, Tape, patched
-from mmbitsplit.passes.team import Team
 
 # What a process says of a layer: none of its batches reaches it (or it is solved), all that do
 # have offered their inputs, some are still on their way.
@@ -33,36 +33,29 @@ class Lockstep:
 
     Args:
         prepared: The model; its layers are solved one after another by ``solve``.
-        batches: This process's calibration batches, by number.
-        run: Runs the model on one batch.
+        forwards: Of the model.
         counts: By batch, calls of each layer in the float pass.
         owners: By module name, calls that are repeated for layers inside (``shared``).
         sampler: Positions.
         tape: Results that are replayed; taken back when an owner is run again.
         solve: Solves a layer and writes the solution into it; given the layer's name and, by
             batch, what was captured of each call.
-        team: The processes that run batches side by side with this one.
-        state: Keeps apart what forwards change.
     """
 
-    def __init__(self, prepared: PreparedModel, batches: Mapping[int, Any],
-                 run: Callable[[Any], Any], counts: Mapping[int, dict[str, int]],
-                 owners: dict[str, Owner], sampler: Sampler,
-                 tape: Tape, solve: Callable[[str, dict[int, list[CallCapture]]], None],
-                 team: Team, state: ForwardState):
-        self.prepared, self.batches, self.run_model = prepared, batches, run
-        self.counts, self.owners, self.sampler, self.solve = counts, owners, sampler, solve
-        self.tape, self.team, self.spare, self.state = tape, team, SpareMemory(), state
+    def __init__(self, prepared: PreparedModel, forwards: Forwards,
+                 counts: Mapping[int, dict[str, int]], owners: dict[str, Owner], sampler: Sampler,
+                 tape: Tape, solve: Callable[[str, dict[int, list[CallCapture]]], None]):
+        self.prepared, self.forwards, self.counts = prepared, forwards, counts
+        self.owners, self.sampler, self.solve, self.tape = owners, sampler, solve, tape
+        self.team, self.state, self.spare = forwards.team, forwards.state, SpareMemory()
         self.workers: list[_Worker] = []
-
-    def current_batch(self) -> int:
-        """Index of the batch whose forward is running."""
-        return self._current().batch
 
     def run(self) -> None:
         """Runs all batches to the end; afterwards every reachable layer is solved."""
-        self.workers = [_Worker(batch, self._work, self.state) for batch in self.batches]
+        self.workers = [_Worker(batch, self._work, self.state) for batch in self.forwards.batches]
         with ExitStack() as stack, torch.no_grad():
+            stack.enter_context(self.state.kept())
+            stack.enter_context(self.forwards.replaying(self.tape))
             self._intercept(stack)
             try:
                 for worker in self.workers:
@@ -102,16 +95,17 @@ class Lockstep:
         states = []
         for name, layer in self.prepared.layers.items():
             offered = sorted(worker.batch for worker in sleeping if name in worker.offer)
-            expected = [batch for batch in self.batches if self.counts[batch].get(name)]
+            expected = [batch for batch in self.forwards.batches
+                        if self.counts[batch].get(name)]
             states.append(_NOT_HERE if layer.quantized or not expected
                           else _READY if offered == expected else _WAITING)
         return states
 
     def _work(self, batch: int) -> None:
-        run = self.run_model
+        run = self.forwards.run
         if RUN in self.owners:
             run = self._owner_forward(self.owners[RUN])(run)
-        run(self.batches[batch])
+        run(batch)
 
     def _current(self) -> '_Worker':
         return _greenlet().getcurrent()
@@ -216,6 +210,6 @@ def _Worker(batch: int, work: Callable[[int], None], state: ForwardState):
                 switch()
             finally:
                 self.saved = state.save()
-                state.ours.restore()
+                state.pause()
 
     return Worker()

@@ -4,7 +4,7 @@ Both passes of a batch are given the same random numbers, so that layers are fit
 the same draw. But what they are fitted to is one draw of many, which the user should know.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mmbitsplit.models.watch.carried import tensors_in
 from mmbitsplit.models.watch.storages import odd_layout
-from mmbitsplit.passes.forward_state import ForwardState
-from mmbitsplit.passes.replay import ReplayPoint, Tape, recording, replaying
+from mmbitsplit.passes.forwards import Forwards
+from mmbitsplit.passes.replay import Tape
 from mmbitsplit.passes.thread_state import seed_generators
 
 ELEMENTS = 256  # of a tensor that are compared, evenly spread
@@ -22,26 +22,23 @@ TOLERANCE = 1e-5  # relative; some kernels of GPUs add up in any order
 Event = tuple[str, list[Tensor]]
 
 
-def randomness(model: nn.Module, run: Callable[[], Any], batch: int,
-               replay_points: Sequence[ReplayPoint], state: ForwardState) -> str | None:
+def randomness(forwards: Forwards, batch: int) -> str | None:
     """Runs a batch twice with other random numbers; says what differs first.
 
+    What is random inside of replay points is replayed in both passes.
+
     Args:
-        model: In eval mode.
-        run: Runs it on the batch.
+        forwards: Of the model; it is left as it was.
         batch: The batch's number.
-        replay_points: What is random inside is replayed in both passes.
-        state: Leaves the model as it was.
 
     Returns:
         A sentence that names the module; ``None`` where nothing differs.
     """
     tape, seen = Tape(), []
-    for again, context in enumerate((recording, replaying)):
-        with state.watched(batch), torch.no_grad(), \
-                context(replay_points, tape, lambda: batch), _events(model) as events:
-            seed_generators(state.seed, 'random check', again)
-            run()
+    for again, context in enumerate((forwards.recording, forwards.replaying)):
+        with forwards.whole(batch), context(tape), _events(forwards.model) as events:
+            seed_generators(forwards.state.seed, 'random check', again)
+            forwards.run(batch)
         seen.append(events)
     place = _first_difference(*seen)
     return None if place is None else (

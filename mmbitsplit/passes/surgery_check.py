@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from mmbitsplit.models import PreparedModel, layer_kind, quantized_layers
 from mmbitsplit.models.layers.steps import Steps
 from mmbitsplit.models.watch.storages import odd_layout
-from mmbitsplit.passes.replay import ReplayPoint, Tape, recording, replaying
+from mmbitsplit.passes.forwards import Forwards
+from mmbitsplit.passes.replay import Tape
 from mmbitsplit.passes.selection_replay import in_a_recorded_call
 
 RESULT = '<result>'
@@ -70,19 +71,17 @@ class SurgeryCheck:
     """Keeps what the float model computes on a batch, to compare with.
 
     Args:
-        model: The float model.
-        forward: Runs the model on the batch.
-        replay_points: What is decided is taken from the float model.
+        forwards: Of the float model; what replay points decide is taken from it.
+        batch: Number of the batch.
 
     Raises:
         Exception: What the float model itself ends with.
     """
 
-    def __init__(self, model: nn.Module, forward: Callable[[], Any],
-                 replay_points: Sequence[ReplayPoint]):
-        self.model, self.forward, self.points, self.tape = model, forward, replay_points, Tape()
-        with recording(self.points, self.tape, lambda: 0):
-            self.expected = _outputs(model, forward)
+    def __init__(self, forwards: Forwards, batch: int):
+        self.model, self.forwards, self.batch, self.tape = forwards.model, forwards, batch, Tape()
+        with forwards.recording(self.tape):
+            self.expected = _outputs(forwards, batch)
         if self.expected.error is not None:
             raise self.expected.error
         self._noise: dict[str, float] | None = None
@@ -121,8 +120,8 @@ class SurgeryCheck:
 
     def _again(self) -> Outputs:
         self.tape.positions.clear()
-        with replaying(self.points, self.tape, lambda: 0):
-            return _outputs(self.model, self.forward)
+        with self.forwards.replaying(self.tape):
+            return _outputs(self.forwards, self.batch)
 
     def _noise_floor(self, prepared: PreparedModel) -> dict[str, float]:
         """What changes of the size of round-off make of the outputs of the float model."""
@@ -154,7 +153,7 @@ def refusal(culprits: Sequence[str], prepared: PreparedModel, difference: Differ
             f'some images only. Leave them in float with overrides=[{rows}], or mend the model.')
 
 
-def _outputs(model: nn.Module, forward: Callable[[], Any]) -> Outputs:
+def _outputs(forwards: Forwards, batch: int) -> Outputs:
     outputs = Outputs()
 
     def keep(name: str, output: Any) -> None:
@@ -165,9 +164,9 @@ def _outputs(model: nn.Module, forward: Callable[[], Any]) -> Outputs:
             outputs.calls.setdefault(name, []).append(
                 (tuple(output.shape), flat[::max(1, flat.numel() // ELEMENTS) | 1].clone()))
 
-    with _watched(model, keep), torch.no_grad():
+    with _watched(forwards.model, keep):
         try:
-            result = forward()
+            result = forwards.alone(batch)
         except Exception as error:
             outputs.error = error
         else:

@@ -5,22 +5,19 @@ something new: a layer that no batch before has called, or called as often, or o
 when batch norms are folded and layers are swapped by what was known.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from mmbitsplit.models import DataFlow, PreparedModel, prepare, watch
 from mmbitsplit.models.watch.merged_flow import merge_flows
 from mmbitsplit.passes.batches import batch_size
 from mmbitsplit.passes.call_counts import CallCounts, batches_to_watch
-from mmbitsplit.passes.forward_state import ForwardState
-from mmbitsplit.passes.replay import ReplayPoint, barrier
+from mmbitsplit.passes.forwards import Forwards
+from mmbitsplit.passes.replay import barrier
 from mmbitsplit.passes.surgery_check import Difference, SurgeryCheck, refusal
-from mmbitsplit.passes.team import Team
 from mmbitsplit.structures import BitPlan
 
 MOST_COMPARED = 3  # batches, beside those that were watched
@@ -31,14 +28,9 @@ class Watching:
     """What is known of a model; the same in every process of a team.
 
     Args:
-        model: The float model in eval mode.
-        batches: This process's, by number.
+        forwards: Of the float model. Nothing is seen inside replay points; their results are
+            taken over when comparing.
         layers: Names of the layers that the request is about.
-        run: Runs the model on a batch, as ``run(model, batch)``.
-        replay_points: Nothing is seen inside; their results are taken over when comparing.
-        labels: What each batch is called in error messages.
-        team: Who has the other batches.
-        state: Told what forwards change.
 
     Attributes:
         flow: What the watched batches showed together.
@@ -47,11 +39,8 @@ class Watching:
             like the first batch.
     """
 
-    def __init__(self, model: nn.Module, batches: Mapping[int, Any], layers: Iterable[str],
-                 run: Callable[[nn.Module, Any], Any], replay_points: Sequence[ReplayPoint],
-                 labels: Mapping[int, str], team: Team, state: ForwardState):
-        self.model, self.batches, self.run = model, batches, run
-        self.points, self.labels, self.team, self.state = replay_points, labels, team, state
+    def __init__(self, forwards: Forwards, layers: Iterable[str]):
+        self.forwards, self.team = forwards, forwards.team
         self.flow, self.watched = DataFlow(), []
         self.counts: dict[int, dict[str, int]] = {}
         self._flows: dict[int, tuple[DataFlow, int]] = {}
@@ -61,16 +50,17 @@ class Watching:
         self.watch([0])
         if not set(self.layers) <= self.flow.calls.keys() | self.flow.read_elsewhere.keys():
             calls = CallCounts()
-            for number in batches:
-                with calls.of(number, model, self.layers):
-                    self._forward(number)
+            for number in forwards.batches:
+                with calls.of(number, forwards.model, self.layers):
+                    forwards.alone(number)
             self.watch(self.take_in(calls.counts))
 
     @property
     def sizes(self) -> dict[int, float]:
         """Sizes of this process's batches in units of the largest that was watched."""
         unit = max(size for _, size in self._flows.values())
-        return {number: batch_size(batch) / unit for number, batch in self.batches.items()}
+        return {number: batch_size(batch) / unit
+                for number, batch in self.forwards.batches.items()}
 
     def take_in(self, counts: Mapping[int, dict[str, int]]) -> list[int]:
         """Learns what batches call; returns those that call a layer more often than was seen.
@@ -84,8 +74,9 @@ class Watching:
 
     def watch(self, numbers: Sequence[int]) -> None:
         """Watches batches, each in the process that has it; the model is float."""
-        mine = [(number, self._flow(number), batch_size(self.batches[number]))
-                for number in numbers if number in self.batches]
+        batches = self.forwards.batches
+        mine = [(number, self._flow(number), batch_size(batches[number]))
+                for number in numbers if number in batches]
         for part in self.team.gather(mine):
             self._flows.update({number: (flow, size) for number, flow, size in part})
         self.watched = sorted(self._flows)
@@ -104,8 +95,8 @@ class Watching:
         Raises:
             ValueError: It does not, and there is nothing more to see; names the layers.
         """
-        prepared = prepare(self.model, self.flow, plan)
-        self.state.modules.follow(prepared.layers.values())
+        prepared = prepare(self.forwards.model, self.flow, plan)
+        self.forwards.state.modules.follow(prepared.layers.values())
         prepared.put_back()
         self._keep_outputs()
         prepared.put_in(prepared.layers)
@@ -131,38 +122,34 @@ class Watching:
             culprits = self._checks[number].culprits(prepared)
             if not culprits and difference.error is not None:  # it was not of our making
                 raise difference.error
-            message = refusal(culprits, prepared, difference, self.labels[number])
+            message = refusal(culprits, prepared, difference, self.forwards.labels[number])
         raise ValueError(next(filter(None, self.team.gather(message))))
 
-    def _forward(self, number: int) -> Any:
-        with torch.no_grad(), self.state.watched(number):
-            return self.run(self.model, self.batches[number])
-
     def _flow(self, number: int) -> DataFlow:
-        batch = self.batches[number]
-        with torch.no_grad(), self.state.watched(number):
-            return watch(self.model, lambda: self.run(self.model, batch), inputs=batch,
-                         barriers=[barrier(self.points)])
+        forwards = self.forwards
+        with forwards.whole(number):
+            return watch(forwards.model, lambda: forwards.run(number),
+                         inputs=forwards.batches[number],
+                         barriers=[barrier(forwards.replay_points)])
 
     def _keep_outputs(self) -> None:
         """Runs the float model on the batches that are to be compared."""
         signatures = {number: signature for part in self.team.gather(
-            {number: _signature(batch) for number, batch in self.batches.items()})
+            {number: _signature(batch) for number, batch in self.forwards.batches.items()})
             for number, signature in part.items()}
         chosen = {*batches_to_compare(signatures), *self.watched[1:]}
         calls = CallCounts()
-        for number in sorted(chosen & self.batches.keys()):
-            with calls.of(number, self.model, self.flow.calls.keys()):
+        for number in sorted(chosen & self.forwards.batches.keys()):
+            with calls.of(number, self.forwards.model, self.flow.calls.keys()):
                 self._check(number)
         reached = {name for part in self.team.gather(calls.counts) for counts in part.values()
                    for name in counts}
-        if not reached >= self.flow.calls.keys() and 0 in self.batches:
+        if not reached >= self.flow.calls.keys() and 0 in self.forwards.batches:
             self._check(0)
 
     def _check(self, number: int) -> None:
         if number not in self._checks:
-            self._checks[number] = SurgeryCheck(
-                self.model, functools.partial(self._forward, number), self.points)
+            self._checks[number] = SurgeryCheck(self.forwards, number)
 
 
 def batches_to_compare(signatures: Mapping[int, tuple[Any, Any]]) -> list[int]:

@@ -1,14 +1,13 @@
 """Plans a model from what was watched of it, and prepares or divides it by the plan."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from mmbitsplit.models import PreparedModel
-from mmbitsplit.passes.forward_state import ForwardState
+from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.replay import ReplayPoint
-from mmbitsplit.passes.team import Team
 from mmbitsplit.passes.thread_state import in_a_state_of_its_own
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.planning.request_plan import check_request, layers_to_find, make_plan
@@ -22,7 +21,7 @@ def prepare_as_requested(look: Watching, spec: QuantSpec) -> PreparedModel:
     Raises:
         ValueError: See ``make_plan`` and ``Watching.prepare``.
     """
-    while (prepared := look.prepare(make_plan(look.model, look.flow, spec))) is None:
+    while (prepared := look.prepare(make_plan(look.forwards.model, look.flow, spec))) is None:
         pass
     return prepared
 
@@ -46,9 +45,8 @@ def divide_as_requested(model: nn.Module, batches: Sequence[Any], spec: QuantSpe
         ValueError: See ``make_plan`` and ``find_units``.
     """
     check_request(model, spec)
-    by_number = dict(enumerate(batches))
-    names: Mapping[int, str] = dict(enumerate(labels or [f'batch {n}' for n in by_number]))
-    look = Watching(model.eval(), by_number, layers_to_find(model, spec), run, replay_points,
-                    names, Team(), ForwardState(model, spec.calibration.seed))
+    forwards = Forwards.of(model.eval(), batches, run, seed=spec.calibration.seed,
+                           replay_points=replay_points, labels=labels)
+    look = Watching(forwards, layers_to_find(model, spec))
     plan = make_plan(model, look.flow, spec)
     return find_units(look.flow, plan, overrides=spec.overrides, counts=look.counts)

@@ -13,9 +13,8 @@ from mmbitsplit.models import apply, layer_input, quantized_layers
 from mmbitsplit.models.surgery.undo import as_it_was_on_error
 from mmbitsplit.passes.call_counts import reached_by, totals
 from mmbitsplit.passes.capture import CallCapture, Sampler, merge_samples, ordinary
-from mmbitsplit.passes.forward_state import ForwardState
-from mmbitsplit.passes.replay import ReplayPoint, Tape, recording, replaying
-from mmbitsplit.passes.team import Team
+from mmbitsplit.passes.forwards import Forwards, check_not_empty
+from mmbitsplit.passes.replay import ReplayPoint, Tape
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.planning.preparation import prepare_as_requested
 from mmbitsplit.planning.request_plan import check_request, layers_to_find
@@ -63,34 +62,33 @@ class Sensitivity:
     def __init__(self, model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
                  run: Callable[[nn.Module, Any], Any],
                  replay_points: Sequence[ReplayPoint] = ()):
-        if not batches:
-            raise ValueError('The calibration set is empty; at least one batch of images is '
-                             'needed.')
+        check_not_empty(len(batches))
         check_request(model, spec)
-        self.model, self.batches, self.run = model, batches, run
-        self.points, self.tape, self.current = replay_points, Tape(), 0
-        self.method, self.team = build_method(spec.method), Team()
+        self.tape, self.method = Tape(), build_method(spec.method)
         with as_it_was_on_error(model):
-            self._look(model.eval(), spec)
+            self.forwards = Forwards.of(model.eval(), batches, run, seed=spec.calibration.seed,
+                                        replay_points=replay_points)
+            self._look(spec)
         self.prepared.originals.clear()
 
-    def _look(self, model: nn.Module, spec: QuantSpec) -> None:
+    def _look(self, spec: QuantSpec) -> None:
         """Prepares the model and keeps its float outputs."""
-        self.state = ForwardState(model, spec.calibration.seed)
-        look = Watching(model, dict(enumerate(self.batches)), layers_to_find(model, spec),
-                        self.run, self.points,
-                        {number: f'batch {number}' for number in range(len(self.batches))},
-                        self.team, self.state)
+        look = Watching(self.forwards, layers_to_find(self.forwards.model, spec))
         self.prepared, flow = prepare_as_requested(look, spec), look.flow
-        self.sampler = Sampler(spec.calibration, len(self.batches),
+        self.sampler = Sampler(spec.calibration, self.forwards.total,
                                {name: flow.calls[name] for name in self.prepared.layers},
                                totals(look.counts, self.prepared.layers),
                                reached_by(look.counts, self.prepared.layers))
         planned = set(self.prepared.layers)
         self.outputs = [name for name in self.prepared.layers
                         if not (flow.feeds.get(name, set()) - {name}) & planned]
-        with recording(self.points, self.tape, lambda: self.current):
+        with self.forwards.recording(self.tape):
             self.reference = self._raw_outputs()
+
+    @property
+    def model(self) -> nn.Module:
+        """The prepared model, in float but while a trial is out."""
+        return self.forwards.model
 
     @property
     def layers(self) -> tuple[LayerPlan, ...]:
@@ -118,7 +116,7 @@ class Sensitivity:
                 layer.to_float()
         for num_bits in activation_bits if plan.activation.num_bits is not None else ():
             # Of ECAQ's strengths the last: with float weights a scale a channel costs nothing.
-            candidate = input_candidates(merge_samples(captures, self.team), replace(
+            candidate = input_candidates(merge_samples(captures, self.forwards.team), replace(
                 plan.activation, num_bits=num_bits))[-1]
             layer.quantize_input(replace(candidate.qparams, unit=False))
             try:
@@ -127,7 +125,7 @@ class Sensitivity:
                 layer.quantize_input(None)
 
     def _tried(self, name: str, what: str, num_bits: int) -> Trial:
-        with replaying(self.points, self.tape, lambda: self.current):
+        with self.forwards.replaying(self.tape):
             outputs = self._raw_outputs()
         return Trial(name, what, num_bits, relative_error(self.reference, outputs))
 
@@ -137,11 +135,11 @@ class Sensitivity:
         captures, targets = [], []
 
         def take(call: int, x: Tensor, output: Tensor) -> None:
-            targets.append(self.sampler.target(name, layer, call, self.current, x.shape, output))
-            captures.append(self.sampler.capture(name, layer, call, self.current,
-                                                 ordinary(x, layer)))
+            batch = self.forwards.state.current_batch()
+            targets.append(self.sampler.target(name, layer, call, batch, x.shape, output))
+            captures.append(self.sampler.capture(name, layer, call, batch, ordinary(x, layer)))
 
-        with replaying(self.points, self.tape, lambda: self.current):
+        with self.forwards.replaying(self.tape):
             self._run_all({name: take})
         if not sum(target.shape[-1] for target in targets):
             raise ValueError(f"Layer '{name}' saw no input position on any calibration image "
@@ -156,7 +154,8 @@ class Sensitivity:
         def taker(name: str) -> Callable[[int, Tensor, Tensor], None]:
             def take(call: int, x: Tensor, output: Tensor) -> None:
                 found[name].append(self.sampler.target(
-                    name, self.prepared.layers[name], call, self.current, x.shape, output))
+                    name, self.prepared.layers[name], call, self.forwards.state.current_batch(),
+                    x.shape, output))
             return take
 
         self._run_all({name: taker(name) for name in self.outputs})
@@ -165,10 +164,9 @@ class Sensitivity:
     def _run_all(self, takers: Mapping[str, Callable[[int, Tensor, Tensor], None]]) -> None:
         """Runs all batches and hands (call, input, output) of some layers to their takers."""
         self.tape.positions.clear()
-        for number, batch in enumerate(self.batches):
-            self.current = number
-            with torch.no_grad(), self._watching(takers), self.state.watched(number):
-                self.run(self.model, batch)
+        for number in self.forwards.batches:
+            with self._watching(takers):
+                self.forwards.alone(number)
 
     @contextmanager
     def _watching(self, takers: Mapping[str, Callable[[int, Tensor, Tensor], None]]):
@@ -176,11 +174,11 @@ class Sensitivity:
             calls = iter(range(1 << 30))
 
             def hook(module, args, kwargs, output):
-                with self.state.ours.apart():
+                with self.forwards.state.ours.apart():
                     take(next(calls), layer_input(args, kwargs), output)
             return hook
 
-        layers = dict(quantized_layers(self.model))
+        layers = dict(quantized_layers(self.forwards.model))
         with ExitStack() as stack:
             for name, take in takers.items():
                 handle = layers[name].register_forward_hook(hook_for(take), with_kwargs=True)

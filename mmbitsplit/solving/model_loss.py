@@ -1,16 +1,14 @@
 """How far the quantized model is from the float one: a loss that needs no labels."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmbitsplit.models import DataFlow, QuantizedLayer, SteppedLayer, layer_role
-from mmbitsplit.passes.forward_state import ForwardState
-from mmbitsplit.passes.replay import ReplayPoint, Tape, replaying
-from mmbitsplit.passes.team import Team
+from mmbitsplit.passes.forwards import Forwards
+from mmbitsplit.passes.replay import Tape
 
 MOST_ELEMENTS = 1 << 16  # of an output that a squared error looks at, evenly spread
 
@@ -19,44 +17,38 @@ class ModelLoss:
     """Compares the model's raw outputs, those of its last layers, with the float model's.
 
     Args:
-        model: Prepared, its layers still in float.
+        forwards: Of the prepared model, its layers still in float.
         flow: Says which layers are last.
-        batches: This process's, by number.
-        run: Runs the model on a batch.
-        replay_points, tape: What the quantized model is given instead of its own decisions.
-        team: Who holds the other batches.
+        tape: What the quantized model is given instead of its own decisions.
         kind: ``'cross_entropy'`` to the float model's class probabilities, for one last layer of
             class scores; ``'squared_error'``, relative to the spread of each output, for any
             model; ``'auto'``: the former where the only last layer is linear.
         most_batches: Over all processes.
-        state: Told what forwards change.
     """
 
-    def __init__(self, model: nn.Module, flow: DataFlow, batches: Mapping[int, Any],
-                 run: Callable[[Any], Any], replay_points: Sequence[ReplayPoint], tape: Tape,
-                 team: Team, kind: str, most_batches: int,
-                 state: ForwardState):
-        self.names = [name for name in flow.order if 'last' in layer_role(name, flow)]
-        self.modules = [model.get_submodule(name) for name in self.names]
+    def __init__(self, forwards: Forwards, flow: DataFlow, tape: Tape, kind: str,
+                 most_batches: int):
+        names = [name for name in flow.order if 'last' in layer_role(name, flow)]
+        self.forwards, self.tape = forwards, tape
+        self.modules = [forwards.model.get_submodule(name) for name in names]
         if kind == 'auto':
-            kind = 'cross_entropy' if len(self.names) == 1 and _is_linear(self.modules[0]) \
+            kind = 'cross_entropy' if len(names) == 1 and _is_linear(self.modules[0]) \
                 else 'squared_error'
-        if kind == 'cross_entropy' and len(self.names) != 1:
+        if kind == 'cross_entropy' and len(names) != 1:
             raise ValueError("quantization.method.loss='cross_entropy' is for one layer of class "
-                             f"scores; this model ends in {', '.join(self.names)}. Use "
+                             f"scores; this model ends in {', '.join(names)}. Use "
                              "loss='squared_error'.")
-        self.kind, self.run, self.team, self.tape = kind, run, team, tape
-        self.replay_points, self.state = replay_points, state
-        chosen = list(batches)[:-(-most_batches // team.size)]
-        self.batches = {number: batches[number] for number in chosen}
+        self.kind = kind
+        self.batches = loss_batches(forwards, most_batches)
         self.wanted: dict[int, list[tuple[int, Tensor]]] = {}
 
     @contextmanager
-    def recording(self, current: Callable[[], int]) -> Iterator[None]:
-        """Keeps the outputs of the float pass, of the batch that ``current`` names."""
+    def recording(self) -> Iterator[None]:
+        """Keeps outputs of the float pass, each for the batch whose forward is running."""
         def keep(layer: int, output: Tensor) -> None:
-            if current() in self.batches:
-                self.wanted.setdefault(current(), []).append((layer, output.clone()))
+            batch = self.forwards.state.current_batch()
+            if batch in self.batches:
+                self.wanted.setdefault(batch, []).append((layer, output.clone()))
 
         with self._watched(keep):
             yield
@@ -64,12 +56,12 @@ class ModelLoss:
     @torch.no_grad()
     def __call__(self) -> float:
         """Runs the model as it is now; every process of the team returns the same."""
-        sums = torch.zeros(len(self.names), 3, dtype=torch.float64)
+        sums = torch.zeros(len(self.modules), 3, dtype=torch.float64)
         for number in self.batches:
             for (layer, wanted), (_, output) in zip(self.wanted[number], self._outputs(number),
                                                     strict=True):
                 sums[layer] += self._compare(wanted, output).cpu()
-        self.team.add_(sums)
+        self.forwards.team.add_(sums)
         total, extent, _ = sums.unbind(1)
         if self.kind == 'squared_error':  # of the spread about the mean
             extent = sums[:, 1] - sums[:, 2]
@@ -79,9 +71,8 @@ class ModelLoss:
         seen: list[tuple[int, Tensor]] = []
         self.tape.positions.clear()
         with self._watched(lambda layer, output: seen.append((layer, output))), \
-                replaying(self.replay_points, self.tape, lambda: number), \
-                self.state.watched(number):
-            self.run(self.batches[number])
+                self.forwards.replaying(self.tape):
+            self.forwards.alone(number)
         return seen
 
     def _compare(self, wanted: Tensor, output: Tensor) -> Tensor:
@@ -113,6 +104,11 @@ class ModelLoss:
         if self.kind == 'cross_entropy':
             return output
         return output.flatten()[::max(1, output.numel() // MOST_ELEMENTS)]
+
+
+def loss_batches(forwards: Forwards, most: int) -> list[int]:
+    """Numbers of this process's batches that a loss over ``most`` batches is taken of."""
+    return list(forwards.batches)[:-(-most // forwards.team.size)]
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -44,13 +44,30 @@ def output_error(weight: Tensor, means: LayerMeans, inputs: Tensor, y: Tensor, m
     error = torch.baddbmm(y, weight.to(y), inputs, alpha=-1)
     if bias is not None:
         error -= bias.to(error).unsqueeze(-1)
-    sums = torch.cat([y.sum(-1, dtype=torch.float64).flatten(),
+    sums = error_sums(y, error)
+    team.add_(sums)
+    return Judgement(relative_error(sums), bias)
+
+
+def error_sums(y: Tensor, error: Tensor) -> Tensor:
+    """What adds up over positions.
+
+    Args:
+        y: (G, M, K) float outputs.
+        error: (G, M, K) differences from them.
+
+    Returns:
+        (G * M + 3,) float64: outputs by channel, their squares, those of the differences, K.
+    """
+    return torch.cat([y.sum(-1, dtype=torch.float64).flatten(),
                       y.double().square().sum().view(1), error.double().square().sum().view(1),
                       torch.tensor([float(y.shape[-1])], dtype=torch.float64, device=y.device)])
-    team.add_(sums)
+
+
+def relative_error(sums: Tensor) -> float:
+    """Squared error relative to ``output_scale``, from ``error_sums`` of all positions."""
     y_sum, (y_sq, error_sq, count) = sums[:-3], sums[-3:]
-    return Judgement(float(error_sq / output_scale(y_sq - y_sum.square().sum() / count, y_sq)),
-                     bias)
+    return float(error_sq / output_scale(y_sq - y_sum.square().sum() / count, y_sq))
 
 
 def output_scale(spread: Tensor, energy: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Keeps what a method needs that improves the whole model, see ``methods.solved_model``."""
+"""Keeps what a method needs that uses the loss of the whole model, see ``methods.solved_model``."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,15 +12,13 @@ from mmbitsplit.solving.solve_layer import layer_solution
 from mmbitsplit.structures import ActivationSpec, LayerGeometry, LayerPlan, QParams, WeightSolution
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class KeptLayer:
-    """A layer as it was before it was solved, and where it may be written to.
+    """A layer that has been solved, and where it may be written to.
 
     Args:
         layer: The layer.
         plan: Its bits and modes.
-        weight: (G, M, N) float weight.
-        bias: (out_channels,) float, or ``None``.
         samples: Of its inputs in the quantized model.
         strength: Of ECAQ, as chosen when it was solved.
         output_qparams: Of its output, as chosen then.
@@ -28,8 +26,6 @@ class KeptLayer:
 
     layer: QuantizedLayer
     plan: LayerPlan
-    weight: Tensor
-    bias: Tensor | None
     samples: ActivationSamples
     strength: float | None = None
     output_qparams: QParams | None = None
@@ -39,14 +35,19 @@ class KeptLayer:
         """How inputs meet weights."""
         return self.layer.geometry
 
+    @property
+    def weight(self) -> Tensor:
+        """(G, M, N) float weight."""
+        return self.layer.float_rows()
+
     def candidate(self, spec: ActivationSpec) -> Candidate:
         """Searches the input scales by a spec of its own."""
         return input_candidates(self.samples, spec)[0]
 
     def install(self, solved: WeightSolution, qparams: QParams | None) -> None:
         """Writes codes and input quantization into the layer; its bias is the float one."""
-        solution = layer_solution(solved, None, qparams, self.bias, self.layer.geometry,
-                                  self.plan)
+        solution = layer_solution(solved, None, qparams, self.layer.float_weights().bias,
+                                  self.layer.geometry, self.plan)
         apply(self.layer, replace(solution, output_qparams=self.output_qparams))
 
 
@@ -55,16 +56,24 @@ class KeptModel:
     """The whole model, every layer solved.
 
     Args:
-        loss: Of the model as it stands, the same in every process of a team.
+        measure: The loss of the model as it stands, the same in every process of a team.
+        losses: Those that a calibration which was interrupted has measured, in order. They are
+            told again instead of measured: a method whose steps depend on them alone goes on
+            where it was.
+        keep: Told all losses after each that is measured.
         layers: By name, in the order they were solved.
     """
 
-    loss: Callable[[], float]
+    measure: Callable[[], float]
+    losses: list[float] = field(default_factory=list)
+    keep: Callable[[list[float]], None] = lambda losses: None
     layers: dict[str, KeptLayer] = field(default_factory=dict)
+    asked: int = 0
 
-    def remember(self, plan: LayerPlan, layer: QuantizedLayer, samples: ActivationSamples) -> None:
-        """Keeps a layer that is about to be solved; its float weights are there until the end."""
-        bias = layer.float_weights().bias
-        self.layers[plan.name] = KeptLayer(
-            layer=layer, plan=plan, bias=None if bias is None else bias.detach(),
-            samples=samples, weight=layer.float_rows())
+    def loss(self) -> float:
+        """Of the model as it stands."""
+        if self.asked == len(self.losses):
+            self.losses.append(self.measure())
+            self.keep(self.losses)
+        self.asked += 1
+        return self.losses[self.asked - 1]

@@ -82,7 +82,7 @@ class QuantizationReport:
         seconds: ``calibration`` in all, of which: ``watch`` (finding out how values flow),
             ``float_forward``, ``quantized_forward``, ``sampling`` (positions taken from both),
             ``solve``, and of that ``solve_scales`` (input scales, strength),
-            ``solve_statistics`` and ``solve_codes``.
+            ``solve_statistics`` and ``solve_codes``; ``refine`` where a method refines the model.
         calibration: Batches, seed, processes, layers taken over from an interrupted run.
         method: The method's options.
         peak_rss_bytes: Most memory that this process ever held.

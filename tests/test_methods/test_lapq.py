@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from mmbitsplit.apis import quantize_model
-from mmbitsplit.calibration import ReplayPoint, Team
+from mmbitsplit.calibration import ReplayPoint
 from mmbitsplit.models import watch
-from mmbitsplit.passes.forward_state import ForwardState
+from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.replay import Tape
 from mmbitsplit.solving.model_loss import ModelLoss
 
@@ -140,15 +140,13 @@ def test_recorded_decisions_are_replayed_for_the_loss(seeded):
 
 @pytest.mark.parametrize('kind', ['cross_entropy', 'squared_error'])
 def test_the_loss_of_the_same_model_is_the_least(kind, seeded):
-    model, batches, tape = seeded(Classifier), dict(enumerate(inputs())), Tape()
+    model, batches, tape = seeded(Classifier), inputs(), Tape()
     flow = watch(model, lambda: model(batches[0]))
-    loss = ModelLoss(model, flow, batches, model, (), tape, Team(), kind, 2,
-                     ForwardState(model, 0))
-    current = {}
-    with loss.recording(lambda: current['batch']), torch.no_grad():
-        for number, batch in batches.items():
-            current['batch'] = number
-            model(batch)
+    forwards = Forwards.of(model, batches, lambda model, x: model(x), seed=0)
+    loss = ModelLoss(forwards, flow, tape, kind, 2)
+    with loss.recording():
+        for number in forwards.batches:
+            forwards.alone(number)
     assert sorted(loss.wanted) == [0, 1]
     same = loss()
     if kind == 'squared_error':
@@ -158,6 +156,4 @@ def test_the_loss_of_the_same_model_is_the_least(kind, seeded):
     with torch.no_grad():
         model.scores.weight *= 1.1
     assert loss() > same
-    assert ModelLoss(model, flow, batches, model, (), tape, Team(), 'auto', 2,
-                     ForwardState(model, 0)).kind \
-        == 'cross_entropy'
+    assert ModelLoss(forwards, flow, tape, 'auto', 2).kind == 'cross_entropy'

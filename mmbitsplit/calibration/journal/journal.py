@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mmbitsplit.calibration.journal.identity import AGAIN, check_identity
 from mmbitsplit.files import replacing, sync_folder
+from mmbitsplit.functional import ActivationSamples
 from mmbitsplit.structures import LayerReport, LayerSolution, QParams
 
 FORMAT = 1
@@ -40,11 +41,13 @@ class JournalEntry:
         name: Dotted name in the model.
         solution: What ``models.convert.apply`` writes into the layer.
         report: Its row of ``layers.json``.
+        samples: Of its inputs, for a method that needs them when all layers are solved.
     """
 
     name: str
     solution: LayerSolution
     report: LayerReport
+    samples: ActivationSamples | None = None
 
 
 class Journal:
@@ -207,8 +210,9 @@ class _DamagedError(Exception):
 
 def _to_payload(entry: JournalEntry, previous: str) -> bytes:
     buffer = io.BytesIO()
+    samples = {} if entry.samples is None else {'samples': _to_plain(entry.samples)}
     torch.save({'previous': previous, 'name': entry.name, 'solution': _to_plain(entry.solution),
-                'report': asdict(entry.report)}, buffer)
+                'report': asdict(entry.report), **samples}, buffer)
     return buffer.getvalue()
 
 
@@ -252,8 +256,9 @@ def _from_bytes(data: bytes, previous: str) -> tuple[JournalEntry, bytes]:
         for side in ('qparams', 'output_qparams'):
             if solution.get(side) is not None:  # older entries say nothing of outputs
                 solution[side] = QParams(**solution[side])
+        samples = ActivationSamples(**stored['samples']) if 'samples' in stored else None
         entry = JournalEntry(stored['name'], LayerSolution(**solution),
-                             LayerReport(**stored['report']))
+                             LayerReport(**stored['report']), samples)
     except Exception as error:  # torch and pickle raise all kinds; any means: solve it again
         reason = str(error).strip() or type(error).__name__
         raise _DamagedError(f'cannot be parsed ({reason.splitlines()[0]})') from error
