@@ -106,6 +106,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
 
 def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
                progress: Callable[[Progress], None], journal: Journal | None,
+               planned: Callable[[BitPlan], None],
                ) -> tuple[PreparedModel, QuantizationReport]:
     """As ``calibrate``, whose checks have been passed."""
     stopwatch, started = Stopwatch(), time.perf_counter()
@@ -186,7 +187,7 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
 
 def _float_run(look: Watching, made: _Made, spec: QuantSpec, method: Method, done: set[str],
                stopwatch: Stopwatch, progress: Callable[[Progress], None],
-               ) -> tuple[_Made, FloatRun]:
+               planned: Callable[[BitPlan], None]) -> tuple[_Made, FloatRun]:
     """Runs the float pass where somebody needs it; watches and prepares anew what it shows.
 
     Args:
