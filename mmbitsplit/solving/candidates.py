@@ -30,6 +30,7 @@ class Choice:
         guard_taken: Whether plain rounding was taken instead of the method's codes.
         sweeps: Of the descent of the method's best solution.
         errors: Of every candidate by name.
+        narrower: By number of bits, the solution for each narrower width, judged.
     """
 
     solution: WeightSolution
@@ -38,6 +39,7 @@ class Choice:
     guard_taken: bool
     sweeps: int
     errors: Mapping[str, float] = field(default_factory=dict)
+    narrower: Mapping[int, tuple[WeightSolution, Judgement]] = field(default_factory=dict)
 
 
 def choose_solution(method: Method, statistics: LayerStatistics | RowStatistics, weight: Tensor,
@@ -59,16 +61,26 @@ def choose_solution(method: Method, statistics: LayerStatistics | RowStatistics,
     judged = {name: judge(solution) for name, solution in solutions.items()}
     taken = least(judged)
     solution, rounded = solutions[taken], plain_rounding(weight, spec)
-    sweeps, of_rounding = solution.num_sweeps, judge(rounded)
-    best = judged[taken]
-    guard_taken = method.guard and not best.error <= of_rounding.error  # NaN is no solution either
-    if guard_taken:
-        solution, best = rounded, of_rounding
+    of_rounding = judge(rounded)
+    guard_taken = _is_rounded(method, judged[taken], of_rounding)
+    narrower = {}
+    for num_bits, one in solution.narrower.items():
+        pair = one, judge(one)
+        plain = plain_rounding(weight, replace(spec, num_bits=num_bits))
+        plain_pair = plain, judge(plain)
+        narrower[num_bits] = plain_pair if _is_rounded(method, pair[1], plain_pair[1]) else pair
     errors = {name: judgement.error for name, judgement in judged.items()}
     if method.guard:
         errors[ROUNDING] = of_rounding.error
-    return Choice(solution=solution, judged=best, error_rounding=of_rounding.error,
-                  guard_taken=guard_taken, sweeps=sweeps, errors=errors)
+    return Choice(solution=rounded if guard_taken else solution,
+                  judged=of_rounding if guard_taken else judged[taken],
+                  error_rounding=of_rounding.error, guard_taken=guard_taken,
+                  sweeps=solution.num_sweeps, errors=errors, narrower=narrower)
+
+
+def _is_rounded(method: Method, solved: Judgement, rounded: Judgement) -> bool:
+    """Whether the guard takes plain rounding; NaN is no solution either."""
+    return method.guard and not solved.error <= rounded.error
 
 
 def least(judged: Mapping[str, Judgement]) -> str:
@@ -106,7 +118,10 @@ def _joined(parts: list[WeightSolution]) -> WeightSolution:
     joined = {name: torch.cat([getattr(part, name) for part in parts], 1)
               for name in ('codes', 'scale', 'objective', 'offset', 'num_bits')
               if getattr(parts[0], name) is not None}
-    return WeightSolution(**joined, num_sweeps=max(part.num_sweeps for part in parts))
+    return WeightSolution(
+        **joined, num_sweeps=max(part.num_sweeps for part in parts),
+        narrower={num_bits: _joined([part.narrower[num_bits] for part in parts])
+                  for num_bits in parts[0].narrower})
 
 
 def _named(method: Method, found: list[tuple[str, WeightSolution]]) -> dict[str, WeightSolution]:

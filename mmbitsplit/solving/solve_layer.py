@@ -96,6 +96,10 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         (len(captures), sum(capture.patches.shape[-1] for capture in captures)))))
     solution = layer_solution(choice.solution, choice.judged.bias, best.qparams, layer.bias,
                               geometry, plan)
+    solution = replace(solution, narrower=tuple(
+        layer_solution(one, judged.bias, best.qparams, layer.bias, geometry,
+                       replace(plan, weight=replace(plan.weight, num_bits=num_bits)))
+        for num_bits, (one, judged) in choice.narrower.items()))
     if plan.output is not None:
         with stopwatch('solve_scales'):
             solution = replace(solution, output_qparams=search_output_qparams(
@@ -104,8 +108,10 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         solution=solution, strength=best.strength, search=best.search, error=choice.judged.error,
         error_rounding=choice.error_rounding, guard_taken=choice.guard_taken,
         candidates=dict(choice.errors), sweeps=choice.sweeps, rows=sampled, calls=calls,
-        input_ranges=ranges, notes=(*(() if apart else FITTED_AND_JUDGED),
-                                    *width_notes(choice.solution, best.qparams))))
+        input_ranges=ranges, notes=(
+            *(() if apart else FITTED_AND_JUDGED), *width_notes(choice.solution, best.qparams),
+            *(f'can be switched to {num_bits} bits: error {judged.error:.4g}'
+              for num_bits, (_, judged) in choice.narrower.items()))))
 
 
 def _fit_and_held_out(rows: LayerPositions, candidate: Candidate, geometry: LayerGeometry,

@@ -1,6 +1,7 @@
 """Codes, scales and zero points: what calibration finds for a layer."""
 
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class WeightSolution:
         history: Total objective before and after every fit of the scales, the start's first.
         offset: (G, M) real number added to every weight of a channel, ``None`` for none.
         num_bits: (G, M) width of each channel's codes, where channels differ.
+        narrower: By number of bits, solutions for widths that the layer can be switched to.
     """
 
     codes: Tensor
@@ -61,6 +63,7 @@ class WeightSolution:
     history: tuple[float, ...] = ()
     offset: Tensor | None = None
     num_bits: Tensor | None = None
+    narrower: Mapping[int, 'WeightSolution'] = field(default_factory=dict)
 
     @property
     def weight(self) -> Tensor:
@@ -83,6 +86,8 @@ class LayerSolution:
         output_qparams: Output quantization, ``None`` for a float output.
         weight_offset: (out_channels,) float32 added to every weight of a channel on the scale of
             ``weight_scale``, ``None`` for none. It costs a runtime the sum of the inputs.
+        narrower: Solutions for fewer bits that the layer can be switched to
+            (``QuantizedLayer.use``); of theirs, codes, scale, offset and bias count.
     """
 
     codes: Tensor
@@ -92,3 +97,4 @@ class LayerSolution:
     qparams: QParams | None
     output_qparams: QParams | None = None
     weight_offset: Tensor | None = None
+    narrower: tuple['LayerSolution', ...] = ()

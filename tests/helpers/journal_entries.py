@@ -32,6 +32,9 @@ def entry(index: int = 0, qparams: str = 'per_tensor', bias: bool = True) -> Jou
         bias=torch.randn(3, generator=generator) if bias else None, qparams=inputs,
         output_qparams=None if index % 2 else QParams(
             torch.rand(1, generator=generator), torch.tensor([7.0]), 0, 255, unit=False))
+    if index % 3 == 2:
+        solution = dataclasses.replace(solution, narrower=(
+            dataclasses.replace(solution, num_bits=3, codes=solution.codes // 2),))
     report = LayerReport(
         name=f'layer{index}', kind='conv2d', shape=(3, 2, 1, 1), role='inner', weight_bits=4,
         activation_bits=8 if channels else None, activation_mode='ecaq' if channels else None,
@@ -50,6 +53,8 @@ def plain(value):
     if dataclasses.is_dataclass(value):
         return type(value).__name__, {item.name: plain(getattr(value, item.name))
                                       for item in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
     return value
 
 

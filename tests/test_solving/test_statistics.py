@@ -11,9 +11,11 @@ from torch import nn
 from mmbitsplit.calibration import Team, build_method
 from mmbitsplit.functional import center, layer_statistics
 from mmbitsplit.functional.kernels.exact_sums import SumGrid, on_grid
+from mmbitsplit.methods.bitsplit import BitSplit
 from mmbitsplit.models import QuantizedLayer, layer_geometry
 from mmbitsplit.passes.capture import CallCapture
 from mmbitsplit.passes.sampling import is_held_out
+from mmbitsplit.solving import candidates
 from mmbitsplit.solving import statistics as evidence
 from mmbitsplit.solving.positions import Rows
 from mmbitsplit.solving.solve_layer import solve_layer
@@ -225,13 +227,21 @@ def make_captures(layer, count, silent=()):
     return captured
 
 
-def solve_together(size, layer, plan, captured, owner=None):
+class TwoWidths(BitSplit):
+    """Also solves for two bits."""
+
+    def solve(self, statistics, weight, num_bits):
+        return replace(super().solve(statistics, weight, num_bits),
+                       narrower={2: super().solve(statistics, weight, 2)})
+
+
+def solve_together(size, layer, plan, captured, owner=None, method=None):
     """Solves with the batches dealt out to threads."""
     owner = owner or (lambda batch: batch % size)
 
     def work(team):
         mine = [captured[batch] for batch in captured if owner(batch) == team.rank]
-        return solve_layer(layer, plan, build_method({'type': 'BitSplit'}),
+        return solve_layer(layer, plan, method or build_method({'type': 'BitSplit'}),
                            [capture for capture, _ in mine], [target for _, target in mine],
                            team if size > 1 else Team())
     return together(size, work)
@@ -255,6 +265,17 @@ def test_several_processes_solve_a_layer_as_one_would(size, mode):
     alone, = solve_together(1, layer, plan, captured)
     for found in solve_together(size, layer, plan, captured):
         assert_same_solution(found, alone)
+
+
+def test_several_processes_solve_every_width_as_one_would(monkeypatch):
+    monkeypatch.setattr(candidates, 'CHANNELS', 2)  # so that the channels are shared out
+    layer, plan = make_layer(4, 'ecaq')
+    captured = make_captures(layer, 8)
+    alone, = solve_together(1, layer, plan, captured, method=TwoWidths())
+    for found in solve_together(2, layer, plan, captured, method=TwoWidths()):
+        for one, other in zip((found.solution, *found.solution.narrower),
+                              (alone.solution, *alone.solution.narrower), strict=True):
+            assert torch.equal(one.codes, other.codes) and torch.equal(one.bias, other.bias)
 
 
 @pytest.mark.parametrize('size', [2, 3])

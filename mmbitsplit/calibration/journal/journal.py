@@ -222,7 +222,15 @@ def _to_plain(value: Any) -> Any:
         return value.detach().cpu().clone(memory_format=torch.contiguous_format)
     if is_dataclass(value):
         return {item.name: _to_plain(getattr(value, item.name)) for item in fields(value)}
-    return value
+    return [_to_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _to_solution(plain: Mapping[str, Any]) -> LayerSolution:
+    """Inverse of ``_to_plain``; older entries say nothing of outputs and narrower widths."""
+    sides = {side: QParams(**plain[side]) for side in ('qparams', 'output_qparams')
+             if plain.get(side) is not None}
+    return LayerSolution(**{**plain, **sides, 'narrower': tuple(
+        map(_to_solution, plain.get('narrower', ())))})
 
 
 def _from_bytes(data: bytes, previous: str) -> tuple[JournalEntry, bytes]:
@@ -252,12 +260,9 @@ def _from_bytes(data: bytes, previous: str) -> tuple[JournalEntry, bytes]:
         raise _DamagedError('has a wrong checksum')
     try:
         stored = torch.load(io.BytesIO(payload), map_location='cpu', weights_only=True)
-        follows, solution = stored['previous'], dict(stored['solution'])
-        for side in ('qparams', 'output_qparams'):
-            if solution.get(side) is not None:  # older entries say nothing of outputs
-                solution[side] = QParams(**solution[side])
+        follows = stored['previous']
         samples = ActivationSamples(**stored['samples']) if 'samples' in stored else None
-        entry = JournalEntry(stored['name'], LayerSolution(**solution),
+        entry = JournalEntry(stored['name'], _to_solution(stored['solution']),
                              LayerReport(**stored['report']), samples)
     except Exception as error:  # torch and pickle raise all kinds; any means: solve it again
         reason = str(error).strip() or type(error).__name__

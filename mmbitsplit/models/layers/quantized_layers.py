@@ -94,12 +94,8 @@ class QuantizedLayer(nn.Module):
 
     def install(self, solution: LayerSolution) -> None:
         """Computes with a solution from now on; float weights are kept until ``release_float``."""
-        device, dtype = self.weight.device, self.weight.dtype
-        self.install_weight(WeightQuantizer(
-            self.geometry, solution.num_bits, *(
-                value if value is None else value.to(device, dtype_) for value, dtype_ in (
-                    (solution.codes, torch.int8), (solution.weight_scale, torch.float32),
-                    (solution.bias, dtype), (solution.weight_offset, torch.float32)))))
+        weights = [self._weight_quantizer(one) for one in (solution, *solution.narrower)]
+        self.install_weight(WeightQuantizerSet(weights) if solution.narrower else weights[0])
         self.quantize_input(solution.qparams)
         self.quantize_output(solution.output_qparams)
 
@@ -124,14 +120,9 @@ class QuantizedLayer(nn.Module):
 
     def solution(self) -> LayerSolution:
         """What the quantizers stand for now, as ``install`` takes it: whole codes, all copied."""
-        weight = self.weight_quantizer
-        codes, scale, bias, offset = (
-            None if value is None else value.detach().clone()
-            for value in (weight.hard_codes(), weight.scale, weight.bias, weight.offset))
         sides = [None if qparams is None else replace(qparams, scale=qparams.scale.detach().clone())
                  for qparams in (self.qparams, self.output_qparams)]
-        return LayerSolution(codes=codes, num_bits=weight.num_bits, weight_scale=scale, bias=bias,
-                             qparams=sides[0], output_qparams=sides[1], weight_offset=offset)
+        return replace(self.weight_quantizer.solution(), qparams=sides[0], output_qparams=sides[1])
 
     def float_forward(self, input: Tensor) -> Tensor:
         """What the float layer makes of an input, whether codes are installed or not."""
@@ -233,6 +224,14 @@ class QuantizedLayer(nn.Module):
                 found, self.num_bits, self.geometry).items()})
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys,
                                       *args)
+
+    def _weight_quantizer(self, solution: LayerSolution) -> WeightQuantizer:
+        device, dtype = self.weight.device, self.weight.dtype
+        bias, offset = solution.bias, solution.weight_offset
+        return WeightQuantizer(
+            self.geometry, solution.num_bits, solution.codes.to(device),
+            solution.weight_scale.to(device), None if bias is None else bias.to(device, dtype),
+            None if offset is None else offset.to(device))
 
     def _quantizer(self, qparams: QParams | None) -> ActivationQuantizer | None:
         return None if qparams is None else ActivationQuantizer(

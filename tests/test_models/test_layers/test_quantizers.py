@@ -229,6 +229,26 @@ def test_a_state_dict_wants_whole_codes_of_one_width(geometry):
     assert all(torch.equal(after[name], before[name]) for name in after)
 
 
+def test_solutions_of_several_widths_go_in_and_come_out(geometry):
+    """Codes that the widest's planes make are found out and not stored twice."""
+    widest = make_quantizer(geometry, 8).solution()
+    planes = split_bit_planes(widest.codes, 8)
+    narrower = (make_quantizer(geometry, 4).solution(), replace(
+        make_quantizer(geometry, 3).solution(), codes=stitch_bit_planes(planes[5:])))
+    layer = QuantizedLayer(geometry, torch.zeros(geometry.weight_shape), None)
+    layer.install(replace(widest, narrower=narrower))
+    assert layer.weight_quantizer.nested == {3}
+    for num_bits in (3, 4):
+        layer.use(num_bits)
+        found = layer.solution()
+        for one, other in zip((widest, *narrower), (found, *found.narrower), strict=True):
+            assert one.num_bits == other.num_bits
+            for name in ('codes', 'weight_scale', 'bias'):
+                assert torch.equal(getattr(one, name), getattr(other, name))
+    layer.install(widest)
+    assert layer.weight_quantizer.widths == (8,)
+
+
 def test_sets_that_cannot_be_are_refused(geometry):
     with pytest.raises(ValueError, match='hold one twice'):
         WeightQuantizerSet([make_quantizer(geometry, 4), make_quantizer(geometry, 4)])

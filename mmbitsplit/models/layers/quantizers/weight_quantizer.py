@@ -9,7 +9,7 @@ from mmbitsplit.functional.quantizers.soft_rounding import (
     rectified_sigmoid,
     soften_codes,
 )
-from mmbitsplit.structures import LayerGeometry
+from mmbitsplit.structures import LayerGeometry, LayerSolution
 
 
 class WeightQuantizer(nn.Module):
@@ -90,6 +90,17 @@ class WeightQuantizer(nn.Module):
             self.base = self.rounding = None
             self.refresh()
         return self.codes
+
+    def solution(self, codes: Tensor | None = None) -> LayerSolution:
+        """A copy of what it stands for now, whole codes.
+
+        Args:
+            codes: Instead of its own.
+        """
+        parts = (self.hard_codes() if codes is None else codes, self.scale, self.bias, self.offset)
+        copied = [None if value is None else value.detach().clone() for value in parts]
+        return LayerSolution(codes=copied[0], num_bits=self.num_bits, weight_scale=copied[1],
+                             bias=copied[2], weight_offset=copied[3], qparams=None)
 
     def use(self, num_bits: int) -> None:
         """Chooses among ``widths``: here there is one."""
