@@ -32,12 +32,20 @@ from mmbitsplit.functional.quantizers.affine import (
     product_input,
     quantize,
 )
-from mmbitsplit.functional.quantizers.bit_planes import split_bit_planes, stitch_bit_planes
+from mmbitsplit.functional.quantizers.bit_planes import (
+    leading_planes,
+    split_bit_planes,
+    stitch_bit_planes,
+)
 from mmbitsplit.functional.quantizers.distributions import channel_ranges, code_histogram
 from mmbitsplit.functional.quantizers.entropy import entropy_threshold
 from mmbitsplit.functional.quantizers.input_ranges import ActivationSamples
 from mmbitsplit.functional.quantizers.integer_bias import whole_steps
 from mmbitsplit.functional.quantizers.rounding import round_weight, weight_scale
+from mmbitsplit.functional.quantizers.straight_through import (
+    fake_quantize_ste,
+    product_input_ste,
+)
 from mmbitsplit.functional.solvers.bitsplit import solve_bitsplit
 from mmbitsplit.functional.solvers.bitsplit_rows import solve_bitsplit_rows
 from mmbitsplit.functional.solvers.error_feedback import feedback_factor
@@ -56,14 +64,14 @@ from mmbitsplit.functional.statistics import (
 )
 
 __all__ = [
-    'ActivationSamples', 'JointMinimum', 'add_ridge', 'allocate_bits',
-    'apply_layer', 'bias_correction', 'center', 'channel_dim', 'channel_ranges',
-    'channel_qparams', 'clipping_constant', 'code_histogram', 'code_range', 'correct_weights',
-    'default_ridge', 'dequantize', 'entropy_threshold', 'explicit_padding', 'fake_quantize',
+    'ActivationSamples', 'JointMinimum', 'add_ridge', 'allocate_bits', 'apply_layer',
+    'bias_correction', 'center', 'channel_dim', 'channel_qparams', 'channel_ranges',
+    'clipping_constant', 'code_histogram', 'code_range', 'correct_weights', 'default_ridge',
+    'dequantize', 'entropy_threshold', 'explicit_padding', 'fake_quantize', 'fake_quantize_ste',
     'feedback_factor', 'gather_outputs', 'gather_patches', 'interpolate_qparams',
-    'layer_statistics', 'output_size', 'pack_codes', 'per_input', 'per_output',
-    'powell_minimum', 'product_input', 'quadratic_minimum', 'quadratic_objective',
-    'quantization_error', 'quantize', 'round_weight', 'rows_to_weight',
+    'layer_statistics', 'leading_planes', 'output_size', 'pack_codes', 'per_input', 'per_output',
+    'powell_minimum', 'product_input', 'product_input_ste', 'quadratic_minimum',
+    'quadratic_objective', 'quantization_error', 'quantize', 'round_weight', 'rows_to_weight',
     'search_qparams', 'solve_bitsplit', 'solve_bitsplit_rows', 'split_bit_planes', 'spread',
     'stitch_bit_planes', 'unpack_codes', 'weight_rows', 'weight_scale', 'whole_steps',
 ]

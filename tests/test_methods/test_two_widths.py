@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmbitsplit.calibration import METHODS, calibrate, register_method
-from mmbitsplit.functional.quantizers.bit_planes import leading_planes
+from mmbitsplit.functional import leading_planes
 from mmbitsplit.methods.bitsplit import BitSplit
 from mmbitsplit.structures import WeightSolution
 

@@ -320,11 +320,17 @@ def test_a_solution_is_a_copy_of_what_the_quantizers_stand_for(geometry):
         layer.weight_quantizer.rounding.add_(5.0)
         for value in (layer.weight_scale, layer.weight_offset, layer.bias, layer.qparams.scale):
             value.mul_(1.5)
+    assert taken.weight_scale.data_ptr() != layer.weight_scale.data_ptr()
     changed = layer.solution()
     assert changed.codes.dtype == torch.int8 and layer.weight_quantizer.soft
     layer.weight_quantizer.harden()
     after = layer(x)
     assert not torch.equal(after, before)
     for solution, expected in ((taken, before), (changed, after)):
-        layer.install(solution)
-        assert torch.equal(layer(x), expected)
+        for _ in range(2):  # whatever is learnt in place, what was installed is as it was
+            layer.install(solution)
+            assert torch.equal(layer(x), expected)
+            with torch.no_grad():
+                for value in (layer.weight_scale, layer.weight_offset, layer.bias,
+                              layer.qparams.scale):
+                    value.mul_(1.5)

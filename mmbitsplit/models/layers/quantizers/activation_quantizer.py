@@ -3,10 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmbitsplit.functional.quantizers.straight_through import (
-    fake_quantize_ste,
-    product_input_ste,
-)
+from mmbitsplit.functional import fake_quantize_ste, product_input_ste
 from mmbitsplit.structures import QParams
 
 
@@ -24,7 +21,8 @@ class ActivationQuantizer(nn.Module):
         super().__init__()
         self.channel_dim, self.unit = channel_dim, qparams.unit
         self.quant_min, self.quant_max = qparams.quant_min, qparams.quant_max
-        self.register_buffer('scale', qparams.scale.to(torch.float32))
+        # A copy: it may be learnt in place, and whoever made a solution may keep it.
+        self.register_buffer('scale', qparams.scale.detach().to(torch.float32, copy=True))
         self.register_buffer('zero_point', qparams.zero_point.to(torch.int32))
         self.register_buffer('channel_max', None if qparams.channel_max is None
                              else qparams.channel_max.to(torch.uint8))

@@ -33,11 +33,13 @@ class WeightQuantizer(nn.Module):
                  scale: Tensor, bias: Tensor | None = None, offset: Tensor | None = None):
         super().__init__()
         self.geometry, self.num_bits = geometry, num_bits
+        # Copies of what may be learnt in place: whoever made a solution may keep it.
         self.register_parameter('bias', None if bias is None else nn.Parameter(
-            bias.detach(), requires_grad=False))
+            bias.detach().clone(), requires_grad=False))
         self.register_buffer('codes', codes)
-        self.register_buffer('scale', scale.to(torch.float32))
-        self.register_buffer('offset', None if offset is None else offset.to(torch.float32))
+        self.register_buffer('scale', scale.detach().to(torch.float32, copy=True))
+        self.register_buffer('offset', None if offset is None
+                             else offset.detach().to(torch.float32, copy=True))
         self.register_buffer('base', None, persistent=False)
         self.register_parameter('rounding', None)  # v of the rectified sigmoid, while soft
         self.register_buffer('hard_weight', None, persistent=False)  # made once for all forwards

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from mmbitsplit.functional.quantizers.bit_planes import leading_planes
+from mmbitsplit.functional import leading_planes
 from mmbitsplit.models.layers.quantizers.weight_quantizer import WeightQuantizer
 from mmbitsplit.structures import LayerSolution
 
