@@ -20,6 +20,8 @@ from mmbitsplit.calibration import Journal, calibrate
 from mmbitsplit.cli.main import main
 from mmbitsplit.structures import QuantSpec
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/demo/classifier_digits_w4a8.py'
 LAYERS = 21

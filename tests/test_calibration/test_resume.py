@@ -15,6 +15,8 @@ from torch import nn
 from mmbitsplit.calibration import Journal, Progress, ReplayPoint, calibrate, layer_solver
 from mmbitsplit.structures import QuantizationReport
 
+pytestmark = pytest.mark.slow
+
 IDENTITY = {'weights': 'those of this test'}
 
 

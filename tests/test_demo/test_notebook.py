@@ -12,6 +12,8 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).resolve().parents[2]
 NOTEBOOK = PROJECT / 'demo/quantize_your_detector.ipynb'
 MOST_LINES = 15

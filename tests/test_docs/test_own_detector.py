@@ -11,6 +11,8 @@ from mmengine.registry import MODELS, DefaultScope
 
 from mmbitsplit.apis import load_quantized, quantize_config
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).resolve().parents[2]
 EXAMPLE = PROJECT / 'docs/examples/own_detector'
 IMAGES = 6

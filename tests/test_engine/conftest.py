@@ -85,12 +85,14 @@ def det_scope():
         yield
 
 
-@pytest.fixture
+def _make_toy(seed: int = 0) -> ToyModel:
+    torch.manual_seed(seed)
+    return ToyModel().eval()
+
+
+@pytest.fixture(scope='session')
 def toy_model():
-    def make(seed: int = 0):
-        torch.manual_seed(seed)
-        return ToyModel().eval()
-    return make
+    return _make_toy
 
 
 @pytest.fixture(scope='session')

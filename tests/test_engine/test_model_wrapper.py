@@ -31,15 +31,22 @@ OUTPUTS = [[0.59452885389328, 2.5346169471740723], [0.5812940001487732, 1.850093
            [0.46611571311950684, 1.9751917123794556], [0.4921668767929077, 2.803029775619507]]
 
 
-@pytest.fixture(params=['per_tensor', 'per_channel', 'ecaq', None])
-def quantized(request, toy_model):
-    """A wrapped quantized model, an input and the state to save."""
+@pytest.fixture(scope='module', params=['per_tensor', 'per_channel', 'ecaq', None])
+def calibrated(request, toy_model):
+    """A wrapped quantized model and an input."""
     x = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     activation = dict(num_bits=None) if request.param is None else dict(mode=request.param)
     prepared, _ = calibrate(toy_model(), [x, x + 0.1], QuantSpec.from_dict(dict(
         activation=activation)), run=lambda model, batch: model(batch))
     wrapper = QuantizedModel(prepared.model)
     wrapper.set_plan(describe(prepared))
+    return wrapper, x
+
+
+@pytest.fixture
+def quantized(calibrated):
+    """The same for one test alone, and the state to save."""
+    wrapper, x = copy.deepcopy(calibrated)
     return wrapper, x, {name: value.clone() for name, value in wrapper.state_dict().items()}
 
 

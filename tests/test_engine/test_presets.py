@@ -14,6 +14,8 @@ from mmengine.registry import MODELS
 from mmbitsplit.apis import quantize_model
 from mmbitsplit.engine.run.presets import replay_points
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 SIZE = 64
 

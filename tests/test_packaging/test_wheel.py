@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).resolve().parents[2]
 # Tools of bench/ and demo/, which are of the repository alone.
 OF_THE_REPOSITORY = {f'tools/{name}.py' for name in (

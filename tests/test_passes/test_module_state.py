@@ -1,10 +1,10 @@
 """What forwards keep on modules is each forward's own, and gone after calibration."""
 
-import copy
 from collections import deque
 
 import pytest
 import torch
+from calibration_nets import _images, _seeded, _spec, call
 from pyramids import Pyramid
 from torch import nn
 
@@ -145,23 +145,27 @@ def visible(model):
         for name, module in model.named_modules() if isinstance(module, (Net, Keeper))}
 
 
-@pytest.mark.parametrize('shared', [False, True])
+@pytest.fixture(scope='module', params=[False, True], ids=['one level', 'shared'])
+def plain(request):
+    """Whether the head is shared; the model that keeps nothing, calibrated; its errors."""
+    model = _seeded(lambda: Net('not at all', request.param))
+    _, report = calibrate(model, _images(4), _spec(), run=call)
+    return request.param, model, {layer.name: layer.error for layer in report.layers}
+
+
 @pytest.mark.parametrize('way', WAYS)
-def test_what_is_kept_on_modules_belongs_to_one_forward(way, shared, seeded, images, make_spec,
+def test_what_is_kept_on_modules_belongs_to_one_forward(way, plain, seeded, images, make_spec,
                                                         run_model, assert_same_state):
-    plain = 'not at all'
+    shared, expected, errors = plain
     if shared and way == 'counters':
         pytest.skip('a head that counts its levels is another function than one that does not')
-    models = [seeded(lambda way=way: Net(way, shared)) for way in (way, plain)]
-    before, hooks = visible(models[0]), dict(AT_MODULE_LEVEL)
-    errors = []
-    for model in models:
-        _, report = calibrate(model, copy.deepcopy(images(4)), make_spec(), run=run_model)
-        errors.append({layer.name: layer.error for layer in report.layers})
-    assert_same_state(*models)
-    assert errors[0] == errors[1]
-    assert visible(models[0]) == before and hooks == AT_MODULE_LEVEL
-    assert models[0].keeper.store.by_name == {'deep': []}
+    model = seeded(lambda: Net(way, shared))
+    before, hooks = visible(model), dict(AT_MODULE_LEVEL)
+    _, report = calibrate(model, images(4), make_spec(), run=run_model)
+    assert_same_state(model, expected)
+    assert {layer.name: layer.error for layer in report.layers} == errors
+    assert visible(model) == before and hooks == AT_MODULE_LEVEL
+    assert model.keeper.store.by_name == {'deep': []}
 
 
 class CountsLevels(Net):

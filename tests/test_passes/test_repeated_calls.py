@@ -92,10 +92,11 @@ HEADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('heads', HEADS)
 def test_shared_heads_agree_with_naive_calibration(heads, seeded, images, make_spec,
                                                    assert_like_naive):
-    batches = [*images(2, size=8), *images(2, size=12)]
+    batches = [*images(1, size=8), *images(2, size=12)]
     model, report = assert_like_naive(lambda: seeded(lambda: Detector(*HEADS[heads]())), batches,
                                       make_spec())
     steps = {'feeds itself': 2, 'feeds itself thrice': 3}
@@ -145,10 +146,11 @@ SCRUBBING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('step', SCRUBBING)
 def test_values_that_are_not_known_yet_pass_for_no_true_ones(step, seeded, images, make_spec,
                                                             assert_like_naive):
-    batches = [*images(2, size=8), *images(2, size=12)]
+    batches = [*images(1, size=8), *images(2, size=12)]
     assert_like_naive(lambda: seeded(lambda: Detector(Scrubs(SCRUBBING[step]))), batches,
                       make_spec())
 

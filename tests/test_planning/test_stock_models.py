@@ -16,6 +16,8 @@ from mmbitsplit.engine.run.presets import replay_points
 from mmbitsplit.passes.replay import Tape, barrier, recording, replaying
 from mmbitsplit.structures import Unit
 
+pytestmark = pytest.mark.slow
+
 # Of units with several layers, how often each class comes; chains by their number of modules.
 KINDS = {
     'ResNet-18': {'BasicBlock': 8}, 'ResNet-50': {'Bottleneck': 16}, 'ResNeXt': {'Bottleneck': 16},

@@ -2,14 +2,17 @@
 
 import json
 import os
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT / 'tests/helpers'))  # plain files that tests share
+from tool_server import ToolServer  # noqa: E402
+
 CONFIG = 'configs/demo/retinanet_digits_w4a8.py'
 
 
@@ -21,18 +24,16 @@ UPSTREAM = ('import runpy, sys; '
             'runpy.run_path(sys.argv[0], run_name="__main__")')
 
 
-def _run(script, *args, upstream: bool = False) -> subprocess.CompletedProcess:
-    path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get('PYTHONPATH'))))
-    return subprocess.run(
-        [sys.executable, *(['-c', UPSTREAM] if upstream else []), str(script), *map(str, args)],
-        cwd=PROJECT, text=True, capture_output=True,
-        env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'})
-
-
 @pytest.fixture(scope='session')
 def run_tool():
     """Runs a script from the project's folder; one thread, so that figures repeat exactly."""
-    return _run
+    server = ToolServer()
+
+    def run(script, *args, upstream: bool = False):
+        return server.run([*(['-c', UPSTREAM] if upstream else []), str(script), *map(str, args)])
+
+    yield run
+    server.close()
 
 
 @pytest.fixture(scope='session')
@@ -65,9 +66,15 @@ def small_evaluation(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def quantized(run_tool, small_evaluation, tmp_path_factory):
-    """Work directory and output of one run of tools/quantize.py."""
-    work_dir = tmp_path_factory.mktemp('quantized')
-    done = run_tool('tools/quantize.py', CONFIG, '--work-dir', work_dir, '--cfg-options',
-                    *small_evaluation)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return work_dir, done
+    """Work directory and output of one run of tools/quantize.py, which processes share."""
+    folder = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        folder = folder.parent
+    work_dir, output = folder / 'quantized', folder / 'quantized.txt'
+    with FileLock(folder / 'quantized.lock'):
+        if not output.exists():
+            done = run_tool('tools/quantize.py', CONFIG, '--work-dir', work_dir, '--cfg-options',
+                            *small_evaluation)
+            assert done.returncode == 0, done.stderr[-3000:]
+            output.write_text(done.stdout, encoding='utf-8')
+    return work_dir, output.read_text(encoding='utf-8')

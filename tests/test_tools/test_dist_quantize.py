@@ -26,7 +26,7 @@ from mmbitsplit.engine.run.distributed import (
 PROJECT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/demo/classifier_digits_w4a8.py'
 FEW = ('--cfg-options', 'quantization.calibration.num_images=64',
-       'quantization.calibration.rows_per_layer=512')
+       'quantization.calibration.rows_per_layer=512', 'test_dataloader.dataset.indices=256')
 LAUNCHED = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'SLURM_PROCID',
             'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_JOB_ID', 'SLURM_STEP_ID', 'SLURM_NODELIST',
             'SLURM_STEP_NODELIST')
@@ -53,6 +53,7 @@ def no_launcher(monkeypatch):
     return monkeypatch
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(run_tool, tmp_path):
     one, two = tmp_path / 'one', tmp_path / 'two'
     done = script('dist_quantize.sh', CONFIG, 2, '--work-dir', two, *FEW)
@@ -76,6 +77,7 @@ def test_two_processes_give_what_one_gives(run_tool, tmp_path):
     assert two['calibration'] == {**one['calibration'], 'processes': 2}
 
 
+@pytest.mark.slow
 def test_an_error_of_all_is_said_once(tmp_path):
     done = script('dist_quantize.sh', CONFIG, 2, 'no/such.pth', '--work-dir', tmp_path)
     assert done.returncode != 0
@@ -84,6 +86,7 @@ def test_an_error_of_all_is_said_once(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_process_stops_the_others(tmp_path):
     log = tmp_path / 'log'
     with log.open('w') as stream:

@@ -8,6 +8,8 @@ pytest.importorskip('onnxscript')
 
 from mmbitsplit.export.onnx.processor import saturates  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def folder(run_tool, quantized, tmp_path_factory):

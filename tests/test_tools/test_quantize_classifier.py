@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 CONFIG = 'configs/demo/classifier_digits_w4a8.py'
 
 

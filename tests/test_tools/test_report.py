@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 CONFIG = 'configs/demo/retinanet_digits_w4a8.py'
 LAYERS = 'bbox_head.retina_*'
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/demo/classifier_digits_w4a8.py'
 WEIGHTS = 'demo/weights/classifier_digits_float.pth'

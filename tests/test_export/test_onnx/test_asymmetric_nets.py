@@ -19,6 +19,8 @@ from mmbitsplit.export.onnx.runtimes import OnnxGraph  # noqa: E402
 from mmbitsplit.export.onnx.trace import GraphRequest  # noqa: E402
 from mmbitsplit.export.onnx.write_file import write_onnx  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 ACTIVATIONS = {'silu': F.silu, 'gelu': F.gelu, 'hardswish': F.hardswish,
                'leaky_relu': lambda x: F.leaky_relu(x, 0.1), 'none': lambda x: x}
 
