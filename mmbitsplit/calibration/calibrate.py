@@ -20,9 +20,18 @@ from mmbitsplit.calibration.memory import (
     check_memory,
     estimate_memory,
     refining_bytes,
+    with_units,
 )
 from mmbitsplit.calibration.refine import refine
 from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
+from mmbitsplit.calibration.unit_solver import (
+    SolvedUnits,
+    check_alone,
+    counting_if_batches_differ,
+    solve_units,
+    take_whole_units,
+    unit_bytes,
+)
 from mmbitsplit.functional.kernels.precision import full_float32
 from mmbitsplit.methods import Method, build_method, check_data_free
 from mmbitsplit.models import PreparedModel
@@ -50,6 +59,7 @@ from mmbitsplit.structures import (
     QuantizationReport,
     QuantSpec,
     Selection,
+    Unit,
     plan_value,
 )
 
@@ -99,20 +109,28 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
     model = as_written(model)
     check_request(model, spec)
     with uncompiled(model), as_it_was_on_error(model):
-        forwards = Forwards.of(model.eval(), batches, run, seed=spec.calibration.seed,
-                               replay_points=replay_points, labels=labels, team=team)
-        return _calibrate(forwards, spec, method, progress, journal, planned)
+        def attempt(count: bool) -> tuple[PreparedModel, QuantizationReport]:
+            forwards = Forwards.of(model.eval(), batches, run, seed=spec.calibration.seed,
+                                   replay_points=replay_points, labels=labels, team=team)
+            return _calibrate(forwards, spec, method, progress, journal, planned, count)
+
+        if method.solves == 'layer':
+            return attempt(count=False)
+        check_alone(method, (team or Team()).size)
+        return counting_if_batches_differ(model, journal, attempt)
 
 
 def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
                progress: Callable[[Progress], None], journal: Journal | None,
-               planned: Callable[[BitPlan], None],
+               planned: Callable[[BitPlan], None], count: bool,
                ) -> tuple[PreparedModel, QuantizationReport]:
-    """As ``calibrate``, whose checks have been passed."""
+    """As ``calibrate``, whose checks have been passed; ``count`` as for ``Watching``."""
     stopwatch, started = Stopwatch(), time.perf_counter()
     with stopwatch('watch'):
-        look = Watching(forwards, layers_to_find(forwards.model, spec))
+        look = Watching(forwards, layers_to_find(forwards.model, spec), count)
         made = _prepare(look, spec, method, planned)
+    if method.solves == 'unit':
+        take_whole_units(journal, _divide(look, made.prepared.plan, spec))
     entries = forwards.team.from_first([] if journal is None else journal.entries)
     made, run = _float_run(look, made, spec, method, {entry.name for entry in entries}, stopwatch,
                            progress, planned)
@@ -122,8 +140,8 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
         else:  # it was not run again
             run.record.seconds_forward = journal.facts.get('float_forward', 0.0)
     warnings = _random_forwards(forwards)
-    units = find_units(look.flow, made.prepared.plan, overrides=spec.overrides, counts=look.counts)
-    solved = SolvedLayers(made.prepared, units, journal, progress)
+    solved = (SolvedUnits if method.solves == 'unit' else SolvedLayers)(
+        made.prepared, _divide(look, made.prepared.plan, spec), journal, progress)
     for entry in entries:
         solved.take_over(entry)
     _solve(look, made.prepared, run, method, solved, stopwatch)
@@ -135,12 +153,14 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
         folded_batch_norms=sorted(made.prepared.folded),
         seconds=_seconds(stopwatch, run.record, time.perf_counter() - started),
         calibration={'num_batches': forwards.total, 'seed': spec.calibration.seed,
-                     'processes': forwards.team.size, 'layers_taken_over': len(entries)},
+                     'processes': forwards.team.size, 'layers_taken_over': len(entries),
+                     **({'forwards_of_an_image': 3 if look.patterns else 2}
+                        if method.solves == 'unit' else {})},
         method=dict(spec.method),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         estimated_bytes=made.estimate.total, refinement=refinement,
         selections=_note_selections(look, solved.reports), warnings=warnings,
-        units=list(units), plan=plan_value(made.prepared.plan))
+        units=list(solved.units), plan=plan_value(made.prepared.plan))
     return made.prepared, report
 
 
@@ -178,11 +198,18 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
         estimate = replace(estimate, refining=refining_bytes(
             look.flow, geometries, look.sizes,
             loss_batches(look.forwards, method.loss_batches)))
+    if method.solves == 'unit':
+        estimate = with_units(estimate, look.flow, _divide(look, plan, spec), look.sizes,
+                              unit_bytes(spec.calibration))
     budget = spec.calibration.memory_budget
     device = next((value.device for value in model.parameters()), torch.device('cpu'))
     check_memory(estimate, BUDGET * available_bytes(device) if budget is None else budget * 1e9,
                  len(batches) * spec.calibration.batch_size, look.team.size)
     return estimate
+
+
+def _divide(look: Watching, plan: BitPlan, spec: QuantSpec) -> tuple[Unit, ...]:
+    return find_units(look.flow, plan, overrides=spec.overrides, counts=look.counts)
 
 
 def _float_run(look: Watching, made: _Made, spec: QuantSpec, method: Method, done: set[str],
@@ -204,7 +231,8 @@ def _float_run(look: Watching, made: _Made, spec: QuantSpec, method: Method, don
                          set() if method.refines else done, stopwatch,
                          lambda step, steps: progress(Progress('float', step, steps)))
 
-    if not spec.calibration.num_images or not (
+    # Where units are solved, float forwards run beside the quantized ones.
+    if not spec.calibration.num_images or method.solves == 'unit' or not (
             method.refines or made.prepared.layers.keys() - done):
         return made, prepare_run(made.prepared, look, spec.calibration, method, stopwatch)
     found = run()
@@ -225,7 +253,11 @@ def _solve(look: Watching, prepared: PreparedModel, run: FloatRun, method: Metho
     """Solves all layers that have not been taken over."""
     if not run.sampler.spec.num_images:
         solve_without_images(prepared, method, solved, stopwatch)
-    elif len(solved.reports) < len(prepared.layers):
+    elif len(solved.reports) == len(prepared.layers):
+        pass
+    elif isinstance(solved, SolvedUnits):
+        solve_units(look, prepared, run, method, solved, stopwatch)
+    else:
         owners = find_owners(look.flow, set(prepared.layers), run.record.patterns)
         solver = LayerSolver(prepared, look.forwards, run, method, solved, stopwatch)
         lockstep = Lockstep(prepared, look.forwards, run.record.counts, owners, run.sampler,

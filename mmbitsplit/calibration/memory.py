@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -16,12 +16,13 @@ from mmbitsplit.passes.repeated_calls import Owner
 from mmbitsplit.passes.sampling import rows_per_call
 from mmbitsplit.solving.model_loss import MOST_ELEMENTS
 from mmbitsplit.solving.statistics import MOST_INPUTS_FOR_GRAM
-from mmbitsplit.structures import LayerGeometry
+from mmbitsplit.structures import LayerGeometry, Unit
 
 BUDGET = 0.8  # part of the available memory that a calibration may take
 # Copies of a layer's sampled rows and of its gram that are alive at once while it is solved.
 ROW_COPIES, GRAM_COPIES = 3, 4
 WEIGHT_BYTES = 4 + 1 + 4  # of a weight of a layer that is put in: float, code, what that stands for
+IO_OF_A_UNIT = 3  # float input, quantized input, float output
 # Smaller blocks stay with the C library when they are freed, and larger ones cannot use them
 # (glibc's DEFAULT_MMAP_THRESHOLD_MAX).
 KEPT_BLOCK = 32 << 20
@@ -39,6 +40,8 @@ class MemoryEstimate:
         weights: Of the layers that are put in: codes and the weights that stand for them, beside
             the float weights, which are kept until the end.
         refining: For a method that needs the model's loss: samples of all inputs, and outputs.
+        units: For a method that solves units: inputs and outputs of those that are open at once.
+            Forwards are held asleep twice then.
     """
 
     suspended: int
@@ -47,12 +50,13 @@ class MemoryEstimate:
     solving: int
     weights: int
     refining: int = 0
+    units: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
         return (self.suspended + self.running + self.targets + self.solving + self.weights
-                + self.refining)
+                + self.refining + self.units)
 
 
 NOTHING = MemoryEstimate(suspended=0, running=0, targets=0, solving=0, weights=0)
@@ -107,6 +111,22 @@ def refining_bytes(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
     return samples + outputs
 
 
+def with_units(estimate: MemoryEstimate, flow: DataFlow, units: Sequence[Unit],
+               sizes: Mapping[int, float], budget: int) -> MemoryEstimate:
+    """Adds what a method that solves units takes.
+
+    Args:
+        estimate: Of the same request with a method that solves layers.
+        flow, sizes: See ``estimate_memory``.
+        units: Of the model.
+        budget: Bytes of inputs and outputs of units.
+    """
+    largest = max((sum(flow.output_sizes[name]) for unit in units for name in unit.layers),
+                  default=0)
+    kept = 4 * IO_OF_A_UNIT * largest * sum(sizes.values())
+    return replace(estimate, suspended=2 * estimate.suspended, units=int(min(budget, kept)))
+
+
 def _held(flow: DataFlow, layers: Iterable[str], owners: Mapping[str, Owner],
           ) -> Iterable[list[int]]:
     """Bytes of each tensor that the watched batch holds asleep, at one layer after another."""
@@ -153,6 +173,7 @@ def check_memory(estimate: MemoryEstimate, budget: int, num_images: int,
         if fit else ('not one image would fit: set quantization.calibration.batch_size or '
                      'rows_per_layer lower')
     more = f", {_gb(estimate.refining)} for the model's loss" if estimate.refining else ''
+    more += f', {_gb(estimate.units)} for inputs and outputs of units' if estimate.units else ''
     raise ValueError(
         f'Calibrating on {num_images} images would hold about {_gb(estimate.total)} '
         f'({_gb(estimate.suspended)} of suspended forwards, {_gb(estimate.running)} of the running '

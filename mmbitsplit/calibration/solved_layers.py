@@ -64,9 +64,7 @@ class SolvedLayers:
         layer = self.prepared.layers[plan.name]
         apply(layer, solved.solution)
         report = layer_report(layer, plan, solved, seconds)
-        if self.journal is not None:
-            self.journal.append(JournalEntry(plan.name, solved.solution, report, samples))
-        self._report(report, samples)
+        self._keep(JournalEntry(plan.name, solved.solution, report, samples))
 
     def in_order(self) -> list[LayerReport]:
         """Reports in the order of the plan: towers side by side are solved in either."""
@@ -80,6 +78,11 @@ class SolvedLayers:
             raise ValueError(f'{len(missing)} layer(s) were not solved: {", ".join(missing[:5])}.'
                              ' The calibration images do not reach them; use others, or leave '
                              'them in float with an override (skip=True).')
+
+    def _keep(self, entry: JournalEntry) -> None:
+        if self.journal is not None:
+            self.journal.append(entry)
+        self._report(entry.report, entry.samples)
 
     def _report(self, report: LayerReport, samples: ActivationSamples | None) -> None:
         report.unit = next((unit.name for unit in self.units if report.name in unit.layers), None)

@@ -1,8 +1,8 @@
 """What a method is given that improves a whole unit, and what it gives back.
 
 The unit's layers have been solved one after another before. A method changes their quantizers,
-runs the unit with ``forward`` (gradients pass), and returns candidates; whoever asked it judges them
-by the hard error of the unit's output on images that were held out.
+runs the unit with ``forward`` (gradients pass), and returns candidates; whoever asked it judges
+them by the hard error of the unit's output on images that were held out.
 """
 
 import hashlib

@@ -79,7 +79,7 @@ def float_pass(prepared: PreparedModel, forwards: Forwards, sampler: Sampler,
 
     def take(name: str, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
         one_thread.check(name)
-        _check_called_again(name)
+        check_called_again(name)
         if name not in seen or state.batch == first:
             seen.add(name)
             state.look()
@@ -103,7 +103,8 @@ def float_pass(prepared: PreparedModel, forwards: Forwards, sampler: Sampler,
     return record
 
 
-def _check_called_again(name: str) -> None:
+def check_called_again(name: str) -> None:
+    """Raises ``ValueError`` for a layer inside a call that is not made again."""
     if in_a_recorded_call():
         raise ValueError(
             f"Layer '{name}' is called inside a method that a replay point names, which the "

@@ -7,21 +7,23 @@ image is run once, whatever the depth, and nothing of the model is known beforeh
 layers it calls.
 """
 
-import contextvars
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from mmbitsplit.models import PreparedModel
+from mmbitsplit.passes.branches import Branch, current_branch
 from mmbitsplit.passes.capture import CallCapture, Sampler, ordinary
-from mmbitsplit.passes.forward_state import ForwardState, Saved
+from mmbitsplit.passes.forward_state import ForwardState
 from mmbitsplit.passes.forwards import Forwards
+from mmbitsplit.passes.owner_runs import Offer, OwnerCall, OwnerRuns
 from mmbitsplit.passes.probes import Care, SpareMemory
-from mmbitsplit.passes.repeated_calls import RUN, Offer, Owner, OwnerRuns
+from mmbitsplit.passes.repeated_calls import RUN, Owner
 from mmbitsplit.passes.replay import ReplayPoint, Tape, patched
+from mmbitsplit.passes.unit_progress import UnitsInside
 
 # What a process says of a layer: none of its batches reaches it (or it is solved), all that do
 # have offered their inputs, some are still on their way.
@@ -48,67 +50,97 @@ class Lockstep:
         self.prepared, self.forwards, self.counts = prepared, forwards, counts
         self.owners, self.sampler, self.solve, self.tape = owners, sampler, solve, tape
         self.team, self.state, self.spare = forwards.team, forwards.state, SpareMemory()
-        self.workers: list[_Worker] = []
+        self.workers: list[Worker] = []
 
     def run(self) -> None:
         """Runs all batches to the end; afterwards every reachable layer is solved."""
-        self.workers = [_Worker(batch, self._work, self.state) for batch in self.forwards.batches]
+        self.workers = [self._make_worker(batch) for batch in self.forwards.batches]
         with ExitStack() as stack, torch.no_grad():
             stack.enter_context(self.state.kept())
-            stack.enter_context(self.forwards.replaying(self.tape))
+            stack.enter_context(self._replaying())
             self._intercept(stack)
             try:
-                for worker in self.workers:
-                    worker.wake()
-                while self.team.total(sum(not worker.dead for worker in self.workers)):
-                    self._step()
+                self._advance()
             finally:
-                for worker in self.workers:
-                    if not worker.dead:
-                        worker.end()
+                for branch in self._branches():
+                    if not branch.dead:
+                        branch.end()
+
+    def _replaying(self) -> AbstractContextManager:
+        return self.forwards.replaying(self.tape)
+
+    def _make_worker(self, batch: int) -> 'Worker':
+        return Worker(batch, self._work, self.state)
+
+    def _branches(self) -> list[Branch]:
+        """All that may be asleep."""
+        return [*self.workers]
+
+    def _advance(self) -> None:
+        for worker in self.workers:
+            self._wake(worker)
+        while self.team.total(sum(not worker.dead for worker in self.workers)):
+            self._step()
+
+    def _wake(self, worker: 'Worker') -> None:
+        worker.wake()
 
     def _step(self) -> None:
         """Solves every layer that all its batches offer, and wakes those that offered it."""
         sleeping = [worker for worker in self.workers if not worker.dead]
         states = self.team.gather(self._states(sleeping))
-        ready = [name for name, seen in zip(self.prepared.layers, zip(*states))
+        ready = [name for name, seen in zip(self._stations(), zip(*states))
                  if _WAITING not in seen and _READY in seen]
         if not ready:
-            waiting = sorted({name for part in self.team.gather(
-                [name for worker in sleeping for name in worker.offer]) for name in part})
-            raise RuntimeError(
-                'The quantized pass does not follow the float pass: batches wait at '
-                f'{", ".join(waiting) or "no layer"} and no layer has all of its batches. '
-                'A step whose result depends on the data comes before; name it as a replay '
-                'point.')
+            self._stuck(sleeping)
         for name in ready:
             offering = [worker for worker in sleeping if name in worker.offer]
-            self.solve(name, {worker.batch: worker.offer.pop(name) for worker in offering})
+            self._solve(name, {worker.batch: worker.offer.pop(name) for worker in offering})
             for worker in offering:
                 worker.due = True
         for worker in sleeping:
             if worker.due:
-                worker.wake()
+                self._wake(worker)
 
-    def _states(self, sleeping: list['_Worker']) -> list[int]:
-        """Of each layer, whether this process's batches that will reach it have done so."""
+    def _stuck(self, sleeping: list['Worker']) -> NoReturn:
+        waiting = sorted({name for part in self.team.gather(
+            [name for worker in sleeping for name in worker.offer]) for name in part})
+        raise RuntimeError(
+            'The quantized pass does not follow the float pass: batches wait at '
+            f'{", ".join(waiting) or "no layer"} and no layer has all of its batches. '
+            'A step whose result depends on the data comes before; name it as a replay '
+            'point.')
+
+    def _stations(self) -> list[str]:
+        """What batches wait at for each other: the layers."""
+        return [*self.prepared.layers]
+
+    def _passed(self, station: str) -> bool:
+        """Whether nobody waits there any more."""
+        return self.prepared.layers[station].quantized
+
+    def _visits(self, station: str, batch: int) -> bool:
+        """Whether a batch comes there."""
+        return bool(self.counts[batch].get(station))
+
+    def _solve(self, station: str, offers: dict[int, list[Any]]) -> None:
+        self.solve(station, offers)
+
+    def _states(self, sleeping: list['Worker']) -> list[int]:
+        """Of each station, whether this process's batches that come there have done so."""
         states = []
-        for name, layer in self.prepared.layers.items():
+        for name in self._stations():
             offered = sorted(worker.batch for worker in sleeping if name in worker.offer)
-            expected = [batch for batch in self.forwards.batches
-                        if self.counts[batch].get(name)]
-            states.append(_NOT_HERE if layer.quantized or not expected
+            expected = [batch for batch in self.forwards.batches if self._visits(name, batch)]
+            states.append(_NOT_HERE if self._passed(name) or not expected
                           else _READY if offered == expected else _WAITING)
         return states
 
-    def _work(self, batch: int) -> None:
+    def _work(self, worker: 'Worker') -> None:
         run = self.forwards.run
         if RUN in self.owners:
             run = self._owner_forward(self.owners[RUN])(run)
-        run(batch)
-
-    def _current(self) -> '_Worker':
-        return _greenlet().getcurrent()
+        run(worker.batch)
 
     def _intercept(self, stack: ExitStack) -> None:
         """Puts the scheduler between the model and its layers and owners."""
@@ -126,7 +158,7 @@ class Lockstep:
 
         def wrap(forward: Callable) -> Callable:
             def intercepted(input: Tensor, *args, **kwargs) -> Tensor:
-                worker = self._current()
+                worker = current_branch()
                 if worker.owner_runs is not None:
                     return worker.owner_runs.call(name, input, forward)
                 if not layer.quantized:
@@ -138,6 +170,10 @@ class Lockstep:
             return intercepted
         return wrap
 
+    def _units_inside(self, worker: 'Worker', owner: Owner) -> UnitsInside:
+        """Units that an owner must solve; none where layers are solved one by one."""
+        return UnitsInside()
+
     def _owner_forward(self, owner: Owner) -> Callable:
         layers = {name: layer for name, layer in self.prepared.layers.items()
                   if name in owner.layers}
@@ -145,15 +181,15 @@ class Lockstep:
 
         def wrap(forward: Callable) -> Callable:
             def intercepted(*args, **kwargs) -> Any:
-                worker = self._current()
+                worker = current_branch()
                 if worker.owner_runs is not None:  # the owner's class calls itself
                     return forward(*args, **kwargs)
-                worker.owner_runs = OwnerRuns(
+                worker.owner_runs = OwnerRuns(OwnerCall(
                     layers=layers, readers=owner.readers, counts=self.counts[worker.batch],
                     sampler=self.sampler, batch=worker.batch,
                     rewind=self.tape.bookmark(worker.batch), ours=self.state.ours,
                     bookmark=self.state.bookmark(),
-                    spare=self.spare, care=care)
+                    spare=self.spare, care=care, units=self._units_inside(worker, owner)))
                 try:
                     return worker.owner_runs.run(forward, args, kwargs, worker.arrive)
                 finally:
@@ -162,54 +198,26 @@ class Lockstep:
         return wrap
 
 
-def _greenlet():
-    """Imports greenlet when first needed, so that this room imports with torch alone."""
-    try:
-        import greenlet
-    except ImportError as error:
-        raise ImportError("Calibration needs the package 'greenlet': pip install greenlet.") \
-            from error
-    return greenlet
+class Worker(Branch):
+    """One batch on its way through the quantized model.
 
+    Attributes:
+        offer: What it has brought of the layers that it waits for.
+        due: Whether one of them has been solved.
+        owner_runs: Of the owner that it is inside of.
+    """
 
-def _Worker(batch: int, work: Callable[[int], None], state: ForwardState):
-    """Makes the greenlet of one batch; a function because its base class is imported late."""
-    greenlet = _greenlet()
+    def __init__(self, batch: int, work: Callable[['Worker'], None], state: ForwardState):
+        super().__init__(batch, work, state)
+        self.offer: Offer = {}
+        self.due = False
+        self.owner_runs: OwnerRuns | None = None
 
-    class Worker(greenlet.greenlet):
-        """One batch on its way through the quantized model."""
+    def arrive(self, offer: Offer) -> None:
+        """Offers inputs of layers and sleeps until the scheduler wakes this batch."""
+        self.offer = offer
+        self.sleep()
 
-        def __init__(self):
-            super().__init__(work)
-            self.batch = batch
-            self.offer: Offer = {}
-            self.due = False
-            self.owner_runs: OwnerRuns | None = None
-            self.gr_context = contextvars.copy_context()
-            self.saved: Saved | None = None  # before it has begun
-
-        def arrive(self, offer: Offer) -> None:
-            """Offers inputs of layers and sleeps until the scheduler wakes this batch."""
-            self.offer = offer
-            self.parent.switch()
-
-        def wake(self) -> None:
-            self.due = False
-            self._enter(lambda: self.switch(batch))
-
-        def end(self) -> None:
-            """Leaves the forward where it sleeps; its context managers are left, too."""
-            self._enter(lambda: self.throw(greenlet.GreenletExit))
-
-        def _enter(self, switch: Callable[[], Any]) -> None:
-            if self.saved is None:
-                state.begin(batch)
-            else:
-                state.load(self.saved)
-            try:
-                switch()
-            finally:
-                self.saved = state.save()
-                state.pause()
-
-    return Worker()
+    def wake(self) -> None:
+        self.due = False
+        super().wake()

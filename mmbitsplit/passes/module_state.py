@@ -130,6 +130,11 @@ class ModuleState:
 
     def end(self) -> None:
         """A forward is over, and all is given back that it has changed."""
+        self.learn()
+        self.reset()
+
+    def learn(self) -> None:
+        """Keeps apart from here on what the forward that is running has changed so far."""
         self.look()
         if self.seen:
             of_hooks = set(self.of_hooks)
@@ -138,16 +143,17 @@ class ModuleState:
             self.places, self.of_hooks = ([place for place in places if place not in self.seen]
                                           for places in (self.places, self.of_hooks))
             self.seen.clear()
-        self.reset()
 
     def save(self) -> list[Any]:
         """Returns what is held where forwards change it."""
         return [place.contents() for place in self.changing]
 
     def load(self, saved: list[Any]) -> None:
-        """Puts it there again."""
+        """Puts it there again; what was not known to change then is as before all forwards."""
         for place, contents in zip(self.changing, saved):
             place.put(contents)
+        for place in self.changing[len(saved):]:
+            place.put(place.before)
 
     def reset(self) -> None:
         """Gives back what forwards have changed."""

@@ -67,6 +67,10 @@ class Tape:
         self.positions[batch] = position + 1
         return copy.deepcopy(recorded[position])
 
+    def behind(self, batch: int) -> bool:
+        """Whether the next result has not been recorded yet."""
+        return self.positions.get(batch, 0) >= len(self.results.get(batch, []))
+
     def bookmark(self, batch: int) -> Callable[[], None]:
         """Returns a function that takes the batch back to where it is now."""
         position = self.positions.get(batch, 0)
@@ -94,6 +98,36 @@ def patched(points: Sequence[ReplayPoint], wrap: Callable[[Callable], Callable])
 def recording(points: Sequence[ReplayPoint], tape: Tape, current: Callable[[], int],
               ) -> AbstractContextManager:
     """Records results of the batch that ``current`` names."""
+    return _patched_by_kind(points, *_recorders(tape, current))
+
+
+def replaying(points: Sequence[ReplayPoint], tape: Tape, current: Callable[[], int],
+              ) -> AbstractContextManager:
+    """Hands out recorded results instead of calling."""
+    return _patched_by_kind(points, *_players(tape, current))
+
+
+def recording_or_replaying(points: Sequence[ReplayPoint], tape: Tape, current: Callable[[], int],
+                           records: Callable[[], bool], catch_up: Callable[[], None],
+                           ) -> AbstractContextManager:
+    """Records in float forwards and hands out in others, which take turns.
+
+    Args:
+        points, tape, current: As for ``recording``.
+        records: Whether the forward that is running is a float one.
+        catch_up: Called in others before a result is handed out; sleeps until it is there.
+    """
+    def either(record: Callable, play: Callable) -> Callable:
+        def wrap(method: Callable) -> Callable:
+            recorded, played = record(method), play(method)
+            return lambda *args, **kwargs: (recorded if records() else played)(*args, **kwargs)
+        return wrap
+    return _patched_by_kind(points, *map(either, _recorders(tape, current),
+                                         _players(tape, current, catch_up)))
+
+
+def _recorders(tape: Tape, current: Callable[[], int]) -> tuple[Callable, Callable]:
+    """What wraps methods to record whole results, and selections."""
     def whole(method: Callable) -> Callable:
         record = in_one_piece(lambda *args, **kwargs: tape.record(
             current(), method(*args, **kwargs)))
@@ -105,15 +139,17 @@ def recording(points: Sequence[ReplayPoint], tape: Tape, current: Callable[[], i
         inside = replaying_selections(method, lambda found: tape.record(current(), found))
         return lambda *args, **kwargs: (method if in_a_recorded_call() else inside)(
             *args, **kwargs)
-    return _patched_by_kind(points, whole, selections)
+    return whole, selections
 
 
-def replaying(points: Sequence[ReplayPoint], tape: Tape, current: Callable[[], int],
-              ) -> AbstractContextManager:
-    """Hands out recorded results instead of calling."""
-    return _patched_by_kind(
-        points, lambda method: in_one_piece(lambda *args, **kwargs: tape.next(current())),
-        lambda method: replaying_selections(method, lambda found: tape.next(current())))
+def _players(tape: Tape, current: Callable[[], int], catch_up: Callable[[], None] = lambda: None,
+             ) -> tuple[Callable, Callable]:
+    """What wraps methods to hand out whole results, and selections."""
+    def play() -> Any:
+        catch_up()
+        return tape.next(current())
+    return (lambda method: in_one_piece(lambda *args, **kwargs: play()),
+            lambda method: replaying_selections(method, lambda found: play()))
 
 
 def barrier(points: Sequence[ReplayPoint]):

@@ -20,7 +20,7 @@ def sample_positions(num_positions: int, num_rows: int, key: tuple) -> Tensor:
     """
     if num_positions <= num_rows:
         return torch.arange(num_positions)
-    generator = _generator(key)
+    generator = generator_of(key)
     if num_positions < 4 * num_rows:
         return torch.randperm(num_positions, generator=generator)[:num_rows].sort().values
     # Far fewer rows than positions: draw with replacement, then make good the few repeats.
@@ -38,10 +38,11 @@ def draw_with_repeats(num_positions: int, num_rows: int, key: tuple) -> Tensor:
     """
     if num_positions <= num_rows:
         return torch.arange(num_positions)
-    return torch.randint(num_positions, (num_rows,), generator=_generator(key))
+    return torch.randint(num_positions, (num_rows,), generator=generator_of(key))
 
 
-def _generator(key: tuple) -> torch.Generator:
+def generator_of(key: tuple) -> torch.Generator:
+    """Random numbers that a key names."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, 'little'))
 

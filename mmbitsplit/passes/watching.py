@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from mmbitsplit.models import DataFlow, PreparedModel, prepare, watch
 from mmbitsplit.models.watch.merged_flow import merge_flows
 from mmbitsplit.passes.batches import batch_size
-from mmbitsplit.passes.call_counts import CallCounts, batches_to_watch
+from mmbitsplit.passes.call_counts import CallCounts, Stacks, batches_to_watch
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.replay import barrier
 from mmbitsplit.passes.surgery_check import Difference, SurgeryCheck, refusal
@@ -31,15 +31,17 @@ class Watching:
         forwards: Of the float model. Nothing is seen inside replay points; their results are
             taken over when comparing.
         layers: Names of the layers that the request is about.
+        count: Runs all batches to see what each calls, also where the first calls all layers.
 
     Attributes:
         flow: What the watched batches showed together.
         watched: Their numbers.
         counts: Calls of layers by batch, of all processes; empty where all are expected to be
             like the first batch.
+        patterns: The ways in which batches call them, where they were counted before any pass.
     """
 
-    def __init__(self, forwards: Forwards, layers: Iterable[str]):
+    def __init__(self, forwards: Forwards, layers: Iterable[str], count: bool = False):
         self.forwards, self.team = forwards, forwards.team
         self.flow, self.watched = DataFlow(), []
         self.counts: dict[int, dict[str, int]] = {}
@@ -47,12 +49,15 @@ class Watching:
         self._checks: dict[int, SurgeryCheck] = {}
         self.layers = sorted(layers)
         self._compared = 0
+        self.patterns: list[Stacks] = []
         self.watch([0])
-        if not set(self.layers) <= self.flow.calls.keys() | self.flow.read_elsewhere.keys():
+        seen = self.flow.calls.keys() | self.flow.read_elsewhere.keys()
+        if count or not set(self.layers) <= seen:
             calls = CallCounts()
             for number in forwards.batches:
                 with calls.of(number, forwards.model, self.layers):
                     forwards.alone(number)
+            self.patterns = calls.patterns
             self.watch(self.take_in(calls.counts))
 
     @property

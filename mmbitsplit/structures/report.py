@@ -43,6 +43,9 @@ class LayerReport:
         candidates: Error of each solution that was there to choose from, by name; ``'rounding'``
             where the guard is on. The least is taken.
         unit: The reconstruction unit that the layer belongs to, by name.
+        unit_errors: Output error of the layer's unit by candidate, where the method solves units;
+            ``'layers'`` is what solving layer by layer gave.
+        unit_taken: Name of the candidate that was taken.
     """
 
     name: str
@@ -69,6 +72,8 @@ class LayerReport:
     scale_search: str | None = None
     candidates: dict[str, float] = field(default_factory=dict)
     unit: str | None = None
+    unit_errors: dict[str, float] = field(default_factory=dict)
+    unit_taken: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -83,7 +88,8 @@ class QuantizationReport:
             ``float_forward``, ``quantized_forward``, ``sampling`` (positions taken from both),
             ``solve``, and of that ``solve_scales`` (input scales, strength),
             ``solve_statistics`` and ``solve_codes``; ``refine`` where a method refines the model.
-        calibration: Batches, seed, processes, layers taken over from an interrupted run.
+        calibration: Batches, seed, processes, layers taken over from an interrupted run; where
+            units are solved, how often each image was run.
         method: The method's options.
         peak_rss_bytes: Most memory that this process ever held.
         estimated_bytes: What the calibration was expected to add to what was held before.

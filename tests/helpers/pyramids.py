@@ -46,3 +46,43 @@ class Detector(nn.Module):
         levels = self.neck(x)
         outputs = [head(list(levels)) for head in self.heads]
         return outputs, self.end(levels[-1])
+
+
+class Recurrent(nn.Module):
+    """A layer that feeds itself, and one after it."""
+
+    def __init__(self, steps: int = 2, pair: bool = False):
+        super().__init__()
+        self.enter, self.leave = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.cell = nn.Conv2d(4, 4, 3, padding=1)
+        self.back = nn.Conv2d(4, 4, 3, padding=1) if pair else nn.Identity()
+        self.steps = steps
+
+    def forward(self, levels):
+        outputs = []
+        for x in levels:
+            x = self.enter(x)
+            for _ in range(self.steps):
+                x = torch.relu(self.cell(x))
+                x = torch.tanh(self.back(x))
+            outputs.append(self.leave(x))
+        return outputs
+
+
+class Chained(nn.Module):
+    """Five layers in a row over all levels; what else reads the first one's output varies."""
+
+    def __init__(self, aside=None):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(5))
+        self.aside = aside
+
+    def forward(self, levels):
+        outputs = []
+        for x in levels:
+            first = torch.relu(self.convs[0](x))
+            x = first
+            for conv in self.convs[1:4]:
+                x = torch.relu(conv(x))
+            outputs.append(self.convs[4](x if self.aside is None else self.aside(first, x)))
+        return outputs

@@ -17,6 +17,7 @@ from mmbitsplit.calibration.memory import (
     available_bytes,
     check_memory,
     estimate_memory,
+    with_units,
 )
 from mmbitsplit.models import QuantizedLayer, prepare, watch
 from mmbitsplit.passes.batches import batch_size
@@ -25,7 +26,7 @@ from mmbitsplit.passes.float_pass import float_pass
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.repeated_calls import find_owners
 from mmbitsplit.planning import make_plan
-from mmbitsplit.structures import CalibrationSpec
+from mmbitsplit.structures import CalibrationSpec, Unit
 
 GB = 10 ** 9
 EIGHT = MemoryEstimate(suspended=5 * GB, running=GB // 2, targets=2 * GB, solving=GB // 4,
@@ -85,10 +86,23 @@ def look(make_spec):
 def test_more_images_hold_more(make_net, look, images):
     _, _, estimate = look(make_net(), images(1)[0])
     few, many = estimate(4), estimate(12)
-    parts = {name: size for name, size in vars(few).items() if name != 'refining'}
-    assert min(parts.values()) > 0 and few.refining == 0 and few.total == sum(parts.values())
+    parts = {name: size for name, size in vars(few).items() if name not in ('refining', 'units')}
+    assert min(parts.values()) > 0 and few.total == sum(parts.values())
+    assert few.refining == few.units == 0
     assert many.suspended == 3 * few.suspended
     assert many.total > few.total
+
+
+def test_units_hold_forwards_twice_and_what_they_are_given(make_net, look, images):
+    _, flow, estimate = look(make_net(), images(1)[0])
+    one, first = estimate(4), flow.order[0]
+    units = (Unit(first, (first,), (first,)),)
+    sizes = dict.fromkeys(range(4), 1.0)
+    added = with_units(one, flow, units, sizes, 10 * GB)
+    assert added.suspended == 2 * one.suspended
+    assert added.units == 4 * 4 * 3 * sum(flow.output_sizes[first])
+    assert added.total == one.total + one.suspended + added.units
+    assert with_units(one, flow, units, sizes, 1000).units == 1000
 
 
 def test_batches_count_by_their_size(make_net, look, images):

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from pyramids import Detector, LevelHead
+from lockstep_nets import Chain, Stages
+from pyramids import Chained, Detector, LevelHead, Recurrent
 from torch import nn
 
 from mmbitsplit.calibration import ReplayPoint, calibrate
 from mmbitsplit.models import watch
-from mmbitsplit.passes.repeated_calls import OwnerRuns, find_owners
+from mmbitsplit.passes.owner_runs import OwnerRuns
+from mmbitsplit.passes.repeated_calls import find_owners
 
 
 class ChangesItsInput(LevelHead):
@@ -19,46 +21,6 @@ class ChangesItsInput(LevelHead):
         while levels:
             level = levels.pop(0)
             outputs.append(self.single(level.mul_(0.5).add_(0.1)))
-        return outputs
-
-
-class Recurrent(nn.Module):
-    """A layer that feeds itself, and one after it."""
-
-    def __init__(self, steps: int = 2, pair: bool = False):
-        super().__init__()
-        self.enter, self.leave = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
-        self.cell = nn.Conv2d(4, 4, 3, padding=1)
-        self.back = nn.Conv2d(4, 4, 3, padding=1) if pair else nn.Identity()
-        self.steps = steps
-
-    def forward(self, levels):
-        outputs = []
-        for x in levels:
-            x = self.enter(x)
-            for _ in range(self.steps):
-                x = torch.relu(self.cell(x))
-                x = torch.tanh(self.back(x))
-            outputs.append(self.leave(x))
-        return outputs
-
-
-class Chained(nn.Module):
-    """Five layers in a row over all levels; what else reads the first one's output varies."""
-
-    def __init__(self, aside=None):
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(5))
-        self.aside = aside
-
-    def forward(self, levels):
-        outputs = []
-        for x in levels:
-            first = torch.relu(self.convs[0](x))
-            x = first
-            for conv in self.convs[1:4]:
-                x = torch.relu(conv(x))
-            outputs.append(self.convs[4](x if self.aside is None else self.aside(first, x)))
         return outputs
 
 
@@ -178,22 +140,6 @@ def test_heads_that_pass_nan_on_are_run_again_for_the_first_batch_alone(seeded, 
     assert len(runs['where']) > 1.7 * len(runs['relu'])
 
 
-class Chain(nn.Module):
-    """The model itself calls one layer twice, the second time on its own output."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 1)
-        self.shared = nn.Conv2d(4, 4, 3, padding=1)
-        self.middle, self.end = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
-
-    def forward(self, x):
-        x = torch.relu(self.stem(x))
-        x = torch.relu(self.shared(x))
-        x = torch.relu(self.middle(x))
-        return self.end(torch.relu(self.shared(x)))
-
-
 def test_a_layer_used_again_further_on(seeded, images, make_spec, assert_like_naive):
     assert_like_naive(lambda: seeded(Chain), images(), make_spec())
 
@@ -240,11 +186,11 @@ def test_outputs_that_nobody_reads_again_are_forgotten(aside, forgotten, most, s
 
     def counting_probe(self, *args):
         probe(self, *args)
-        held.append(len({name for name, _ in self.memory}))
+        held.append(len({name for name, _ in self.outputs}))
 
     def counting_finish(self, *args):
         result = finish(self, *args)
-        runs.append({name for name in self.forgotten})
+        runs.append({*self.outputs.forgotten})
         return result
 
     monkeypatch.setattr(OwnerRuns, '_probe', counting_probe)
@@ -274,24 +220,6 @@ def test_a_head_may_be_skipped(seeded, images, make_spec, run_model):
     _, report = calibrate(seeded(lambda: Detector(Recurrent())), images(), spec, run=run_model)
     assert not any('cell' in layer.name for layer in report.layers)
     assert sum('heads' in layer.name for layer in report.layers) == 2
-
-
-class Stages(nn.Module):
-    """A layer is shared by the parts before and after a choice of rows."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Linear(6, 6)
-        self.shared = nn.Linear(6, 6)
-        self.score, self.end = nn.Linear(6, 1), nn.Linear(6, 2)
-
-    def select(self, scores):
-        return scores.flatten().topk(5).indices
-
-    def forward(self, x):
-        x = torch.relu(self.shared(torch.relu(self.stem(x))))
-        rows = x[self.select(self.score(x))]
-        return self.end(torch.relu(self.shared(rows)))
 
 
 def test_a_replay_point_inside_an_owner(seeded, make_spec, run_model):

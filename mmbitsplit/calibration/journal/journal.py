@@ -128,6 +128,32 @@ class Journal:
         _write(path, data)
         self._count, self._last = self._count + 1, digest.hex()
 
+    def begin_again(self) -> None:
+        """Drops everything that was found or appended, and what was remembered.
+
+        Raises:
+            ValueError: A file cannot be written or removed.
+        """
+        self.facts = {}
+        self._begin()
+        self._restart()
+
+    def keep_first(self, count: int) -> None:
+        """Drops all entries but the first ones; the next is written after those.
+
+        Args:
+            count: How many stay.
+
+        Raises:
+            ValueError: A file cannot be removed.
+        """
+        if count == self._count:
+            return
+        _remove(self.folder, [path for path in _layer_files(self.folder)
+                              if int(path.stem) >= count])
+        self._restart()
+        self._read_entries()
+
     def remember(self, **facts: Any) -> None:
         """Stores facts beside the header, replacing those of the same name.
 
@@ -151,6 +177,10 @@ class Journal:
         self._write_header(self.facts, True)
         self.finished, self.entries, self._count = True, [], 0
         _remove(self.folder, _layer_files(self.folder))
+
+    def _restart(self) -> None:
+        self.entries, self._count = [], 0
+        self._last = _digest(json.dumps(self.identity, sort_keys=True).encode()).hex()
 
     def _path(self, index: int) -> Path:
         return self.folder / f'{index:04d}.layer'

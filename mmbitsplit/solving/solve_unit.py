@@ -1,0 +1,146 @@
+"""From what both branches had of a unit to the solutions of its layers."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mmbitsplit.methods import Method
+from mmbitsplit.methods.unit_problem import UnitCall, UnitCandidate, UnitProblem
+from mmbitsplit.models import QuantizedLayer, apply
+from mmbitsplit.models.layers.quantizers import ActivationQuantizer
+from mmbitsplit.passes.unit_evidence import UnitEvidence
+from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution
+
+LAYERS = 'layers'  # the candidate that solving layer by layer has given
+NOT_HELD_OUT = ('no images of the unit are held out: candidates are judged on those that they were '
+                'fitted to')
+
+
+@dataclass(frozen=True)
+class UnitLayer:
+    """See ``methods.unit_problem.UnitLayer``.
+
+    Args:
+        layer: The layer, solved.
+        plan: Its bits and modes.
+    """
+
+    layer: QuantizedLayer
+    plan: LayerPlan
+
+    @property
+    def geometry(self) -> LayerGeometry:
+        """How inputs meet weights."""
+        return self.layer.geometry
+
+    @property
+    def weight(self) -> Tensor:
+        """The float weight."""
+        return self.layer.float_weights().weight.detach()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The float bias."""
+        bias = self.layer.float_weights().bias
+        return None if bias is None else bias.detach()
+
+    @property
+    def weight_quantizer(self):
+        """Codes, scale and bias."""
+        return self.layer.weight_quantizer
+
+    @property
+    def input_quantizer(self) -> ActivationQuantizer | None:
+        """Of its input."""
+        return self.layer.input_quantizer
+
+    def solution(self) -> LayerSolution:
+        """A copy of what its quantizers stand for now, soft codes made whole."""
+        return self.layer.solution()
+
+
+@dataclass(frozen=True)
+class UnitOutcome:
+    """What was taken for a unit.
+
+    Args:
+        taken: Name of the candidate.
+        solutions: Its solutions by layer, as they are installed now.
+        errors: Of all candidates by name: the hard output error of the unit, relative to the
+            spread of the float output.
+        notes: For the report.
+    """
+
+    taken: str
+    solutions: Mapping[str, LayerSolution]
+    errors: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def solve_unit(evidence: UnitEvidence, inputs: Mapping[int, list[Tensor]],
+               layers: Mapping[str, UnitLayer], method: Method) -> UnitOutcome:
+    """Lets a method improve a unit whose layers are solved; the least hard error wins.
+
+    Args:
+        evidence: Of the float branches.
+        inputs: By batch, what each call of the unit was given in the quantized branch.
+        layers: Of the unit, solved.
+        method: One that solves units.
+
+    Raises:
+        ValueError: The method's candidates have one name twice, or leave out a layer.
+    """
+    unit = evidence.function.unit
+    solved = {name: layer.solution() for name, layer in layers.items()}
+    if evidence.problem or not any(inputs.values()):
+        return UnitOutcome(LAYERS, solved, notes=(
+            f"solved layer by layer alone: unit '{unit.name}' "
+            + (evidence.problem or 'was not seen'),))
+    calls = evidence.calls(inputs)
+    fit, judge = _apart(calls)
+    problem = UnitProblem(unit=unit, fit=fit, judge=judge, layers=layers, run=evidence.run,
+                          seed=evidence.what.seed)
+    candidates = {LAYERS: solved}
+    try:
+        errors = {LAYERS: problem.error(judge)}
+        with torch.enable_grad():
+            found = _named(method, unit.layers, method.solve_unit(problem))
+        for name, solutions in found.items():
+            _install(layers, solutions)
+            candidates[name], errors[name] = solutions, problem.error(judge)
+    finally:
+        _install(layers, solved)
+    numbers = {name: error for name, error in errors.items() if error == error}
+    taken = min(numbers, key=numbers.__getitem__, default=LAYERS)
+    _install(layers, candidates[taken])
+    return UnitOutcome(taken, candidates[taken], errors,
+                       () if fit is not judge else (NOT_HELD_OUT,))
+
+
+def _apart(calls: tuple[UnitCall, ...]) -> tuple[tuple[UnitCall, ...], tuple[UnitCall, ...]]:
+    """Calls to fit to and calls to judge on; all twice where none are apart."""
+    fit = tuple(call for call in calls if not call.held_out)
+    judge = tuple(call for call in calls if call.held_out)
+    return (fit, judge) if fit and judge else (calls, calls)
+
+
+def _install(layers: Mapping[str, UnitLayer], solutions: Mapping[str, LayerSolution]) -> None:
+    for name, layer in layers.items():
+        apply(layer.layer, solutions[name])
+
+
+def _named(method: Method, layers: Iterable[str], found: Iterable[UnitCandidate],
+           ) -> dict[str, Mapping[str, LayerSolution]]:
+    named: dict[str, Mapping[str, LayerSolution]] = {}
+    for candidate in found:
+        missing = set(layers) - set(candidate.solutions)
+        if candidate.name in named or candidate.name == LAYERS or missing:
+            raise ValueError(
+                f"{type(method).__name__}.solve_unit yields a candidate '{candidate.name}' "
+                + (f"without a solution for layer '{min(missing)}'; each candidate solves all "
+                   'layers of the unit.' if missing else 'a second time; names must be their own, '
+                   f"and '{LAYERS}' is what solving layer by layer gave."))
+        named[candidate.name] = candidate.solutions
+    return named
