@@ -20,7 +20,7 @@ from mmbitsplit.spelling import close_names, nearest
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 SCOPES = ('mmengine', 'mmdet', 'mmpretrain')
 SUFFIXES = ('.py', '.yml', '.yaml', '.json')
-LIKE = 0.75  # how alike two names are when one is taken for a slip of the other
+ALIKE = 0.75  # how alike two names are when one is taken for the other, misspelled
 
 
 class ConfigOptions(DictAction):
@@ -146,22 +146,22 @@ def check_config_file(config: str) -> None:
 
 
 def _check_scope(scope: str | None) -> None:
-    """Raises ``ValueError`` for a slip of an upstream scope, of which mmengine only warns."""
-    slip = close_names(str(scope), SCOPES, alike=LIKE)
-    if scope not in SCOPES and slip and find_spec(str(scope).split('.')[0]) is None:
+    """Raises ``ValueError`` for a misspelled upstream scope, of which mmengine only warns."""
+    close = close_names(str(scope), SCOPES, alike=ALIKE)
+    if scope not in SCOPES and close and find_spec(str(scope).split('.')[0]) is None:
         raise ValueError(f"default_scope='{scope}' is not an installed package; did you mean "
-                         f"'{slip[0]}'?")
+                         f"'{close[0]}'?")
 
 
 def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` for a path that leads nowhere, or to a slip of a top-level name."""
+    """Raises ``ValueError`` for a path that leads nowhere, or to a misspelled top-level name."""
     for path in options:
         first, *rest = path.split('.')
         if first not in cfg and first not in _runner_settings():
-            slip = close_names(first, cfg.keys(), alike=LIKE)
-            if slip:
+            close = close_names(first, cfg.keys(), alike=ALIKE)
+            if close:
                 raise ValueError(f"--cfg-options {path}: the config has no '{first}'; did you "
-                                 f"mean '{slip[0]}'?")
+                                 f"mean '{close[0]}'?")
         _follow(path, cfg.get(first), rest)
         inside = [other for other in options if other.startswith(f'{path}.')]
         if inside:

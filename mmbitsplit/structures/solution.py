@@ -74,7 +74,7 @@ class WeightSolution:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSolution:
-    """Everything ``models.convert.apply`` writes into a layer.
+    """Everything ``models.apply`` writes into a layer.
 
     Args:
         codes: int8, shape of the layer's weight.

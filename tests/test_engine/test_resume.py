@@ -12,7 +12,7 @@ from torch import nn
 
 from mmbitsplit.calibration.journal import JournalEntry
 from mmbitsplit.engine.data.calibration_data import CalibrationData
-from mmbitsplit.engine.results import resume as interruption
+from mmbitsplit.engine.results import resume
 from mmbitsplit.engine.results.artifacts import CHECKPOINT, RESULTS
 from mmbitsplit.engine.results.resume import (
     finished_results,
@@ -223,8 +223,8 @@ def test_images_that_are_no_local_files(run):
 
 def test_versions_count(run, tmp_path, monkeypatch):
     open_for(run, tmp_path)
-    versions = interruption.versions()
-    monkeypatch.setattr(interruption, 'versions', lambda: {**versions, 'torch': '1.0'})
+    versions = resume.versions()
+    monkeypatch.setattr(resume, 'versions', lambda: {**versions, 'torch': '1.0'})
     with pytest.raises(ValueError, match="resumed: versions.torch is '1.0', the journal has"):
         open_for(run, tmp_path)
 

@@ -50,11 +50,11 @@ def test_the_loss_falls_and_is_that_of_the_model_left_behind(seeded):
     model, wanted = seeded(Classifier), seeded(Classifier)
     report = quantize_model(model, batches, dict(
         **LOW, method=lapq(max_evaluations=150, loss_batches=3)))
-    story = report.refinement
-    assert story['loss'] < story['loss_start'] <= min(story['losses'])
-    assert story['evaluations'] <= 150 and len(story['losses']) == len(story['norms'])
-    assert 2 <= story['norm'] <= 4
-    assert story['loss'] == pytest.approx(loss_of(model, wanted, batches[:3]), rel=1e-6)
+    found = report.refinement
+    assert found['loss'] < found['loss_start'] <= min(found['losses'])
+    assert found['evaluations'] <= 150 and len(found['losses']) == len(found['norms'])
+    assert 2 <= found['norm'] <= 4
+    assert found['loss'] == pytest.approx(loss_of(model, wanted, batches[:3]), rel=1e-6)
     for row in report.layers:
         layer = dict(model.named_modules())[row.name]
         assert row.weight_scale[1] == pytest.approx(float(layer.weight_scale.max()))

@@ -15,8 +15,7 @@ from mmbitsplit.methods.bitsplit import BitSplit
 from mmbitsplit.models import QuantizedLayer, layer_geometry
 from mmbitsplit.passes.capture import CallCapture
 from mmbitsplit.passes.sampling import is_held_out
-from mmbitsplit.solving import candidates
-from mmbitsplit.solving import statistics as evidence
+from mmbitsplit.solving import candidates, statistics
 from mmbitsplit.solving.positions import Rows
 from mmbitsplit.solving.solve_layer import solve_layer
 from mmbitsplit.solving.statistics import collect_statistics
@@ -101,7 +100,7 @@ def centred(request):
 @pytest.fixture
 def rows_only(monkeypatch):
     """Every layer is too large for its gram."""
-    monkeypatch.setattr(evidence, 'MOST_INPUTS_FOR_GRAM', 4)
+    monkeypatch.setattr(statistics, 'MOST_INPUTS_FOR_GRAM', 4)
 
 
 def test_one_process_gives_its_sums(whole, centred):

@@ -44,6 +44,8 @@ def call_main(monkeypatch, capsys):
      'num_images=0: BitSplit with these options chooses codes on calibration images'),
     (['--weight-bits', '9'], 'num_bits=9 is not supported; allowed is an integer from 2 to 8'),
     (['--activation-bits', '1'], 'num_bits=1 is not supported'),
+    (['--plan', 'no/such.json'],
+     'The plan no/such.json cannot be read: there is no such file. Give the plan.json'),
     (['--seed', '-1'], 'seed=-1 is not supported'),
     (['no/such/weights.pth'], 'no/such/weights.pth does not exist'),
     (['--cfg-options', 'train_dataloader.dataset.data_root=no/digits/'],

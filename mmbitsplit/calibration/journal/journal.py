@@ -39,7 +39,7 @@ class JournalEntry:
 
     Args:
         name: Dotted name in the model.
-        solution: What ``models.convert.apply`` writes into the layer.
+        solution: What ``models.apply`` writes into the layer.
         report: Its row of ``layers.json``.
         samples: Of its inputs, for a method that needs them when all layers are solved.
     """

@@ -27,7 +27,7 @@ CALIBRATION = {
 FAMILIES = {'mmdet': ('mmdet.models.detectors.base', 'BaseDetector', DETECTION),
             'mmpretrain': ('mmpretrain.models.classifiers.base', 'BaseClassifier',
                            CLASSIFICATION)}
-SLIP = 0.75  # how alike a key is to 'quantization' when it is taken for it
+ALIKE = 0.75  # how alike a key is to 'quantization' when it is taken for it
 
 
 def fill_request(cfg: Config) -> str | None:
@@ -40,13 +40,13 @@ def fill_request(cfg: Config) -> str | None:
         The task; ``None`` where the config has a request of its own.
 
     Raises:
-        ValueError: The task cannot be told, or a key looks like a slip of ``quantization``.
+        ValueError: The task cannot be told, or a key looks like a misspelled ``quantization``.
     """
     if cfg.get('quantization') is not None:
         return None
-    slip = close_names('quantization', cfg, alike=SLIP)
-    if slip and slip[0] != 'quantization':
-        raise ValueError(f"The config has no 'quantization' dict, but '{slip[0]}'; rename it to "
+    close = close_names('quantization', cfg, alike=ALIKE)
+    if close and close[0] != 'quantization':
+        raise ValueError(f"The config has no 'quantization' dict, but '{close[0]}'; rename it to "
                          "'quantization'.")
     task = task_of(cfg)
     cfg.quantization = ConfigDict(copy.deepcopy({**COMMON, 'calibration': CALIBRATION[task]}))
