@@ -57,6 +57,7 @@ def run(capsys, *words) -> tuple[int, str, str]:
     return code, out, err
 
 
+@pytest.mark.slow
 def test_nothing_of_the_user_s_is_needed_but_the_data(capsys, coco):
     """YOLOX: a config with custom hooks, an average among them, by its name alone."""
     code, out, err = run(capsys, 'quantize', YOLOX, '--untrained', '--data-root', coco,
@@ -72,6 +73,7 @@ def test_nothing_of_the_user_s_is_needed_but_the_data(capsys, coco):
     assert results['method']['type'] == 'RoundToNearest'
 
 
+@pytest.mark.slow
 def test_averages_of_the_training_config_do_not_disturb_a_test(capsys, coco, tmp_path):
     """mmengine's EMAHook copies the model before weights are loaded, and swaps at every test."""
     from mmengine.config import Config

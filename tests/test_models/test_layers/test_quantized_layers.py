@@ -145,8 +145,7 @@ def test_codes_are_bit_packed_in_the_state_dict(float_layer, bits):
     assert layer.codes.dtype == torch.int8  # in memory they stay as they are
 
 
-@pytest.mark.parametrize('bits', [2, 3, 8])
-@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize(('bits', 'bias'), [(2, True), (3, False), (8, True)])
 @pytest.mark.parametrize('inputs', INPUTS)
 def test_state_survives_plan_row_and_state_dict(float_layer, inputs, bias, bits):
     layer, x = quantized(float_layer), make_input(float_layer)
