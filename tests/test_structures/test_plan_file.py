@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from mmbitsplit.structures import (
@@ -39,6 +39,7 @@ PLANS = some.builds(BitPlan, some.lists(LAYERS, max_size=6, unique_by=lambda row
                        FloatRemainder('norm', 'BatchNorm2d', 'cannot', 1, 0.1))))
 
 
+@settings(deadline=None, max_examples=50)
 @given(PLANS)
 def test_text_and_back_says_all_of_every_layer(plan):
     text = plan_text(plan_value(plan))
@@ -59,6 +60,7 @@ def test_text_and_back_says_all_of_every_layer(plan):
     assert QuantSpec.from_dict(json.loads(json.dumps(request.to_dict()))) == request
 
 
+@settings(deadline=None, max_examples=50)
 @given(PLANS)
 def test_people_find_a_line_a_layer_with_widths_below_each_other(plan):
     lines = [line for line in plan_text(plan_value(plan)).split('\n') if line[:4] == 4 * ' ']
