@@ -204,7 +204,7 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
     budget = spec.calibration.memory_budget
     device = next((value.device for value in model.parameters()), torch.device('cpu'))
     check_memory(estimate, BUDGET * available_bytes(device) if budget is None else budget * 1e9,
-                 len(batches) * spec.calibration.batch_size, look.team.size)
+                 len(batches) * spec.calibration.batch_size, look.forwards.team.size)
     return estimate
 
 

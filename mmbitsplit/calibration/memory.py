@@ -130,13 +130,13 @@ def with_units(estimate: MemoryEstimate, flow: DataFlow, units: Sequence[Unit],
 def _held(flow: DataFlow, layers: Iterable[str], owners: Mapping[str, Owner],
           ) -> Iterable[list[int]]:
     """Bytes of each tensor that the watched batch holds asleep, at one layer after another."""
-    told = set()
+    seen = set()
     for name in sorted(layers, key=flow.order.index):
         owner = next((owner for owner in owners.values() if name in owner.layers), None)
         if owner is None:
             yield flow.live_blocks[name]
-        elif owner.layers not in told:
-            told.add(owner.layers)
+        elif owner.layers not in seen:
+            seen.add(owner.layers)
             before = min((flow.live_blocks[layer] for layer in owner.layers), key=sum)
             outputs = {layer: [4 * size for size in flow.output_sizes[layer]]
                        for layer in owner.layers}

@@ -19,8 +19,8 @@ def refine(method: Method, forwards: Forwards, run: FloatRun, solved: SolvedLaye
            stopwatch: Stopwatch) -> dict[str, Any]:
     """Changes codes and scales of layers that have been solved, in place.
 
-    A calibration that was interrupted here has its losses in the journal: they are told again
-    instead of measured, and the method comes to where it was without running the model.
+    A calibration that was interrupted here has its losses in the journal: they are returned
+    again instead of measured, and the method comes to where it was without running the model.
 
     Args:
         method: One that refines.

@@ -1,4 +1,4 @@
-"""Layers that are solved: written into the model, kept in the journal, told to who watches."""
+"""Layers that are solved: written into the model, kept in the journal, reported."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -135,7 +135,7 @@ class Method(Options):
         """Improves the whole model after every layer has been solved.
 
         Every process of a team does the same. When a calibration is resumed, it is called again
-        and told the losses of before: what it does must depend on them and its layers alone.
+        and gets the losses of before: what it does must depend on them and its layers alone.
 
         Args:
             model: The layers, what was seen of them, and the model's loss.
@@ -167,6 +167,10 @@ def check_declared(method: Method) -> None:
     if 'unit_io' in needs and method.solves != 'unit':
         raise ValueError(f"{name}.needs names 'unit_io', which is there for methods of "
                          f"solves='unit' alone; this one has solves='{method.solves}'.")
+    if 'model_loss' in needs and method.solves == 'unit':
+        raise ValueError(f"{name}.needs names 'model_loss', which is there for methods of "
+                         "solves='layer' alone: float forwards of units are run beside quantized "
+                         'ones, and leave no outputs to compare with.')
 
 
 def build_method(config: Mapping[str, Any]) -> Method:

@@ -42,7 +42,7 @@ class Watching:
     """
 
     def __init__(self, forwards: Forwards, layers: Iterable[str], count: bool = False):
-        self.forwards, self.team = forwards, forwards.team
+        self.forwards = forwards
         self.flow, self.watched = DataFlow(), []
         self.counts: dict[int, dict[str, int]] = {}
         self._flows: dict[int, tuple[DataFlow, int]] = {}
@@ -73,7 +73,7 @@ class Watching:
         Args:
             counts: Of this process's batches, calls by layer.
         """
-        self.counts = {number: calls for part in self.team.gather(dict(counts))
+        self.counts = {number: calls for part in self.forwards.team.gather(dict(counts))
                        for number, calls in part.items()}
         return batches_to_watch(self.counts, self.flow.calls, self.layers)
 
@@ -82,7 +82,7 @@ class Watching:
         batches = self.forwards.batches
         mine = [(number, self._flow(number), batch_size(batches[number]))
                 for number in numbers if number in batches]
-        for part in self.team.gather(mine):
+        for part in self.forwards.team.gather(mine):
             self._flows.update({number: (flow, size) for number, flow, size in part})
         self.watched = sorted(self._flows)
         self.flow = merge_flows([self._flows[number][0] for number in self.watched])
@@ -108,7 +108,7 @@ class Watching:
         differing = {number: found for number, kept in self._checks.items()
                      if (found := kept.compare(prepared)) is not None}
         self._compared += 1
-        numbers = sorted(number for part in self.team.gather(list(differing))
+        numbers = sorted(number for part in self.forwards.team.gather(list(differing))
                          for number in part)
         if not numbers:
             self._checks.clear()
@@ -128,7 +128,7 @@ class Watching:
             if not culprits and difference.error is not None:  # it was not of our making
                 raise difference.error
             message = refusal(culprits, prepared, difference, self.forwards.labels[number])
-        raise ValueError(next(filter(None, self.team.gather(message))))
+        raise ValueError(next(filter(None, self.forwards.team.gather(message))))
 
     def _flow(self, number: int) -> DataFlow:
         forwards = self.forwards
@@ -139,7 +139,7 @@ class Watching:
 
     def _keep_outputs(self) -> None:
         """Runs the float model on the batches that are to be compared."""
-        signatures = {number: signature for part in self.team.gather(
+        signatures = {number: signature for part in self.forwards.team.gather(
             {number: _signature(batch) for number, batch in self.forwards.batches.items()})
             for number, signature in part.items()}
         chosen = {*batches_to_compare(signatures), *self.watched[1:]}
@@ -147,8 +147,8 @@ class Watching:
         for number in sorted(chosen & self.forwards.batches.keys()):
             with calls.of(number, self.forwards.model, self.flow.calls.keys()):
                 self._check(number)
-        reached = {name for part in self.team.gather(calls.counts) for counts in part.values()
-                   for name in counts}
+        reached = {name for part in self.forwards.team.gather(calls.counts)
+                   for counts in part.values() for name in counts}
         if not reached >= self.flow.calls.keys() and 0 in self.forwards.batches:
             self._check(0)
 

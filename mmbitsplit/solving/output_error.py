@@ -71,7 +71,7 @@ def relative_error(sums: Tensor) -> float:
 
 
 def output_scale(spread: Tensor, energy: Tensor) -> Tensor:
-    """Returns what squared output errors are told in parts of.
+    """Returns what squared output errors are divided by.
 
     Args:
         spread: () squares of the outputs about their channel's mean, summed.

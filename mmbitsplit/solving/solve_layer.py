@@ -28,7 +28,7 @@ from mmbitsplit.structures import (
 )
 
 FITTED_AND_JUDGED = ('no positions are held out: errors, and whether plain rounding is better, are '
-                     'told on those that the codes were fitted to',)
+                     'judged on those that the codes were fitted to',)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,9 +58,9 @@ class KeptModel:
     Args:
         measure: The loss of the model as it stands, the same in every process of a team.
         losses: Those that a calibration which was interrupted has measured, in order. They are
-            told again instead of measured: a method whose steps depend on them alone goes on
-            where it was.
-        keep: Told all losses after each that is measured.
+            returned again instead of measured: a method whose steps depend on them alone goes
+            on where it was.
+        keep: Gets all losses after each that is measured.
         layers: By name, in the order they were solved.
     """
 

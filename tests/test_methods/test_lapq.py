@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from mmbitsplit.apis import quantize_model
-from mmbitsplit.calibration import ReplayPoint
+from mmbitsplit.calibration import Journal, ReplayPoint, calibrate, read_request
 from mmbitsplit.models import watch
+from mmbitsplit.passes.capture import SAMPLES_PER_LAYER
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.replay import Tape
 from mmbitsplit.solving.model_loss import ModelLoss
@@ -157,3 +158,66 @@ def test_the_loss_of_the_same_model_is_the_least(kind, seeded):
         model.scores.weight *= 1.1
     assert loss() > same
     assert ModelLoss(forwards, flow, tape, 'auto', 2).kind == 'cross_entropy'
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def test_killed_in_the_search_it_goes_on_there(seeded, tmp_path, assert_same_state):
+    """Layers come from the journal, losses of before are not measured again: no forward is run twice."""
+    spec = read_request(dict(**LOW, method=lapq(max_evaluations=40, loss_batches=2)))
+
+    def go(model, folder, most=10 ** 6, resume=True):
+        ran = []
+
+        def run(model, x):
+            ran.append(1)
+            if len(ran) > most:
+                raise Killed
+            return model(x)
+
+        journal = Journal.open(folder, {'of': 'this test'}, resume=resume)
+        return *calibrate(model, inputs(), spec, run=run, journal=journal), len(ran)
+
+    models = [seeded(Classifier) for _ in range(3)]
+    _, whole, forwards = go(models[0], tmp_path / 'whole')
+    for most in (12, 30, 60):  # between layers, at the norms, in Powell's method
+        with pytest.raises(Killed):
+            go(seeded(Classifier), tmp_path / 'killed', most, resume=most > 12)
+    _, resumed, rest = go(models[1], tmp_path / 'killed')
+    assert_same_state(models[0], models[1])
+    assert resumed.refinement == whole.refinement
+    assert resumed.calibration['layers_taken_over'] == len(resumed.layers) == 4
+    for ours, theirs in zip(resumed.layers, whole.layers):
+        assert {**vars(ours), 'seconds': 0} == {**vars(theirs), 'seconds': 0}
+    assert rest < forwards - 30
+
+
+def test_errors_are_those_of_the_finished_model(seeded):
+    """Against hooks on both models, on the batch that is held out."""
+    batches, model, wanted = inputs(), seeded(Classifier), seeded(Classifier)
+    report = quantize_model(model, batches, dict(
+        **LOW, method=lapq(max_evaluations=60), calibration=dict(holdout=0.25)))
+    outputs = []
+    for net in (model, wanted):
+        seen = {}
+        for row in report.layers:
+            dict(net.named_modules())[row.name].register_forward_hook(
+                lambda module, args, output, name=row.name, seen=seen: seen.update({name: output}))
+        with torch.no_grad():
+            net(batches[3])
+        outputs.append(seen)
+    for row in report.layers:
+        ours, theirs = (seen[row.name].double() for seen in outputs)
+        spread = (theirs - theirs.mean(0)).square().sum()
+        assert row.error == pytest.approx(float((ours - theirs).square().sum() / spread), rel=1e-4)
+        assert 'that of the finished model' in row.notes[-1]
+
+
+def test_what_it_keeps_is_in_the_estimate(seeded):
+    """Samples of every layer's inputs, and the outputs that the loss compares."""
+    plain, refined = (quantize_model(seeded(Classifier), inputs(), dict(**LOW, method=method))
+                      for method in (dict(type='MSE'), lapq(max_evaluations=1)))
+    samples = 4 * SAMPLES_PER_LAYER * (8 + 3 * 16)
+    assert refined.estimated_bytes - plain.estimated_bytes == samples + 4 * 4 * 32 * 5
