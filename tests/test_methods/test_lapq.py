@@ -165,7 +165,7 @@ class Killed(Exception):
 
 
 def test_killed_in_the_search_it_goes_on_there(seeded, tmp_path, assert_same_state):
-    """Layers come from the journal, losses of before are not measured again: no forward is run twice."""
+    """Layers come from the journal, losses of before too: nothing is measured twice."""
     spec = read_request(dict(**LOW, method=lapq(max_evaluations=40, loss_batches=2)))
 
     def go(model, folder, most=10 ** 6, resume=True):
