@@ -22,7 +22,7 @@ from own_classes import OwnClasses  # noqa: E402
 from pyramids import Detector, LevelHead  # noqa: E402
 from test_lockstep import Optional, TwoStage  # noqa: E402
 
-TIMEOUT = timedelta(seconds=60)
+TIMEOUT = timedelta(seconds=300)  # two processes work while the third waits
 DIES_AT = 3  # layers solved before one process dies, or a calibration is interrupted
 
 
