@@ -97,6 +97,7 @@ def test_a_report_is_left_where_it_is_asked_for(report, few_digits):
     assert results['float'].keys() == results['quantized'].keys() == {'accuracy/top1'}
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_run_is_there_early_can_be_edited_and_given_back(few_digits, monkeypatch,
                                                                        tmp_path):
     plan, work_dir = tmp_path / 'mine.json', tmp_path / 'work'
