@@ -188,12 +188,9 @@ def counting_if_batches_differ(model: nn.Module, journal: Journal | None,
 
 
 def check_alone(method: Method, num_processes: int) -> None:
-    """Raises ``ValueError`` for what methods that solve units cannot do."""
+    """Raises ``ValueError`` where several processes are to solve units."""
     name = type(method).__name__
     if num_processes > 1:
         raise ValueError(f'{name} solves units, which one process does alone; here are '
                          f'{num_processes}. Start one process, or take a method that solves '
                          'layers.')
-    if method.refines:
-        raise ValueError(f"{name}.needs names 'unit_io' and 'model_loss'; a method that solves "
-                         'units does not refine the model afterwards.')

@@ -171,6 +171,10 @@ def check_declared(method: Method) -> None:
         raise ValueError(f"{name}.needs names 'model_loss', which is there for methods of "
                          "solves='layer' alone: float forwards of units are run beside quantized "
                          'ones, and leave no outputs to compare with.')
+    if method.solves == 'unit' and not ('unit_io' in needs and {'sums', 'rows'} & set(needs)):
+        raise ValueError(f"{name}.needs={method.needs!r} is not enough for solves='unit'; it must "
+                         "name 'unit_io', and 'sums' or 'rows': the layers of a unit are solved "
+                         'one by one first (by solve or solve_rows).')
 
 
 def build_method(config: Mapping[str, Any]) -> Method:

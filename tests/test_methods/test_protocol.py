@@ -124,6 +124,8 @@ def test_a_method_is_given_the_positions_it_declares(registered, residual_net, i
     (dict(needs=('sums', 'outputs')), "'outputs'.*'unit_io', 'model_loss'"),
     (dict(solves='model'), "solves='model' is not supported; it must be 'layer' or 'unit'"),
     (dict(needs=('unit_io',)), "'unit_io', which is there for methods of solves='unit'"),
+    (dict(needs=('unit_io',), solves='unit'), "not enough for solves='unit'.*'sums' or 'rows'"),
+    (dict(needs=('sums',), solves='unit'), "not enough for solves='unit'.*'unit_io'"),
     (dict(needs=('unit_io', 'model_loss'), solves='unit'), "'model_loss'.*solves='layer' alone"),
 ])
 def test_what_calibration_does_not_know_is_refused(declared, message, registered):
