@@ -204,7 +204,7 @@ class _Trial:
         self.fit, self.judge = (replace(part, y=part.y[:, ::every].contiguous())
                                 for part in parts)
         self.unseen = (self.judge,) if others else (self.fit, self.judge)
-        self.weight = layer.float_rows()[:, ::every]
+        self.weight = rows.weight[:, ::every]
 
     def settle_search(self, candidates: list[Candidate]) -> Candidate:
         """Of candidates that differ in their search, in the order of preference."""
