@@ -51,15 +51,15 @@ class FittedScale(Method):
 
 @dataclass(frozen=True)
 class Several(FittedScale):
-    """A method of several candidates, the worst first and one that is none."""
+    """A method of several candidates, first one that is none, then the worst."""
 
     guard: bool = False
 
     def candidates(self, statistics, weight, num_bits):
         scale = largest(weight, num_bits)
         nothing = WeightSolution(torch.zeros_like(weight, dtype=torch.int8), scale, scale)
-        yield 'nothing', nothing
         yield 'no number', WeightSolution(nothing.codes, scale * float('nan'), scale)
+        yield 'nothing', nothing
         yield 'fitted', self.solve(statistics, weight, num_bits)
 
 
@@ -104,7 +104,7 @@ def test_the_candidate_of_least_error_is_installed(registered, residual_net, ima
     assert_same_state(*models)
     for row in several.layers:
         errors = row.candidates
-        assert list(errors) == ['nothing', 'no number', 'fitted']  # no guard: no rounding
+        assert list(errors) == ['no number', 'nothing', 'fitted']  # no guard: no rounding
         assert row.error == errors['fitted'] < errors['nothing']
         assert errors['no number'] != errors['no number'] and not row.guard_taken
 
