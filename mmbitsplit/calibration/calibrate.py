@@ -53,6 +53,7 @@ from mmbitsplit.passes.watching import Watching
 from mmbitsplit.planning.request_plan import check_request, layers_to_find, make_plan
 from mmbitsplit.planning.units import find_units
 from mmbitsplit.solving.model_loss import loss_batches
+from mmbitsplit.solving.statistics import check_large_layers
 from mmbitsplit.structures import (
     BitPlan,
     LayerReport,
@@ -191,6 +192,7 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
         return NOTHING
     model, batches = look.forwards.model, look.forwards.batches
     geometries = planned_geometries(model, look.flow, plan)
+    check_large_layers(method, geometries)
     owners = find_owners(look.flow, set(geometries))
     estimate = estimate_memory(look.flow, geometries, owners, look.sizes,
                                spec.calibration.rows_per_layer, look.forwards.total)

@@ -104,10 +104,7 @@ class Method(Options):
             rows: The positions, to be centred when ``bias_correction``.
             weight, num_bits: As for ``solve``.
         """
-        raise ValueError(
-            f'{type(self).__name__} solves from sums of products alone (it has no solve_rows), and '
-            f'a layer of {weight.shape[-1]} inputs is too large for them. Take another method, or '
-            'leave the layer in float with an override (skip=True).')
+        raise NotImplementedError(f'{type(self).__name__}.solve_rows')
 
     def round(self, weight: Tensor, num_bits: int) -> WeightSolution:
         """Chooses the codes of a weight (G, M, N) alone; for methods that need nothing.

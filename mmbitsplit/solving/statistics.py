@@ -1,5 +1,6 @@
 """What a method is given to fit a layer's codes to, from the positions of all processes."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -8,13 +9,28 @@ from torch import Tensor
 from mmbitsplit.functional import center, layer_statistics
 from mmbitsplit.functional.kernels.exact_sums import SumGrid
 from mmbitsplit.functional.statistics import cancels, working_dtype
+from mmbitsplit.methods import Method
 from mmbitsplit.passes.team import Team
 from mmbitsplit.solving.positions import Rows
-from mmbitsplit.structures import LayerStatistics, RowStatistics
+from mmbitsplit.structures import LayerGeometry, LayerStatistics, RowStatistics
 
 # Inputs above which a layer is solved from its rows: the gram of more would be larger than they.
 MOST_INPUTS_FOR_GRAM = 8192
 EXACT_DEVICES = ('cpu', 'cuda')  # that have float64
+
+
+def check_large_layers(method: Method, geometries: Mapping[str, LayerGeometry]) -> None:
+    """Raises ``ValueError`` for layers that are too large for a method which needs sums."""
+    if type(method).solve_rows is not Method.solve_rows \
+            or type(method).candidates is not Method.candidates:
+        return
+    for name, geometry in geometries.items():
+        if geometry.inputs_per_output > MOST_INPUTS_FOR_GRAM:
+            raise ValueError(
+                f"Layer '{name}' has {geometry.inputs_per_output} inputs of an output, and "
+                f'{type(method).__name__} solves from sums of products alone (it has no '
+                f'solve_rows), which are taken up to {MOST_INPUTS_FOR_GRAM}. Take another method, '
+                f"or leave the layer in float with overrides=[dict(match='{name}', skip=True)].")
 
 
 def collect_statistics(rows: Rows, lowest: int | Tensor | None, centred: bool, team: Team,

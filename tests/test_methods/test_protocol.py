@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmbitsplit.calibration import METHODS, Method, build_method, calibrate, register_method
+from mmbitsplit.solving import statistics
 from mmbitsplit.structures import RowStatistics, WeightSolution
 
 
@@ -117,6 +118,14 @@ def test_a_method_is_given_the_positions_it_declares(registered, residual_net, i
     run_with(models[1], images, make_spec, run_model, type='MSE')
     for ours, theirs in zip(*(model.state_dict().values() for model in models), strict=True):
         torch.testing.assert_close(ours, theirs)  # sums have weights in float64, positions float32
+
+
+def test_a_layer_too_large_for_its_sums_is_refused_before_any_is_solved(
+        registered, residual_net, images, make_spec, run_model, monkeypatch):
+    registered(FittedScale)
+    monkeypatch.setattr(statistics, 'MOST_INPUTS_FOR_GRAM', 30)
+    with pytest.raises(ValueError, match=r"'blocks.0.conv1' has 54 .*FittedScale.*no solve_rows"):
+        run_with(residual_net(), images, make_spec, run_model, type='FittedScale')
 
 
 @pytest.mark.parametrize(('declared', 'message'), [
