@@ -20,8 +20,8 @@ HOW_TO_GET = {
     'imagenet': 'the ImageNet-1k training and validation images, a folder a class '
                 '(image-net.org, after registration; `mim download mmpretrain --dataset '
                 'imagenet1k`)',
-    'cifar10_jpeg': 'CIFAR-10 as JPEG files and the published weights; configs/cifar/README.md '
-                    'lists them, and --data of tools/paper_tables.py names another folder',
+    'cifar10_jpeg': 'CIFAR-10 as JPEG files and the published weights; configs/cifar/README.md of '
+                    "mmbitsplit's repository lists them",
     'digits': 'the demo data set; `make data` or `python tools/make_demo_data.py` makes it',
 }
 
