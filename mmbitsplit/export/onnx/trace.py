@@ -63,11 +63,14 @@ def trace(request: GraphRequest) -> TracedGraph:
     """Traces the module; its quantized layers become one node a call.
 
     Raises:
-        ValueError: torch's exporter cannot follow the module; names its reason.
+        ValueError: torch's exporter cannot follow the module; names its reason. Or a layer's codes
+            are soft or of several widths; names the layer.
     """
     need('onnxscript')
     layers = {name: layer for name, layer in quantized_layers(request.module)
               if layer.quantized}
+    for name, layer in layers.items():
+        layer.check_whole(name, 'it is exported')
     dynamic = tuple(dict(request.dynamic.get(name, {})) for name in request.input_names)
     with calls_as_nodes(layers), torch.no_grad(), _quiet():
         try:

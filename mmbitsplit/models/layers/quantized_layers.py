@@ -114,6 +114,23 @@ class QuantizedLayer(nn.Module):
         """Rounds outputs from now on; ``None`` leaves them."""
         self.output_quantizer = self._quantizer(qparams)
 
+    def check_whole(self, name: str, before: str) -> None:
+        """Raises ``ValueError`` where codes are soft or of several widths: no file holds such.
+
+        Args:
+            name: Of the layer, for the message.
+            before: What needs whole codes of one width, as ``'it is exported'``.
+        """
+        quantizer = self.weight_quantizer
+        if quantizer.soft:
+            what = 'codes that are not whole yet; call weight_quantizer.harden()'
+        elif len(quantizer.widths) > 1:
+            what = (f'{len(quantizer.widths)} widths, and a file holds one; install one with '
+                    'install_weight(weight_quantizer.keep(num_bits))')
+        else:
+            return
+        raise ValueError(f"Layer '{name}' has {what} before {before}.")
+
     def use(self, num_bits: int) -> None:
         """Switches to another width of the weight."""
         self.weight_quantizer.use(num_bits)
@@ -212,7 +229,7 @@ class QuantizedLayer(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys,
                               *args):
         if self.quantized:
-            _check_whole(self.weight_quantizer, prefix)
+            self.check_whole(prefix.removesuffix('.'), 'its state is saved or loaded')
             own = {prefix + name: name for name in NAMES}
             found = {name: state_dict.pop(key) for key, name in own.items() if key in state_dict}
             inner = dict((*self.named_parameters(), *self.named_buffers()))
@@ -255,21 +272,11 @@ def _as_in_a_file(layer: QuantizedLayer, state: dict[str, Any], prefix: str, met
     """A hook: tensors of quantizers stand in a state dict under the layer's own name, packed."""
     if not layer.quantized:
         return
-    _check_whole(layer.weight_quantizer, prefix)
+    layer.check_whole(prefix.removesuffix('.'), 'its state is saved or loaded')
     inner = {place: state.pop(prefix + place) for place in NAMES.values()
              if prefix + place in state}
     state.update({prefix + name: value for name, value in to_file(
         inner, layer.num_bits, layer.geometry).items()})
-
-
-def _check_whole(quantizer: WeightQuantizer | WeightQuantizerSet, prefix: str) -> None:
-    """Raises ``ValueError`` for a weight that a state dict cannot hold."""
-    what = ('codes that are not whole yet; call weight_quantizer.harden()' if quantizer.soft
-            else f'{len(quantizer.widths)} widths, and a checkpoint holds one; install one with '
-            'install_weight(weight_quantizer.keep(num_bits))')
-    if quantizer.soft or len(quantizer.widths) > 1:
-        raise ValueError(f"Layer '{prefix.removesuffix('.')}' has {what} before its state is "
-                         'saved or loaded.')
 
 
 def must_be_called(module: nn.Module, args: tuple) -> None:
