@@ -28,6 +28,7 @@ ELEMENTS = 4096  # of an output that are compared, evenly spread
 TOLERANCE, MORE = 1e-3, 3.0
 NOISE = (1e-5, 1e-5, 5e-5, 5e-5)  # of the largest output of a layer, one run of the model each
 MOST_CULPRITS = 8
+REPEATS = 4  # of the float model, which chance makes alike less often than once
 
 
 @dataclass
@@ -97,12 +98,17 @@ class SurgeryCheck:
                 return Difference(name, size, outputs.error)
         return None
 
+    def difference_of_itself(self, prepared: PreparedModel) -> Difference | None:
+        """Says where the float model differs from itself, if it does; afterwards it is float."""
+        prepared.put_back()
+        return next(filter(None, (self.compare(prepared) for _ in range(REPEATS))), None)
+
     def culprits(self, prepared: PreparedModel) -> list[str]:
         """Finds the layers whose surgery makes the difference; afterwards the model is float."""
         found: list[str] = []
         while len(found) < MOST_CULPRITS:
             names = [name for name in prepared.layers if name not in found]
-            if not self._differs(prepared, names):
+            if not names or not self._differs(prepared, names):
                 break
             fine, wrong = 0, len(names)  # with so many of them swapped in
             while wrong - fine > 1:
@@ -146,11 +152,21 @@ def refusal(culprits: Sequence[str], prepared: PreparedModel, difference: Differ
     named = ', '.join(f"'{name}'" + (f" (with its batch norm '{norms[name]}')" if name in norms
                                      else '') for name in culprits)
     rows = ', '.join(f"dict(match='{name}', skip=True)" for name in culprits)
-    return (f'Layer(s) {named or "of this model"} cannot be replaced: with quantized layers in '
+    return (f'Layer(s) {named} cannot be replaced: with quantized layers in '
             f'place, still computing in float, the model computes something else on {label}: '
             f'{difference}. Such models look at a layer in other ways than by calling it (its '
             "class, its attributes, a Python list that holds it), or read a batch norm's input in "
             f'some images only. Leave them in float with overrides=[{rows}], or mend the model.')
+
+
+def not_repeating(difference: Difference, label: str) -> str:
+    """Words an error: how a float model differs from itself, and what to do."""
+    return (f'The model does not repeat itself: run twice on {label} as it is, in float and with '
+            f'the same random numbers of torch, NumPy and random, {difference}. Layers are fitted '
+            'to what the float model computes, which must be the same in every run. Look for a '
+            'random choice in forward that draws from a generator of its own (pass it the global '
+            'one, or seed it at the start of forward), or for a count or a clock that it goes by; '
+            'in eval mode leave such steps out (if self.training: ...).')
 
 
 def _outputs(forwards: Forwards, batch: int) -> Outputs:

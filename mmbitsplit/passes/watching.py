@@ -17,7 +17,7 @@ from mmbitsplit.passes.batches import batch_size
 from mmbitsplit.passes.call_counts import CallCounts, Stacks, batches_to_watch
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.replay import barrier
-from mmbitsplit.passes.surgery_check import Difference, SurgeryCheck, refusal
+from mmbitsplit.passes.surgery_check import Difference, SurgeryCheck, not_repeating, refusal
 from mmbitsplit.structures import BitPlan
 
 MOST_COMPARED = 3  # batches, beside those that were watched
@@ -98,7 +98,8 @@ class Watching:
             that shows more: ``flow`` is another then, and so is the plan that it asks for.
 
         Raises:
-            ValueError: It does not, and there is nothing more to see; names the layers.
+            ValueError: It does not, and there is nothing more to see; names the layers. Or the
+                float model differs from itself; says where.
         """
         prepared = prepare(self.forwards.model, self.flow, plan)
         self.forwards.state.modules.follow(prepared.layers.values())
@@ -124,10 +125,16 @@ class Watching:
     def _refuse(self, prepared: PreparedModel, differing: Mapping[int, Difference]) -> NoReturn:
         message = ''
         for number, difference in list(differing.items())[:1]:
-            culprits = self._checks[number].culprits(prepared)
-            if not culprits and difference.error is not None:  # it was not of our making
+            check, label = self._checks[number], self.forwards.labels[number]
+            itself = check.difference_of_itself(prepared)
+            culprits = [] if itself else check.culprits(prepared)
+            if culprits:
+                message = refusal(culprits, prepared, difference, label)
+                continue
+            difference = itself or difference  # not of our making, or not there a second time
+            if difference.error is not None:
                 raise difference.error
-            message = refusal(culprits, prepared, difference, self.forwards.labels[number])
+            message = not_repeating(difference, label)
         raise ValueError(next(filter(None, self.forwards.team.gather(message))))
 
     def _flow(self, number: int) -> DataFlow:
