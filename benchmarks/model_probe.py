@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmbitsplit.calibration import calibrate
 from mmbitsplit.engine.configs.default_request import CLASSIFICATION, task_of
+from mmbitsplit.engine.data.synthetic_images import reach_all_stages, synthetic_batches
 from mmbitsplit.engine.run.float_weights import forget_pretrained
 from mmbitsplit.engine.run.presets import replay_points
 from mmbitsplit.methods import read_request
@@ -34,8 +35,6 @@ BATCHES = 2
 SHAPE = (160, 192)  # of images for detectors, pixels
 SHAPES = {'ssd300': (300, 300), 'ssd512': (512, 512), 'cornernet': (255, 255),
           'centripetalnet': (255, 255)}  # by what the config's name begins with
-PROPOSALS = {'nms_pre': 100, 'max_per_img': 20}  # of a region proposal network
-DETECTIONS = 10  # whose masks are computed
 GENTLE = 0.5  # spread of what a batch norm gives, around 1
 LEAST = 1e-12  # below this a tensor counts as zero
 
@@ -79,7 +78,7 @@ def run(model: nn.Module, batch: Any) -> Any:
 def build_model(cfg: Config) -> nn.Module:
     """Builds a config's model with random weights, the same every time."""
     forget_pretrained(cfg.model)
-    _fewer_proposals(cfg.model)
+    reach_all_stages(cfg.model)
     if cfg.get('data_preprocessor') is not None:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     torch.manual_seed(0)
@@ -88,72 +87,12 @@ def build_model(cfg: Config) -> nn.Module:
     return revert_sync_batchnorm(model).eval().requires_grad_(False)  # nothing is trained
 
 
-def _fewer_proposals(part: Any) -> None:
-    """Keeps the second stage of a detector as small as its images, and lets masks be made.
-
-    Random scores are below every threshold.
-    """
-    if isinstance(part, dict):
-        if isinstance(part.get('rpn'), dict):
-            part['rpn'].update({key: value for key, value in PROPOSALS.items()
-                                if key in part['rpn']})
-        if isinstance(part.get('rcnn'), dict) and 'score_thr' in part['rcnn']:
-            part['rcnn'].update(score_thr=0.0, max_per_img=DETECTIONS)
-        for value in part.values():
-            _fewer_proposals(value)
-
-
 def make_batches(name: str, cfg: Config, task: str) -> list[dict[str, Any]]:
-    """Batches of two synthetic images each, as a dataloader gives them."""
-    channels = _channels(cfg)
-    generator = torch.Generator().manual_seed(0)
+    """Batches of synthetic images, as a dataloader gives them: four a classifier, else two."""
     if task == CLASSIFICATION:
-        size = _classifier_size(cfg)
-        return [{'inputs': make_images(4, channels, (size, size), generator)}
-                for _ in range(BATCHES)]
-    shape = next((shape for start, shape in SHAPES.items() if name.startswith(start)), SHAPE)
-    return [{'inputs': list(make_images(2, channels, shape, generator)),
-             'data_samples': [_detection_sample(shape, 2 * number + place) for place in range(2)]}
-            for number in range(BATCHES)]
-
-
-def make_images(count: int, channels: int, shape: tuple[int, int], generator: torch.Generator,
-                ) -> Tensor:
-    """Images of smooth fields, edges and some noise: (count, channels, height, width), uint8.
-
-    Each has colours and a mixture of scales of its own: what a classifier pools differs.
-    """
-    images = 120 + 60 * torch.randn(count, channels, 1, 1, generator=generator)
-    for cells, strength in ((3, 80.0), (9, 60.0), (27, 40.0)):
-        field = torch.randn(count, channels, cells, cells, generator=generator)
-        share = torch.rand(count, 1, 1, 1, generator=generator)
-        images = images + strength * share * nn.functional.interpolate(
-            field, shape, mode='nearest' if cells == 9 else 'bilinear')
-    images = images + 8 * torch.randn(images.shape, generator=generator)
-    return images.clamp(0, 255).to(torch.uint8)
-
-
-def _channels(cfg: Config) -> int:
-    settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    mean = settings.get('mean')
-    return len(mean) if isinstance(mean, (list, tuple)) else 3
-
-
-def _classifier_size(cfg: Config) -> int:
-    """The side of the square that the test pipeline makes of an image."""
-    loader = cfg.get('test_dataloader') or {}
-    sizes = [step[key] for step in (loader.get('dataset') or {}).get('pipeline') or ()
-             for key in ('crop_size', 'scale') if step.get(key)]
-    size = sizes[-1] if sizes else cfg.model.backbone.get('img_size') or 224
-    return max(size) if isinstance(size, (list, tuple)) else int(size)
-
-
-def _detection_sample(shape: tuple[int, int], number: int) -> Any:
-    from mmdet.structures import DetDataSample
-    return DetDataSample(metainfo=dict(
-        img_id=number, img_path=f'{number}.png', img_shape=shape, ori_shape=shape,
-        pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0), flip=False,
-        flip_direction=None))
+        return synthetic_batches(cfg, BATCHES, 4)
+    return synthetic_batches(cfg, BATCHES, 2, next(
+        (shape for start, shape in SHAPES.items() if name.startswith(start)), SHAPE))
 
 
 @torch.no_grad()

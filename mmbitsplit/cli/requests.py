@@ -35,7 +35,7 @@ def read_request_config(args: argparse.Namespace, changes: Mapping[str, Any] | N
         # A load_from of upstream's is what training begins with, not what comes of it.
         weights = published_weights(args.config)
         cfg.load_from = weights.address
-        _note(f'float weights are those of {weights.name}, {weights.address}'
+        note(f'float weights are those of {weights.name}, {weights.address}'
               + (f' ({len(weights.others)} more are published for this config; pass one as '
                  'CHECKPOINT to use it)' if weights.others else ''))
     return cfg
@@ -45,10 +45,11 @@ def _fill(cfg: Config) -> None:
     task = fill_request(cfg)
     if task is not None:
         calibration = cfg.quantization.calibration
-        _note(f"the config has no 'quantization' dict; it gets the usual one for {task}: "
+        note(f"the config has no 'quantization' dict; it gets the usual one for {task}: "
               f'{calibration.num_images} calibration images, {calibration.batch_size} a batch')
 
 
-def _note(message: str) -> None:
+def note(message: str) -> None:
+    """Says what was chosen, in the first process."""
     if is_first_process():
         say('note', message)

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmbitsplit.cli.command import add_debug, positive, run_module
 
-EXAMPLE = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py --data-root data/coco --untrained'
+EXAMPLE = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py --untrained'
 COLUMNS = ('unit', 'modules', 'layers', 'weights', 'why no larger one')
 
 
@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--untrained', action='store_true',
                         help='random weights: what a detector finds, and with it what its second '
                         'stage is called on, is random then')
+    parser.add_argument('--synthetic', action='store_true',
+                        help='look at a made-up image instead of calibration images; so also '
+                        "where the config's data set is missing and no --data-root is given")
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
     add_debug(parser)
 
@@ -34,17 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the float model on a few images and prints its units."""
     from mmbitsplit.apis.units import units_of_config
-    from mmbitsplit.cli.requests import read_request_config
+    from mmbitsplit.cli.requests import note, read_request_config
+    from mmbitsplit.engine.run.preflight import missing_data
     from mmbitsplit.engine.run.quantize_runner import read_spec
 
     if args.launcher != 'none':
         raise ValueError(f'--launcher {args.launcher}: this tool works in one process; leave the '
                          'option out.')
     cfg = read_request_config(args)
-    read_spec(cfg)  # --images below would make a request where there is none
+    spec = read_spec(cfg)  # --images below would make a request where there is none
+    missing = None if args.synthetic or args.data_root else missing_data(cfg, spec.calibration)
+    if missing is not None:
+        note(f'{missing[1]} does not exist: the units are those that a made-up image shows; with '
+             'the data set there (--data-root FOLDER), those that calibration images show')
     cfg.merge_from_dict({'quantization.calibration.num_images': args.images})
     with contextlib.redirect_stdout(sys.stderr):  # of others: logs, what data sets tell
-        units = units_of_config(cfg, untrained=args.untrained)
+        units = units_of_config(cfg, untrained=args.untrained,
+                                synthetic=args.synthetic or missing is not None)
     print(json.dumps(units, indent=2) if args.json else text_of(units))
     return 0
 

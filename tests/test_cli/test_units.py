@@ -43,3 +43,32 @@ def test_overrides_make_and_divide_units(units):
     assert found['backbone.layer1.1.conv2']['reason'] == 'set apart by overrides[1]'
     status, _, err = units('--untrained', '--cfg-options', overrides.replace('layer4', 'laier4'))
     assert status == 2 and "match='backbone.laier4' matches no module" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(('name', 'ends'), [
+    ('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py', '83 layers in 46 units, 27 of one layer'),
+    ('mmpretrain::lenet/lenet5_mnist.py', None)])
+def test_without_the_data_set_a_made_up_image_shows_the_units(name, ends, capsys, monkeypatch,
+                                                              tmp_path):
+    pytest.importorskip(name.partition('::')[0])
+    monkeypatch.chdir(tmp_path)
+    status = main(['units', name, '--untrained'])
+    out, err = capsys.readouterr()
+    notes = [line for line in err.splitlines() if 'made-up image' in line]
+    assert status == 0, err
+    assert len(notes) == 1 and notes[0].startswith('note: data/') and 'does not exist' in notes[0]
+    assert re.search(r'\n\d+ layers in \d+ units', out) and (ends is None or ends in out)
+
+
+def test_a_data_root_that_is_missing_is_an_error(capsys, monkeypatch, tmp_path):
+    pytest.importorskip('mmdet')
+    monkeypatch.chdir(tmp_path)
+    assert main(['units', 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py', '--untrained',
+                 '--data-root', 'data/elsewhere']) == 2
+    assert 'elsewhere does not exist' in capsys.readouterr().err.replace('/ does', ' does')
+
+
+def test_asked_for_a_made_up_image_is_taken_though_there_are_others(units):
+    status, out, err = units('--untrained', '--synthetic')
+    assert status == 0 and out.splitlines()[-1] == '21 layers in 10 units, 2 of one layer'
+    assert 'made-up' not in err

@@ -57,7 +57,7 @@ def calibration_dataset_config(cfg: Config, spec: CalibrationSpec) -> dict[str, 
                          'calibration images and their pipeline from; set '
                          'quantization.calibration.dataloader.')
     dataset = copy.deepcopy(innermost(cfg.train_dataloader.dataset))
-    pipeline = _find_pipeline(cfg.test_dataloader.dataset)
+    pipeline = find_pipeline(cfg.test_dataloader.dataset)
     if pipeline is None:
         raise ValueError('test_dataloader.dataset has no pipeline to prepare calibration images '
                          'with; set quantization.calibration.dataloader.')
@@ -75,7 +75,8 @@ def innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
     return dataset
 
 
-def _find_pipeline(dataset: Mapping[str, Any]) -> list | None:
+def find_pipeline(dataset: Mapping[str, Any]) -> list | None:
+    """Returns the pipeline of a data set config, also of one inside of wrappers."""
     while 'pipeline' not in dataset:
         if 'dataset' in dataset:
             dataset = dataset['dataset']

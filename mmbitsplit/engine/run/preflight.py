@@ -33,18 +33,24 @@ def check_data(cfg: Config, spec: CalibrationSpec) -> None:
         cfg: The whole config.
         spec: Where calibration images come from.
     """
+    missing = missing_data(cfg, spec)
+    if missing is not None:
+        what, path = missing
+        raise ValueError(f'{path} does not exist; the {what} of the config belongs '
+                         f'there: {_how_to_get(path)}. Another place: --data-root '
+                         'FOLDER (--data of paper-tables), or --cfg-options with the '
+                         'data_root of train_dataloader and test_dataloader.')
+
+
+def missing_data(cfg: Config, spec: CalibrationSpec) -> tuple[str, str] | None:
+    """Returns which data set lacks which path, of the first that is missing."""
     parts = {}
     if spec.num_images:
         parts['calibration set'] = calibration_dataset_config(cfg, spec)
     if cfg.get('test_dataloader') is not None:
         parts['evaluation set'] = cfg.test_dataloader.dataset
-    for what, dataset in parts.items():
-        for path in _paths(dataset):
-            if not os.path.exists(path):
-                raise ValueError(f'{path} does not exist; the {what} of the config belongs '
-                                 f'there: {_how_to_get(path)}. Another place: --data-root '
-                                 'FOLDER (--data of paper-tables), or --cfg-options with the '
-                                 'data_root of train_dataloader and test_dataloader.')
+    return next(((what, path) for what, dataset in parts.items() for path in _paths(dataset)
+                 if not os.path.exists(path)), None)
 
 
 def check_weights(load_from: str | None) -> str:
