@@ -59,6 +59,7 @@ METHOD_ROWS = {
     # The norm it starts from is the method's own first one.
     'lapq': MethodRow('LAPQ', {'type': 'LAPQ'}, {'mode': 'per_tensor', 'scale_search': 'lp'},
                       paper='LAPQ'),
+    'adaround': MethodRow('AdaRound', {'type': 'AdaRound'}, PER_TENSOR),
     'error_feedback': MethodRow('Error feedback (GPTQ)', {'type': 'ErrorFeedback'}, PER_TENSOR),
     'bitsplit_published': MethodRow('Bit-split as published', AS_PUBLISHED, ECAQ_PAPER,
                                     paper='Bit-split'),

@@ -50,6 +50,7 @@ from mmbitsplit.passes.team import Team
 from mmbitsplit.passes.thread_state import in_a_state_of_its_own
 from mmbitsplit.passes.uncompiled import as_written, uncompiled
 from mmbitsplit.passes.watching import Watching
+from mmbitsplit.planning.preparation import divide
 from mmbitsplit.planning.request_plan import check_request, layers_to_find, make_plan
 from mmbitsplit.planning.units import find_units
 from mmbitsplit.solving.model_loss import loss_batches
@@ -60,7 +61,6 @@ from mmbitsplit.structures import (
     QuantizationReport,
     QuantSpec,
     Selection,
-    Unit,
     plan_value,
 )
 
@@ -131,7 +131,7 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
         look = Watching(forwards, layers_to_find(forwards.model, spec), count)
         made = _prepare(look, spec, method, planned)
     if method.solves == 'unit':
-        take_whole_units(journal, _divide(look, made.prepared.plan, spec))
+        take_whole_units(journal, divide(look, made.prepared.plan, spec, method))
     entries = forwards.team.from_first([] if journal is None else journal.entries)
     made, run = _float_run(look, made, spec, method, {entry.name for entry in entries}, stopwatch,
                            progress, planned)
@@ -142,7 +142,7 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
             run.record.seconds_forward = journal.facts.get('float_forward', 0.0)
     warnings = _random_forwards(forwards)
     solved = (SolvedUnits if method.solves == 'unit' else SolvedLayers)(
-        made.prepared, _divide(look, made.prepared.plan, spec), journal, progress)
+        made.prepared, divide(look, made.prepared.plan, spec, method), journal, progress)
     for entry in entries:
         solved.take_over(entry)
     _solve(look, made.prepared, run, method, solved, stopwatch)
@@ -201,17 +201,13 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
             look.flow, geometries, look.sizes,
             loss_batches(look.forwards, method.loss_batches)))
     if method.solves == 'unit':
-        estimate = with_units(estimate, look.flow, _divide(look, plan, spec), look.sizes,
-                              unit_bytes(spec.calibration))
+        estimate = with_units(estimate, look.flow, divide(look, plan, spec, method),
+                              look.sizes, unit_bytes(spec.calibration))
     budget = spec.calibration.memory_budget
     device = next((value.device for value in model.parameters()), torch.device('cpu'))
     check_memory(estimate, BUDGET * available_bytes(device) if budget is None else budget * 1e9,
                  len(batches) * spec.calibration.batch_size, look.forwards.team.size)
     return estimate
-
-
-def _divide(look: Watching, plan: BitPlan, spec: QuantSpec) -> tuple[Unit, ...]:
-    return find_units(look.flow, plan, overrides=spec.overrides, counts=look.counts)
 
 
 def _float_run(look: Watching, made: _Made, spec: QuantSpec, method: Method, done: set[str],

@@ -1,6 +1,7 @@
 """One method a file; importing this room registers them."""
 
 from mmbitsplit.methods.aciq import ACIQ, ACIQMix
+from mmbitsplit.methods.adaround import AdaRound
 from mmbitsplit.methods.base import (
     METHODS,
     Method,
@@ -17,6 +18,6 @@ from mmbitsplit.methods.mse import MSE
 from mmbitsplit.methods.published_bitsplit import PublishedBitSplit
 from mmbitsplit.methods.round_to_nearest import RoundToNearest
 
-__all__ = ['ACIQ', 'LAPQ', 'METHODS', 'MSE', 'ACIQMix', 'BitSplit', 'ErrorFeedback', 'KLDivergence',
-           'Method', 'PublishedBitSplit', 'RoundToNearest', 'build_method',
+__all__ = ['ACIQ', 'LAPQ', 'METHODS', 'MSE', 'ACIQMix', 'AdaRound', 'BitSplit', 'ErrorFeedback',
+           'KLDivergence', 'Method', 'PublishedBitSplit', 'RoundToNearest', 'build_method',
            'check_data_free', 'read_request', 'register_method']

@@ -38,6 +38,8 @@ class Method(Options):
             unit, for ``solve_unit``; ``'model_loss'``, for ``refine``. Codes of a method that
             needs nothing follow from the weight, by ``round``.
         solves: ``'layer'`` or ``'unit'``.
+        granularity: Of units: ``'block'`` as ``planning.units`` finds them, or ``'layer'``, each
+            layer by itself unless an override asks for more.
         bias_correction: Fit the bias together with the weights.
         guard: Plain rounding is a candidate, too, and is taken where no other is as good.
         loss, loss_batches: See ``ModelLoss``; where ``needs`` names ``'model_loss'``.
@@ -45,6 +47,7 @@ class Method(Options):
 
     needs: Sequence[Need] = ('sums',)
     solves: Literal['layer', 'unit'] = 'layer'
+    granularity: Literal['layer', 'block'] = 'block'
     bias_correction: bool = False
     guard: bool = False
     loss: str = 'auto'
@@ -161,6 +164,9 @@ def check_declared(method: Method) -> None:
     if method.solves not in ('layer', 'unit'):
         raise ValueError(f"{name}.solves={method.solves!r} is not supported; it must be 'layer' or "
                          "'unit'.")
+    if method.granularity not in ('layer', 'block'):
+        raise ValueError(f"{name}.granularity={method.granularity!r} is not supported; it must be "
+                         "'layer' or 'block'.")
     if 'unit_io' in needs and method.solves != 'unit':
         raise ValueError(f"{name}.needs names 'unit_io', which is there for methods of "
                          f"solves='unit' alone; this one has solves='{method.solves}'.")

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mmbitsplit.functional import per_input, rows_to_weight, weight_rows
 from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, Unit
 
 
@@ -102,21 +103,30 @@ class UnitProblem:
         digest = hashlib.blake2b(repr((self.seed, self.unit.name, step)).encode(), digest_size=7)
         return torch.Generator().manual_seed(int.from_bytes(digest.digest(), 'little'))
 
+    def as_read(self, output: Tensor) -> Tensor:
+        """What others see of an output of the unit: its positive part, where all that read it do
+        so through a ReLU."""
+        last = self.layers.get(self.unit.modules[-1])
+        return output.relu() if last is not None and last.plan.rectified else output
+
     @torch.no_grad()
     def error(self, calls: Sequence[UnitCall]) -> float:
-        """Squared error of the unit's outputs, relative to the spread of the float outputs."""
+        """Squared error of the unit's outputs as they are read, relative to the spread of the float
+        outputs."""
         total = square = plain = count = 0.0
         for call in calls:
-            wanted = call.float_output.double()
-            total += float((self.forward(call.quantized_input).double() - wanted).square().sum())
+            wanted = self.as_read(call.float_output).double()
+            output = self.as_read(self.forward(call.quantized_input))
+            total += float((output.double() - wanted).square().sum())
             square += float(wanted.square().sum())
             plain += float(wanted.sum())
             count += wanted.numel()
         return total / spread(square, plain, count)
 
-    def candidate(self, name: str) -> 'UnitCandidate':
+    def candidate(self, name: str, notes: tuple[str, ...] = ()) -> 'UnitCandidate':
         """A candidate of what the quantizers stand for now."""
-        return UnitCandidate(name, {layer: self.layers[layer].solution() for layer in self.layers})
+        return UnitCandidate(
+            name, {layer: self.layers[layer].solution() for layer in self.layers}, notes)
 
 
 @dataclass(frozen=True)
@@ -126,10 +136,23 @@ class UnitCandidate:
     Args:
         name: What it is called in the report.
         solutions: By layer, hard.
+        notes: How it came about, for the report, whether it is taken or not.
     """
 
     name: str
     solutions: Mapping[str, LayerSolution]
+    notes: tuple[str, ...] = ()
+
+
+def positions(layer: UnitLayer) -> Tensor:
+    """Where each weight would be without rounding, in steps of its codes; shape of the weight."""
+    geometry, quantizer = layer.geometry, layer.weight_quantizer
+    rows = weight_rows(layer.weight, geometry)
+    inputs = None if layer.input_quantizer is None else layer.input_quantizer.qparams
+    if inputs is not None and inputs.unit:  # weights carry the scales of the inputs
+        rows = rows * per_input(inputs.scale.detach(), geometry).unsqueeze(1)
+    steps = quantizer.scale.detach().view(rows.shape[0], rows.shape[1], 1)
+    return rows_to_weight(rows / steps, geometry)
 
 
 def spread(square: float, total: float, count: float) -> float:

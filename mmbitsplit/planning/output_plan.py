@@ -21,7 +21,7 @@ from mmbitsplit.structures.spec import AS_REQUESTED
 def plan_outputs(layers: Sequence[LayerPlan], model: nn.Module, flow: DataFlow,
                  folded: Mapping[str, str], given: PlanSpec | None = None,
                  ) -> tuple[LayerPlan, ...]:
-    """Adds to the plans of all layers which outputs are quantized, and how.
+    """Adds to the plans of all layers how outputs are read, and which are quantized, and how.
 
     Args:
         layers: Plans in execution order.
@@ -33,25 +33,29 @@ def plan_outputs(layers: Sequence[LayerPlan], model: nn.Module, flow: DataFlow,
     rows = given.rows if given is not None else {}
     norms = {layer: norm for norm, layer in folded.items()}
     plans = {layer.name: layer for layer in layers}
-    return tuple(replace(layer, output=_output_plan(
-        layer, flow.readings[norms.get(layer.name, layer.name)], plans, model, flow,
-        rows.get(layer.name)))
-        for layer in layers)
+    planned = []
+    for layer in layers:
+        readings = flow.readings[norms.get(layer.name, layer.name)]
+        read = replace(layer, rectified=bool(readings) and all(
+            reading.rectified for reading in readings))
+        planned.append(replace(read, output=_output_plan(
+            read, readings, plans, model, flow, rows.get(layer.name))))
+    return tuple(planned)
 
 
 def _output_plan(layer: LayerPlan, readings: Set[Reading], plans: Mapping[str, LayerPlan],
                  model: nn.Module, flow: DataFlow, row: PlanRow | None) -> OutputPlan | None:
     """Says how one output is to be quantized, ``None`` for not at all."""
     activation = layer.activation
-    rectified = bool(readings) and all(reading.rectified for reading in readings)
     if row is not None and row.output_bits != AS_REQUESTED:
-        return None if row.output_bits is None else OutputPlan(row.output_bits, rectified)
+        return None if row.output_bits is None else OutputPlan(
+            row.output_bits, layer.rectified)
     if activation.placement != 'deploy' or activation.num_bits is None or 'last' in layer.role:
         return None
     readers = {reading.reader for reading in readings}
     if len(readers) == 1 and _folds(layer, plans.get(*readers), model, flow):
         return None
-    return OutputPlan(activation.output_bits, rectified)
+    return OutputPlan(activation.output_bits, layer.rectified)
 
 
 def _folds(layer: LayerPlan, reader: LayerPlan | None, model: nn.Module, flow: DataFlow) -> bool:

@@ -5,14 +5,15 @@ from typing import Any
 
 from torch import nn
 
+from mmbitsplit.methods import Method, build_method
 from mmbitsplit.models import PreparedModel
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.replay import ReplayPoint
 from mmbitsplit.passes.thread_state import in_a_state_of_its_own
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.planning.request_plan import check_request, layers_to_find, make_plan
-from mmbitsplit.planning.units import find_units
-from mmbitsplit.structures import QuantSpec, Unit
+from mmbitsplit.planning.units import MAX_LAYERS, find_units
+from mmbitsplit.structures import BitPlan, QuantSpec, Unit
 
 
 def prepare_as_requested(look: Watching, spec: QuantSpec) -> PreparedModel:
@@ -24,6 +25,16 @@ def prepare_as_requested(look: Watching, spec: QuantSpec) -> PreparedModel:
     while (prepared := look.prepare(make_plan(look.forwards.model, look.flow, spec))) is None:
         pass
     return prepared
+
+
+def divide(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method) -> tuple[Unit, ...]:
+    """Divides a watched model into units, as large as the method has them.
+
+    Raises:
+        ValueError: See ``find_units``.
+    """
+    return find_units(look.flow, plan, overrides=spec.overrides, counts=look.counts,
+                      max_layers=1 if method.granularity == 'layer' else MAX_LAYERS)
 
 
 @in_a_state_of_its_own
@@ -49,4 +60,4 @@ def divide_as_requested(model: nn.Module, batches: Sequence[Any], spec: QuantSpe
                            replay_points=replay_points, labels=labels)
     look = Watching(forwards, layers_to_find(model, spec))
     plan = make_plan(model, look.flow, spec)
-    return find_units(look.flow, plan, overrides=spec.overrides, counts=look.counts)
+    return divide(look, plan, spec, build_method(spec.method))

@@ -107,16 +107,18 @@ def solve_unit(evidence: UnitEvidence, inputs: Mapping[int, list[Tensor]],
         errors = {LAYERS: problem.error(judge)}
         with torch.enable_grad():
             found = _named(method, unit.layers, method.solve_unit(problem))
-        for name, solutions in found.items():
-            _install(layers, solutions)
-            candidates[name], errors[name] = solutions, problem.error(judge)
+        for name, candidate in found.items():
+            _install(layers, candidate.solutions)
+            candidates[name], errors[name] = candidate.solutions, problem.error(judge)
     finally:
         _install(layers, solved)
     numbers = {name: error for name, error in errors.items() if error == error}
     taken = min(numbers, key=numbers.__getitem__, default=LAYERS)
     _install(layers, candidates[taken])
+    notes = tuple(f'{name}: {note}' for name, candidate in found.items()
+                  for note in candidate.notes)
     return UnitOutcome(taken, candidates[taken], errors,
-                       () if fit is not judge else (NOT_HELD_OUT,))
+                       notes + (() if fit is not judge else (NOT_HELD_OUT,)))
 
 
 def _apart(calls: tuple[UnitCall, ...]) -> tuple[tuple[UnitCall, ...], tuple[UnitCall, ...]]:
@@ -132,8 +134,8 @@ def _install(layers: Mapping[str, UnitLayer], solutions: Mapping[str, LayerSolut
 
 
 def _named(method: Method, layers: Iterable[str], found: Iterable[UnitCandidate],
-           ) -> dict[str, Mapping[str, LayerSolution]]:
-    named: dict[str, Mapping[str, LayerSolution]] = {}
+           ) -> dict[str, UnitCandidate]:
+    named: dict[str, UnitCandidate] = {}
     for candidate in found:
         missing = set(layers) - set(candidate.solutions)
         if candidate.name in named or candidate.name == LAYERS or missing:
@@ -142,5 +144,5 @@ def _named(method: Method, layers: Iterable[str], found: Iterable[UnitCandidate]
                 + (f"without a solution for layer '{min(missing)}'; each candidate solves all "
                    'layers of the unit.' if missing else 'a second time; names must be their own, '
                    f"and '{LAYERS}' is what solving layer by layer gave."))
-        named[candidate.name] = candidate.solutions
+        named[candidate.name] = candidate
     return named

@@ -29,6 +29,7 @@ class LayerPlan:
         activation: Input settings; ``num_bits=None`` for a float input.
         role: ``'first'``, ``'last'``, ``'first+last'`` or ``'inner'``.
         output: Of a quantized output, ``None`` for a float one.
+        rectified: Whether everything that reads its output does so through a ReLU.
     """
 
     name: str
@@ -36,6 +37,7 @@ class LayerPlan:
     activation: ActivationSpec
     role: str = 'inner'
     output: OutputPlan | None = None
+    rectified: bool = False
 
 
 @dataclass(frozen=True)

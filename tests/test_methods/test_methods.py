@@ -25,7 +25,8 @@ from mmbitsplit.methods.rounding import RoundingMethod
 from mmbitsplit.structures import RowStatistics
 
 SMALL = {'calibration': dict(rows_per_layer=256, holdout=0.25)}
-QUICK = {'LAPQ': dict(max_iterations=0)}  # Powell's method has tests of its own
+QUICK = {'LAPQ': dict(max_iterations=0),  # Powell's method has tests of its own
+         'AdaRound': dict(iterations=5)}
 
 
 def named(name, **options):
@@ -60,6 +61,7 @@ def test_a_package_that_is_missing_is_said_before_anything_is_computed(monkeypat
      ('minmax', 'aciq_gauss', 'per_channel', 'auto', 'auto')),
     ({'method': dict(type='LAPQ')}, ('mse', 'lp', 'per_tensor', 'auto', 'auto')),
     ({'method': dict(type='ErrorFeedback')}, ('mse', 'mse', 'per_tensor', 'auto', 'auto')),
+    ({'method': dict(type='AdaRound')}, ('mse', 'mse', 'per_tensor', 'auto', 'auto')),
     ({'method': dict(type='PublishedBitSplit')}, ('mse', 'mse', 'ecaq', 'auto', 1.0)),
     # What is written wins, over one option or all.
     ({'method': dict(type='KLDivergence'), 'activation': dict(mode='ecaq', num_bits=4)},
@@ -287,6 +289,10 @@ REFUSED = {  # what an error says is allowed, and values that are not
     'loss_batches': ('an integer from 1', [0, 1.5]),
     'max_iterations': ('an integer from 0', [-1, '1']),
     'max_evaluations': ('an integer from 1', [0, 10.0]),
+    'iterations': ('an integer from 0', [-1, 1e4]), 'batch_size': ('an integer from 1', [0, '8']),
+    'learning_rate': ('a number above 0', [0, None]),
+    'regularization': ('a number from 0', [-0.1, 'auto']),
+    'warm_start': ('a number from 0 to 1', [-0.1, 1.5]),
 }
 
 
