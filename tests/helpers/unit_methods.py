@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import pytest
 import torch
 
-from mmbitsplit.methods import MSE, BitSplit, register_method
+from mmbitsplit.methods import METHODS, MSE, BitSplit, register_method
 from mmbitsplit.methods.unit_problem import UnitCandidate, UnitProblem
 
 
-@register_method
 @dataclass(frozen=True, kw_only=True)
 class LearnedScale(MSE):
     """Solves layers as its base does, then learns one factor of a unit's weight scales.
@@ -44,7 +44,6 @@ class LearnedScale(MSE):
         yield problem.candidate('learned scale')
 
 
-@register_method
 @dataclass(frozen=True, kw_only=True)
 class Watched(BitSplit):
     """Solves layers as its base does; units by a function that a test sets."""
@@ -59,3 +58,19 @@ class Watched(BitSplit):
 
 WATCHER: dict[str, Callable[[UnitProblem], Iterable[UnitCandidate]]] = {
     'solve': lambda problem: ()}
+
+
+def register() -> None:
+    """Makes both known by name, for the rest of the process."""
+    register_method(LearnedScale)
+    register_method(Watched)
+
+
+@pytest.fixture(autouse=True)
+def known():
+    """Known in the tests of files that import this: others go through all methods there are."""
+    before = dict(METHODS)
+    register()
+    yield
+    METHODS.clear()
+    METHODS.update(before)

@@ -13,7 +13,7 @@ import torch
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / 'helpers'))  # the models of the tests
-import unit_methods  # noqa: E402, F401  registers the method
+import unit_methods  # noqa: E402
 from calibration_nets import ResidualNet, _images, _seeded, _spec, call  # noqa: E402
 
 from mmbitsplit.calibration import Journal, calibrate  # noqa: E402
@@ -22,6 +22,7 @@ from mmbitsplit.methods.unit_problem import UnitProblem  # noqa: E402
 REQUEST = dict(weight=dict(num_bits=2), first_last=dict(weight_bits=2),
                method=dict(type='LearnedScale', steps=12))
 IDENTITY = {'weights': 'those of this test'}
+unit_methods.register()
 
 
 def die() -> None:

@@ -3,8 +3,8 @@
 import copy
 
 import pytest
-import unit_methods  # noqa: F401  registers LearnedScale
 from stock_models import build
+from unit_methods import known  # noqa: F401
 
 from mmbitsplit.calibration import calibrate
 from mmbitsplit.engine.run.presets import replay_points

@@ -7,7 +7,7 @@ import torch
 from lockstep_nets import Optional
 from pyramids import Detector, LevelHead
 from torch import nn
-from unit_methods import WATCHER, LearnedScale
+from unit_methods import WATCHER, LearnedScale, known  # noqa: F401
 
 from mmbitsplit.calibration import Journal, calibrate
 from mmbitsplit.calibration.unit_solver import counting_if_batches_differ

@@ -10,7 +10,7 @@ from lockstep_nets import Branches, Chain, Counter, Optional, Stages, TwoStage
 from pyramids import Chained, Detector, LevelHead, Recurrent
 from thread_nets import CONTEXTS, Inside
 from torch import nn
-from unit_methods import WATCHER, LearnedScale
+from unit_methods import WATCHER, LearnedScale, known  # noqa: F401
 
 from mmbitsplit.calibration import ReplayPoint, calibrate
 from mmbitsplit.models import prepare, watch
