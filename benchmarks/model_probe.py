@@ -33,8 +33,12 @@ METHOD = 'RoundToNearest'
 ROWS = 256  # positions a layer
 BATCHES = 2
 SHAPE = (160, 192)  # of images for detectors, pixels
+# By what a config's name begins with. Where queries are chosen among positions, there are more of
+# these than of them.
 SHAPES = {'ssd300': (300, 300), 'ssd512': (512, 512), 'cornernet': (255, 255),
-          'centripetalnet': (255, 255)}  # by what the config's name begins with
+          'centripetalnet': (255, 255), 'dino': (256, 256), 'ddq': (256, 256),
+          'ddod': (384, 384)}
+ALONE = ('ga-',)  # their masked convolutions take one image at a time
 GENTLE = 0.5  # spread of what a batch norm gives, around 1
 LEAST = 1e-12  # below this a tensor counts as zero
 
@@ -88,10 +92,13 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def make_batches(name: str, cfg: Config, task: str) -> list[dict[str, Any]]:
-    """Batches of synthetic images, as a dataloader gives them: four a classifier, else two."""
+    """Batches of synthetic images, as a dataloader gives them: four a classifier, else two.
+
+    One where a model takes no more.
+    """
     if task == CLASSIFICATION:
         return synthetic_batches(cfg, BATCHES, 4)
-    return synthetic_batches(cfg, BATCHES, 2, next(
+    return synthetic_batches(cfg, BATCHES, 1 if name.startswith(ALONE) else 2, next(
         (shape for start, shape in SHAPES.items() if name.startswith(start)), SHAPE))
 
 

@@ -113,4 +113,4 @@ def _detection_sample(shape: tuple[int, int], number: int) -> Any:
     return DetDataSample(metainfo=dict(
         img_id=number, img_path=f'{number}.png', img_shape=shape, ori_shape=shape,
         pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0), flip=False,
-        flip_direction=None))
+        flip_direction=None, border=(0, shape[0], 0, shape[1])))  # for heads of whole images
