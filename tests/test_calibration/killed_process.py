@@ -22,7 +22,6 @@ from mmbitsplit.methods.unit_problem import UnitProblem  # noqa: E402
 REQUEST = dict(weight=dict(num_bits=2), first_last=dict(weight_bits=2),
                method=dict(type='LearnedScale', steps=12))
 IDENTITY = {'weights': 'those of this test'}
-unit_methods.register()
 
 
 def die() -> None:
@@ -55,6 +54,7 @@ def between_entries() -> None:
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
+    unit_methods.register()
     {'step': in_a_step_of_learning, 'entries': between_entries}[sys.argv[2]]()
     calibrate(_seeded(ResidualNet), _images(), _spec(**REQUEST), run=call,
               journal=Journal.open(Path(sys.argv[1]), IDENTITY, resume=False))

@@ -13,6 +13,7 @@ from mmbitsplit.calibration import Journal, calibrate
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from killed_process import IDENTITY, REQUEST  # noqa: E402
+from unit_methods import known  # noqa: E402, F401
 
 PROJECT = HERE.parents[1]
 
