@@ -7,7 +7,7 @@ them by the hard error of the unit's output on images that were held out.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -70,6 +70,26 @@ class UnitLayer(Protocol):
         """A copy of what its quantizers stand for now, soft codes made whole."""
 
 
+class Snapshots:
+    """Where a method keeps how far it is, so that a process that is killed goes on from there.
+
+    This one keeps nothing. A state is a dict of numbers, strings, tensors, lists and dicts of
+    them; it comes back with its tensors on the CPU. There is one for a unit: a method that learns
+    several times says in it which time it is at.
+    """
+
+    def load(self) -> dict[str, Any] | None:
+        """Returns the state that was kept last of this unit, ``None`` where there is none."""
+        return None
+
+    def due(self) -> bool:
+        """Whether ``save`` would keep a state now; asked before one is put together."""
+        return False
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keeps a state if it is time to; called as often as one likes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnitProblem:
     """A unit whose layers are solved, and what it is to come near to.
@@ -81,6 +101,9 @@ class UnitProblem:
         layers: By name, in execution order.
         run: Computes the unit as it stands on inputs like those of the calls.
         seed: Of the calibration.
+        importance: (C,) of the channels of the unit's output, ``None`` where all count alike.
+        progress: Told (steps done, steps in all).
+        snapshots: Keeps how far a method is.
     """
 
     unit: Unit
@@ -89,6 +112,9 @@ class UnitProblem:
     layers: Mapping[str, UnitLayer]
     run: Callable[[Tensor], Tensor]
     seed: int = 0
+    importance: Tensor | None = None
+    progress: Callable[[int, int], None] = lambda step, steps: None
+    snapshots: Snapshots = field(default_factory=Snapshots)
 
     def forward(self, x: Tensor) -> Tensor:
         """The unit with its quantizers as they are: the part that is compared.
