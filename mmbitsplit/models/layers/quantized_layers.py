@@ -115,15 +115,18 @@ class QuantizedLayer(nn.Module):
         self.output_quantizer = self._quantizer(qparams)
 
     def check_whole(self, name: str, before: str) -> None:
-        """Raises ``ValueError`` where codes are soft or of several widths: no file holds such.
+        """Raises ``ValueError`` where something is being learned or there are several widths: no
+        file holds such.
 
         Args:
             name: Of the layer, for the message.
             before: What needs whole codes of one width, as ``'it is exported'``.
         """
         quantizer = self.weight_quantizer
-        if quantizer.soft:
-            what = 'codes that are not whole yet; call weight_quantizer.harden()'
+        learning = ', '.join(f'{side}_quantizer.harden()' for side in ('weight', 'input', 'output')
+                             if getattr(getattr(self, f'{side}_quantizer'), 'soft', False))
+        if learning:
+            what = f'codes that are not whole yet or scales that are being learned; call {learning}'
         elif len(quantizer.widths) > 1:
             what = (f'{len(quantizer.widths)} widths, and a file holds one; install one with '
                     'install_weight(weight_quantizer.keep(num_bits))')
@@ -137,8 +140,8 @@ class QuantizedLayer(nn.Module):
 
     def solution(self) -> LayerSolution:
         """What the quantizers stand for now, as ``install`` takes it: whole codes, all copied."""
-        sides = [None if qparams is None else replace(qparams, scale=qparams.scale.detach().clone())
-                 for qparams in (self.qparams, self.output_qparams)]
+        sides = [None if quantizer is None else quantizer.solution()
+                 for quantizer in (self.input_quantizer, self.output_quantizer)]
         return replace(self.weight_quantizer.solution(), qparams=sides[0], output_qparams=sides[1])
 
     def float_forward(self, input: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from mmbitsplit.functional import fake_quantize, product_input
 from mmbitsplit.functional.kernels import compiled
 from mmbitsplit.functional.quantizers.straight_through import (
     fake_quantize_ste,
+    gradient_times,
     product_input_ste,
+    round_codes_ste,
 )
 from mmbitsplit.structures import QParams
 
@@ -55,11 +57,13 @@ def plain(x, qparams, channel_dim, real):
 
 def gradients(function, x, qparams):
     x = x.detach().requires_grad_()
-    scale = qparams.scale.clone().requires_grad_()
-    output = function(x, QParams(scale, qparams.zero_point, qparams.quant_min, qparams.quant_max,
+    scale, zero_point = (value.clone().requires_grad_()
+                         for value in (qparams.scale, qparams.zero_point))
+    output = function(x, QParams(scale, zero_point, qparams.quant_min, qparams.quant_max,
                                  unit=qparams.unit, channel_max=qparams.channel_max))
     weights = torch.cos(torch.arange(output.numel(), dtype=torch.float64)).to(x)
-    return output, *torch.autograd.grad((output * weights.view(output.shape)).sum(), (x, scale))
+    return output, *torch.autograd.grad((output * weights.view(output.shape)).sum(),
+                                        (x, scale, zero_point))
 
 
 @pytest.mark.parametrize('kind', ['tensor', 'signed', 'ecaq', 'per_channel', 'widths'])
@@ -75,7 +79,7 @@ def test_forward_is_the_kernel_and_backward_is_plain_torch(ours, without, shape,
     _, *expected = gradients(lambda x, q: plain(x, q, channel_dim, real), x, qparams)
     assert torch.equal(output, without(x, qparams, channel_dim))
     assert all(bool(gradient.abs().max() > 0) for gradient in expected)
-    for one, other, atol in zip(found, expected, (1e-5, 1e-2)):
+    for one, other, atol in zip(found, expected, (1e-5, 1e-2, 1e-2)):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=atol)
 
 
@@ -125,7 +129,40 @@ def test_nothing_is_recorded_where_no_gradient_is_wanted(ours):
 def test_one_row_and_no_row(shape):
     channel_dim = -1 if len(shape) == 1 else 1
     x = torch.linspace(-1, 1, 6).expand(shape) if len(shape) == 1 else torch.zeros(shape)
-    _, grad_x, grad_scale = gradients(lambda x, q: fake_quantize_ste(x, q, channel_dim), x,
+    _, grad_x, grad_scale, _ = gradients(lambda x, q: fake_quantize_ste(x, q, channel_dim), x,
                                       make_qparams('ecaq', 6))
     assert grad_x.shape == x.shape and grad_scale.shape == (6,)
     assert bool(grad_scale.abs().sum() > 0) == bool(x.numel())
+
+
+def test_a_clipped_value_goes_with_the_zero_point():
+    """By differences of whole steps of it: 5 lies above the range, 0.3 inside, -4 below."""
+    def rounded(zero_point):
+        return fake_quantize(torch.tensor([[5.0, 0.3, -4.0]]), QParams(
+            torch.tensor([0.5]), torch.tensor([zero_point]), 0, 7), -1)
+
+    zero_point = torch.tensor([3.0], requires_grad=True)
+    for at in range(3):
+        fake_quantize_ste(torch.tensor([[5.0, 0.3, -4.0]]), QParams(
+            torch.tensor([0.5]), zero_point, 0, 7), -1)[0, at].backward()
+        difference = (rounded(4.0) - rounded(2.0))[0, at] / 2
+        assert float(zero_point.grad) == float(difference)
+        zero_point.grad = None
+
+
+@pytest.mark.parametrize('everywhere', [False, True])
+def test_rounded_codes_have_the_gradient_of_their_position(everywhere):
+    position = torch.tensor([-4.0, -3.2, -3.0, -0.5, 0.5, 1.5, 2.6, 3.0, 3.1], requires_grad=True)
+    codes = round_codes_ste(position, -3, 3, everywhere)
+    codes.backward(torch.arange(1.0, 10.0))
+    assert codes.tolist() == [-3, -3, -3, 0, 0, 2, 3, 3, 3]
+    inside = position.detach().abs() <= 3
+    assert torch.equal(position.grad, torch.where(inside | everywhere, torch.arange(1.0, 10.0), 0))
+
+
+def test_a_gradient_is_multiplied_and_the_value_is_not():
+    value = torch.tensor([0.1, 3.0], requires_grad=True)
+    out = gradient_times(value, 0.25)
+    assert torch.equal(out, value)
+    out.square().sum().backward()
+    torch.testing.assert_close(value.grad, 0.5 * value.detach())

@@ -1,5 +1,7 @@
 """Integer codes of a weight, and the weight that they stand for; hard or soft."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -9,15 +11,26 @@ from mmbitsplit.functional.quantizers.soft_rounding import (
     rectified_sigmoid,
     soften_codes,
 )
+from mmbitsplit.models.layers.quantizers.learned_values import (
+    Form,
+    LearnedCodes,
+    LearnedScale,
+    LearnedShift,
+)
+from mmbitsplit.models.layers.quantizers.learning import Learning
 from mmbitsplit.structures import LayerGeometry, LayerSolution
 
+# How far from half a step a loose position keeps, so that it rounds to its code.
+CLEAR = 1e-4
 
-class WeightQuantizer(nn.Module):
+
+class WeightQuantizer(Learning):
     """Codes of one width with their scales, and the bias that belongs to them.
 
     Hard, the weight is ``scale * codes + offset``. Soft, codes are ``base + h(rounding)``, and the
-    weight has gradients for ``rounding``; it has some for ``scale``, ``offset`` and ``bias`` as
-    soon as these require them, hard or soft.
+    weight has gradients for ``rounding``; loose, codes are rounded positions, and gradients pass
+    the rounding. It has some for ``scale``, ``offset`` and ``bias`` where ``learn`` says so, or as
+    soon as these require them. ``harden`` ends all of it.
 
     Args:
         geometry: Of the layer.
@@ -42,6 +55,9 @@ class WeightQuantizer(nn.Module):
                              else offset.detach().to(torch.float32, copy=True))
         self.register_buffer('base', None, persistent=False)
         self.register_parameter('rounding', None)  # v of the rectified sigmoid, while soft
+        self.register_module('loose', None)  # while codes are learned straight-through
+        self._made: frozenset[str] = frozenset()  # bias, offset: begun from none
+        self._carried: Callable[[], Tensor] | None = None  # growth of the input's scale
         self.register_buffer('hard_weight', None, persistent=False)  # made once for all forwards
         self.refresh()
 
@@ -52,8 +68,9 @@ class WeightQuantizer(nn.Module):
 
     @property
     def soft(self) -> bool:
-        """Whether codes lie between whole numbers and gradients move them."""
-        return self.rounding is not None
+        """Whether codes, scale or offset are being learned: the weight is made in each forward."""
+        return any(part is not None for part in (self.rounding, self.loose, self.learning,
+                                                 self._carried))
 
     def weight(self) -> Tensor:
         """The weight that the layer multiplies by, float32."""
@@ -64,10 +81,11 @@ class WeightQuantizer(nn.Module):
         return self.hard_weight
 
     def soft_codes(self) -> Tensor:
-        """Real codes: ``base + h(rounding)`` while soft; within the range of the width."""
-        if self.soft:
+        """Real codes within the range of the width: ``base + h(rounding)`` while soft, whole ones
+        with the gradients of their positions while loose."""
+        if self.rounding is not None:
             return self.base + rectified_sigmoid(self.rounding)
-        return self.codes.to(torch.float32)
+        return self.codes.to(torch.float32) if self.loose is None else self._loose_codes()
 
     def soften(self, position: Tensor) -> None:
         """Lets gradients choose between each code and its neighbour, by ``rounding``.
@@ -77,29 +95,117 @@ class WeightQuantizer(nn.Module):
                 weight. ``harden`` gives today's codes as long as ``rounding`` is as it is made
                 here.
         """
+        self.codes, self.loose = self.hard_codes(), None
         low, high = code_range(self.num_bits, signed=True, narrow_range=True)
         base, v = soften_codes(self.codes, position.to(torch.float32), low, high)
         self.base, self.rounding = base, nn.Parameter(v)
 
+    def loosen(self, position: Tensor, steps: Tensor | float = 1.0, everywhere: bool = False,
+               follow: bool = False) -> None:
+        """Lets gradients move codes as far as they like: straight through rounding.
+
+        Until the first step codes are today's: positions within half a step of them are taken as
+        they are, and so are those beyond the range where the code is the last; others count as
+        half a step away.
+
+        Args:
+            position: As for ``soften``.
+            steps: Code steps a unit of what is learned (``learned()['codes']``), broadcast to the
+                weight: 1 for code steps, ``1 / scale`` for real units.
+            everywhere: Gradients pass where a position is beyond the range, too.
+            follow: Weights stay where they are when scale and offset move, and their codes change
+                (AdaQuant); else codes stay.
+        """
+        self.codes, self.base, self.rounding = self.hard_codes(), None, None
+        low, high = code_range(self.num_bits, signed=True, narrow_range=True)
+        away = position.to(torch.float32) - self.codes
+        reach = 0.5 - CLEAR
+        near = torch.where((self.codes == high) & (away > 0), away, away.clamp(-reach, reach))
+        near = torch.where((self.codes == low) & (away < 0), away, near)
+        self.loose = LearnedCodes(self.codes + near, low, high, steps, everywhere, follow)
+
+    def learn(self, scale: Form | None = None, offset: bool = False, bias: bool = False) -> None:
+        """Lets gradients move what codes are multiplied by and what is added.
+
+        An offset or bias that there is none of begins as zeros; where it ends so, there is none.
+
+        Args:
+            scale: ``'log'``: a learning rate is relative; ``'raw'``; ``None`` leaves it.
+            offset: Added to every weight of a channel; costs a runtime the sum of the inputs.
+            bias: Of the layer.
+        """
+        made = set()
+        if scale is not None:
+            self._learn('scale', LearnedScale(self.scale, scale))
+        if offset:
+            if self.offset is None:
+                made.add('offset')
+            self._learn('offset', LearnedShift(
+                torch.zeros_like(self.scale) if self.offset is None else self.offset))
+        if bias:
+            if self.bias is None:
+                made.add('bias')
+                self.bias = nn.Parameter(torch.zeros_like(self.scale.detach()))
+            self.bias.requires_grad_()
+        self._made = frozenset(self._made | made)
+
+    def carry(self, growth: Callable[[], Tensor]) -> None:
+        """Multiplies scale and offset by what an input's scale has grown by since.
+
+        Args:
+            growth: Gives (1,), 1 so far; called in every forward until ``harden``.
+        """
+        self._carried = growth
+
+    def learned(self) -> dict[str, nn.Parameter]:
+        """See ``Learning``: ``'codes'``, ``'scale'``, ``'offset'`` and ``'bias'``, those that are
+        learned."""
+        codes = self.rounding if self.loose is None else self.loose.parameter
+        bias = self.bias if self.bias is not None and self.bias.requires_grad else None
+        return {name: value for name, value in (
+            ('codes', codes), *super().learned().items(), ('bias', bias)) if value is not None}
+
+    @torch.no_grad()
     def hard_codes(self) -> Tensor:
         """The whole codes that ``harden`` would give now."""
-        return harden_codes(self.base, self.rounding.detach()) if self.soft else self.codes
+        if self.loose is not None:
+            return self._loose_codes().to(self.codes.dtype)
+        return self.codes if self.rounding is None else harden_codes(self.base, self.rounding)
 
+    @torch.no_grad()
     def harden(self) -> Tensor:
-        """Ends ``soften``: whole codes from here on, which are returned."""
-        if self.soft:
-            self.codes = self.hard_codes()
-            self.base = self.rounding = None
+        """Ends ``soften``, ``loosen``, ``learn`` and ``carry``: a plain quantizer from here on.
+
+        Returns:
+            Its whole codes.
+        """
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
+        if self.soft or self._made:
+            hard = self.solution()
+            if self.learning is not None or self._carried is not None:
+                self.learning = self._carried = None
+                self.scale, self.offset = hard.weight_scale, hard.weight_offset
+            self.codes, self.base, self.rounding, self.loose = hard.codes, None, None, None
+            self.bias = self.bias if hard.bias is not None else None
+            self._made = frozenset()
             self.refresh()
         return self.codes
 
+    @torch.no_grad()
     def solution(self, codes: Tensor | None = None) -> LayerSolution:
         """A copy of what it stands for now, whole codes.
 
         Args:
             codes: Instead of its own.
         """
-        parts = (self.hard_codes() if codes is None else codes, self.scale, self.bias, self.offset)
+        scale, offset = self._factors()
+        bias = self.bias
+        if 'offset' in self._made and not offset.any():
+            offset = None
+        if 'bias' in self._made and not bias.any():
+            bias = None
+        parts = (self.hard_codes() if codes is None else codes, scale, bias, offset)
         copied = [None if value is None else value.detach().clone() for value in parts]
         return LayerSolution(codes=copied[0], num_bits=self.num_bits, weight_scale=copied[1],
                              bias=copied[2], weight_offset=copied[3], qparams=None)
@@ -115,9 +221,29 @@ class WeightQuantizer(nn.Module):
         with torch.no_grad():
             self.hard_weight = None if self.codes is None else self._make()
 
+    def _factors(self) -> tuple[Tensor, Tensor | None]:
+        """Scale and offset of the weight that the layer multiplies by."""
+        scale, offset = self.scale, self.offset
+        if self._carried is not None:
+            growth = self._carried()
+            scale, offset = scale * growth, None if offset is None else offset * growth
+        return scale, offset
+
     def _make(self) -> Tensor:
-        weight = self.soft_codes() * per_output(self.scale, self.geometry)
-        return weight if self.offset is None else weight + per_output(self.offset, self.geometry)
+        scale, offset = self._factors()
+        weight = self.soft_codes() * per_output(scale, self.geometry)
+        return weight if offset is None else weight + per_output(offset, self.geometry)
+
+    def _loose_codes(self) -> Tensor:
+        growth = shift = None
+        if self.loose.follow and self.learning is not None:
+            if 'scale' in self.learning:
+                growth = per_output(self.learning['scale'].growth(), self.geometry)
+            if 'offset' in self.learning:
+                before = self._buffers['offset']
+                moved = self.offset if before is None else self.offset - before
+                shift = per_output(moved / self.scale, self.geometry)
+        return self.loose(growth, shift)
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
