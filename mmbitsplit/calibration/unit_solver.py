@@ -51,6 +51,7 @@ class SolvedUnits(SolvedLayers):
             entry, solution = self.held.pop(name), outcome.solutions[name]
             report = entry.report
             report.unit_errors, report.unit_taken = dict(outcome.errors), outcome.taken
+            report.unit_figures = outcome.figures
             report.seconds += seconds / len(unit.layers)
             report.notes += outcome.notes
             if outcome.taken != LAYERS:

@@ -1,23 +1,18 @@
 """AdaRound: learns layer by layer which weights are rounded up and which down."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
 from torch import Tensor
 
-from mmbitsplit.functional import channel_dim, round_weight, weight_scale
-from mmbitsplit.functional.quantizers.soft_rounding import rectified_sigmoid
-from mmbitsplit.functional.solvers.learned_rounding import (
-    beta_at,
-    decided_share,
-    reconstruction_loss,
-    rounding_regulariser,
-)
+from mmbitsplit.functional import round_weight, weight_scale
 from mmbitsplit.methods.base import register_method
 from mmbitsplit.methods.rounding import RoundingMethod, rounded_at
-from mmbitsplit.methods.unit_problem import UnitCall, UnitCandidate, UnitProblem, positions
+from mmbitsplit.methods.unit_learning import Learning, LossForm, Push, learn
+from mmbitsplit.methods.unit_learning_optimizers import ParameterGroup
+from mmbitsplit.methods.unit_learning_state import harden, soften
+from mmbitsplit.methods.unit_problem import UnitCandidate, UnitProblem
 from mmbitsplit.structures import Range, WeightSolution
 
 
@@ -46,6 +41,8 @@ class AdaRound(RoundingMethod):
         regularization: Weight of the push to 0 or 1, beside the squared error summed over
             channels.
         warm_start: Part of the iterations that have no push.
+        loss: ``'published'``, or ``'scale_free'``: relative to the variance of the layer's
+            outputs, with a regularization of 1 or so.
     """
 
     iterations: Annotated[int, Range(0)] = 10000
@@ -53,6 +50,7 @@ class AdaRound(RoundingMethod):
     learning_rate: Annotated[float, Range(0, above=True)] = 1e-3
     regularization: Annotated[float, Range(0)] = 0.01
     warm_start: Annotated[float, Range(0, 1)] = 0.2
+    loss: LossForm = 'published'
 
     needs = ('sums', 'unit_io')
     solves = 'unit'
@@ -70,66 +68,11 @@ class AdaRound(RoundingMethod):
 
     def solve_unit(self, problem: UnitProblem) -> Iterable[UnitCandidate]:
         """See ``Method.solve_unit``; a unit of several layers is learned at once."""
-        quantizers = [layer.weight_quantizer for layer in problem.layers.values()]
-        for quantizer, layer in zip(quantizers, problem.layers.values()):
-            quantizer.soften(positions(layer))
-        # V of Eq. 22, where quantizers look for it in each forward.
-        learned = [quantizer.rounding for quantizer in quantizers]
-        optimizer = torch.optim.Adam(learned, lr=self.learning_rate)
-        dim = channel_dim([*problem.layers.values()][-1].geometry)
-        groups = _alike(problem.fit)
-        for step in range(self.iterations):
-            x, wanted = _draw(groups, self.batch_size, problem.generator(step))
-            # Eq. 25: float output of float inputs, output of quantized inputs, both after the ReLU.
-            loss = reconstruction_loss(problem.as_read(problem.forward(x)),
-                                       problem.as_read(wanted), dim)
-            beta = beta_at(step, self.iterations, self.warm_start)
-            if beta is not None:
-                loss = loss + self.regularization * sum(
-                    rounding_regulariser(rectified_sigmoid(v), beta) for v in learned)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        share = decided_share(torch.cat([rectified_sigmoid(v.detach()).flatten()
-                                         for v in learned]))
-        for quantizer in quantizers:
-            quantizer.harden()
-        yield problem.candidate('learned rounding', (
-            f'{100 * share:.4g} % of the roundings were decided (0 or 1) after {self.iterations} '
-            'iterations, the others were made whole then',))
-
-
-def _alike(calls: Sequence[UnitCall]) -> list[list[UnitCall]]:
-    """Calls whose images can stand in one batch, in order of the first of each kind."""
-    groups: dict[tuple, list[UnitCall]] = {}
-    for call in calls:
-        shapes = (tuple(call.quantized_input.shape[1:]), tuple(call.float_output.shape[1:]))
-        groups.setdefault(shapes, []).append(call)
-    return list(groups.values())
-
-
-def _draw(groups: Sequence[Sequence[UnitCall]], size: int, generator: torch.Generator,
-          ) -> tuple[Tensor, Tensor]:
-    """Draws images of one shape, each once; shapes in proportion to their images.
-
-    Args:
-        groups: Calls of one shape each.
-        size: Most images.
-        generator: Of the step.
-
-    Returns:
-        Quantized inputs and float outputs.
-    """
-    counts = torch.tensor([sum(len(call.float_output) for call in calls) for calls in groups])
-    group = int(torch.multinomial(counts.double(), 1, generator=generator))
-    drawn = torch.randperm(int(counts[group]), generator=generator)[:size].sort().values
-    inputs, outputs, first = [], [], 0
-    for call in groups[group]:
-        count = len(call.float_output)
-        chosen = drawn[(drawn >= first) & (drawn < first + count)] - first
-        first += count
-        if len(chosen):
-            chosen = chosen.to(call.float_output.device)
-            inputs.append(call.quantized_input.index_select(0, chosen))
-            outputs.append(call.float_output.index_select(0, chosen))
-    return torch.cat(inputs), torch.cat(outputs)
+        # V of Eq. 22; the layers are rounded, and today's codes and their neighbours are the
+        # paper's floor and ceiling.
+        learned = learn(problem, Learning(
+            groups=[ParameterGroup(parameters=soften(problem), learning_rate=self.learning_rate)],
+            steps=self.iterations, batch_size=self.batch_size, loss=self.loss,
+            push=Push(weight=self.regularization, warm_start=self.warm_start)))
+        harden(problem)
+        yield problem.candidate('learned rounding', learned.notes, learned.figures)

@@ -28,6 +28,7 @@ class UnitCall:
         float_output: What the float unit makes of ``float_input``: of crops, the part that
             nothing outside of them reaches.
         held_out: Whether it is there to judge on; nothing is fitted to it.
+        number: Of the call among those of its batch: the level, of a head called once a level.
     """
 
     batch: int
@@ -35,6 +36,7 @@ class UnitCall:
     quantized_input: Tensor
     float_output: Tensor
     held_out: bool
+    number: int = 0
 
 
 class UnitLayer(Protocol):
@@ -68,6 +70,9 @@ class UnitLayer(Protocol):
 
     def solution(self) -> LayerSolution:
         """A copy of what its quantizers stand for now, soft codes made whole."""
+
+    def install(self, solution: LayerSolution) -> None:
+        """Computes with a solution from now on, by quantizers made anew."""
 
 
 class Snapshots:
@@ -149,10 +154,14 @@ class UnitProblem:
             count += wanted.numel()
         return total / spread(square, plain, count)
 
-    def candidate(self, name: str, notes: tuple[str, ...] = ()) -> 'UnitCandidate':
+    def solutions(self) -> dict[str, LayerSolution]:
+        """Copies of what the quantizers of all layers stand for now."""
+        return {name: layer.solution() for name, layer in self.layers.items()}
+
+    def candidate(self, name: str, notes: tuple[str, ...] = (),
+                  figures: Mapping[str, float] | None = None) -> 'UnitCandidate':
         """A candidate of what the quantizers stand for now."""
-        return UnitCandidate(
-            name, {layer: self.layers[layer].solution() for layer in self.layers}, notes)
+        return UnitCandidate(name, self.solutions(), notes, figures or {})
 
 
 @dataclass(frozen=True)
@@ -163,11 +172,13 @@ class UnitCandidate:
         name: What it is called in the report.
         solutions: By layer, hard.
         notes: How it came about, for the report, whether it is taken or not.
+        figures: The same in numbers, by name.
     """
 
     name: str
     solutions: Mapping[str, LayerSolution]
     notes: tuple[str, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def positions(layer: UnitLayer) -> Tensor:

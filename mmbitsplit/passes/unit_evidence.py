@@ -123,13 +123,15 @@ class UnitEvidence:
         """
         found: list[UnitCall] = []
         for batch in sorted(inputs) if not self.problem else ():
-            for kept, x in zip(self.floats[batch], inputs[batch], strict=True):
+            pairs = zip(self.floats[batch], inputs[batch], strict=True)
+            for number, (kept, x) in enumerate(pairs):
                 if tuple(x.shape) != kept.shape:
                     raise RuntimeError(
                         f"Unit '{self.function.unit.name}': the two passes see inputs of "
                         'different sizes. A step whose result depends on the data comes before; '
                         'name it as a replay point.')
-                found += self._split(batch, kept, self._part(x, kept.images, kept.places))
+                found += self._split(batch, number, kept,
+                                     self._part(x, kept.images, kept.places))
         return tuple(found)
 
     def run(self, x: Tensor) -> Tensor:
@@ -190,12 +192,12 @@ class UnitEvidence:
             return maps.index_select(0, images.to(maps.device))
         return self.crops.outputs(maps, places) if output else self.crops.inputs(maps, places)
 
-    def _split(self, batch: int, kept: _Kept, x: Tensor) -> list[UnitCall]:
+    def _split(self, batch: int, number: int, kept: _Kept, x: Tensor) -> list[UnitCall]:
         """Calls to fit to and to judge on, of what was kept of a call."""
         held_out = is_held_out(batch, self.what.batches, kept.shape[0], self.what.holdout)
         held_out = held_out[kept.images]
         return [UnitCall(batch=batch, float_input=kept.x[chosen], quantized_input=x[chosen],
-                         float_output=kept.y[chosen], held_out=apart)
+                         float_output=kept.y[chosen], held_out=apart, number=number)
                 for apart, chosen in ((False, ~held_out), (True, held_out)) if bool(chosen.any())]
 
     def _key(self, batch: int, call: int) -> tuple:

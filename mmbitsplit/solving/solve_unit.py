@@ -60,6 +60,10 @@ class UnitLayer:
         """A copy of what its quantizers stand for now, soft codes made whole."""
         return self.layer.solution()
 
+    def install(self, solution: LayerSolution) -> None:
+        """Computes with a solution from now on, by quantizers made anew."""
+        apply(self.layer, solution)
+
 
 @dataclass(frozen=True)
 class UnitOutcome:
@@ -71,12 +75,14 @@ class UnitOutcome:
         errors: Of all candidates by name: the hard output error of the unit, relative to the
             spread of the float output.
         notes: For the report.
+        figures: What the method says of its candidates in numbers, by candidate and name.
     """
 
     taken: str
     solutions: Mapping[str, LayerSolution]
     errors: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def solve_unit(evidence: UnitEvidence, inputs: Mapping[int, list[Tensor]],
@@ -118,7 +124,9 @@ def solve_unit(evidence: UnitEvidence, inputs: Mapping[int, list[Tensor]],
     notes = tuple(f'{name}: {note}' for name, candidate in found.items()
                   for note in candidate.notes)
     return UnitOutcome(taken, candidates[taken], errors,
-                       notes + (() if fit is not judge else (NOT_HELD_OUT,)))
+                       notes + (() if fit is not judge else (NOT_HELD_OUT,)),
+                       {name: dict(candidate.figures) for name, candidate in found.items()
+                        if candidate.figures})
 
 
 def _apart(calls: tuple[UnitCall, ...]) -> tuple[tuple[UnitCall, ...], tuple[UnitCall, ...]]:
@@ -130,7 +138,7 @@ def _apart(calls: tuple[UnitCall, ...]) -> tuple[tuple[UnitCall, ...], tuple[Uni
 
 def _install(layers: Mapping[str, UnitLayer], solutions: Mapping[str, LayerSolution]) -> None:
     for name, layer in layers.items():
-        apply(layer.layer, solutions[name])
+        layer.install(solutions[name])
 
 
 def _named(method: Method, layers: Iterable[str], found: Iterable[UnitCandidate],

@@ -46,6 +46,7 @@ class LayerReport:
         unit_errors: Output error of the layer's unit by candidate, where the method solves units;
             ``'layers'`` is what solving layer by layer gave.
         unit_taken: Name of the candidate that was taken.
+        unit_figures: By candidate, what its method says of it in numbers.
     """
 
     name: str
@@ -74,6 +75,7 @@ class LayerReport:
     unit: str | None = None
     unit_errors: dict[str, float] = field(default_factory=dict)
     unit_taken: str | None = None
+    unit_figures: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

@@ -7,6 +7,8 @@ from mmbitsplit.functional.quantizers.soft_rounding import rectified_sigmoid
 from mmbitsplit.functional.solvers.learned_rounding import (
     beta_at,
     decided_share,
+    most_decided,
+    rate_factor,
     reconstruction_loss,
     rounding_regulariser,
 )
@@ -26,6 +28,14 @@ def test_beta_falls_along_a_line_after_the_warm_start():
     assert found[2:] == pytest.approx([20 - 2.25 * step for step in range(8)])
     assert beta_at(0, 4, warm_start=0.0) == 20
     assert {beta_at(step, 4, warm_start=1.0) for step in range(4)} == {None}
+    assert {beta_at(step, 4, warm_start=1.0) for step in (4, 9)} == {2}  # steps beyond the last
+
+
+@pytest.mark.parametrize(('schedule', 'wanted'), [
+    ('constant', [1, 1, 1, 1, 1, 1]), ('linear', [1, 0.75, 0.5, 0.25, 0, 0]),
+    ('cosine', [1, (1 + 0.5 ** 0.5) / 2, 0.5, (1 - 0.5 ** 0.5) / 2, 0, 0])])
+def test_rates_fall_from_one_to_nothing(schedule, wanted):
+    assert [rate_factor(schedule, step, 4) for step in (0, 1, 2, 3, 4, 7)] == pytest.approx(wanted)
 
 
 def test_the_error_is_summed_over_channels_and_averaged_over_places():
@@ -34,6 +44,9 @@ def test_the_error_is_summed_over_channels_and_averaged_over_places():
     assert float(reconstruction_loss(output, wanted, -3)) == 10
     rows = torch.zeros(4, 3)
     assert float(reconstruction_loss(rows, rows + 2, -1)) == 12
+    assert float(reconstruction_loss(rows, rows - 2, -1, norm=3.0)) == pytest.approx(24)
+    importance = torch.tensor([0.5, 3.0])
+    assert float(reconstruction_loss(output, wanted, 1, importance=importance)) == 27.5
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -51,3 +64,10 @@ def test_gradients_are_those_of_finite_differences():
 def test_decided_are_those_at_the_ends():
     assert decided_share(torch.tensor([0.0, 1.0, 0.5, 0.999])) == 0.5
     assert decided_share(torch.empty(0)) == 1
+
+
+def test_of_the_undecided_the_nearest_to_the_ends_are_most_decided():
+    h = torch.tensor([[0.5, 0.95, 1.0], [0.1, 0.0, 0.3]])
+    assert most_decided(h).tolist() == [[False, True, False], [True, False, False]]
+    assert most_decided(h, 1.0).sum() == 4
+    assert not most_decided(torch.tensor([0.0, 1.0])).any()

@@ -1,0 +1,154 @@
+"""Roundings of a unit: made soft, seen as if whole, decided, made whole, taken back."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmbitsplit.functional import (
+    per_input,
+    round_weight,
+    rows_to_weight,
+    weight_rows,
+    weight_scale,
+)
+from mmbitsplit.functional.quantizers.soft_rounding import rectified_sigmoid
+from mmbitsplit.functional.solvers.learned_rounding import most_decided
+from mmbitsplit.methods.unit_problem import UnitCall, UnitLayer, UnitProblem, positions
+from mmbitsplit.structures import LayerSolution
+
+Start = Literal['solver', 'nearest']
+FAR = 6.0  # a v so far from 0 that h is 0 or 1 and has no gradient, whatever the last steps add
+
+
+def soften(problem: UnitProblem, start: Start = 'solver') -> dict[str, Tensor]:
+    """Lets gradients choose between two neighbouring codes of each weight.
+
+    Args:
+        problem: Its layers have whole codes.
+        start: ``'solver'`` for the codes that they have, each with its nearer neighbour, which is
+            what they are made whole to as long as nothing is learned. ``'nearest'`` for the codes
+            below and above the float weight, at the scale of least squared error, as papers have
+            it.
+
+    Returns:
+        v of each layer's ``h(v)`` by name, to be learned.
+    """
+    for layer in problem.layers.values():
+        if start == 'nearest':
+            layer.install(rounded(layer))
+        layer.weight_quantizer.soften(positions(layer))
+    return roundings(problem)
+
+
+def roundings(problem: UnitProblem) -> dict[str, Tensor]:
+    """v of all layers that are soft, by name."""
+    found = {name: layer.weight_quantizer.rounding for name, layer in problem.layers.items()}
+    return {f'{name}.rounding': v for name, v in found.items() if v is not None}
+
+
+def harden(problem: UnitProblem) -> None:
+    """Ends all that is learned of weights and inputs: plain quantizers from here on."""
+    for layer in problem.layers.values():
+        layer.weight_quantizer.harden()
+        if layer.input_quantizer is not None:
+            layer.input_quantizer.harden()
+
+
+def learned_parameters(problem: UnitProblem, kind: str, inputs: bool = False) -> dict[str, Tensor]:
+    """What quantizers have been told to learn (``learn``, ``soften``, ``loosen``), by name.
+
+    Args:
+        problem: The unit.
+        kind: ``'codes'``, ``'scale'``, ``'offset'`` or ``'bias'`` of weights, ``'scale'`` or
+            ``'zero_point'`` of inputs.
+        inputs: Which.
+    """
+    side = 'input' if inputs else 'weight'
+    quantizers = {name: layer.input_quantizer if inputs else layer.weight_quantizer
+                  for name, layer in problem.layers.items()}
+    return {f'{name}.{side}.{kind}': quantizer.learned()[kind]
+            for name, quantizer in quantizers.items()
+            if quantizer is not None and kind in quantizer.learned()}
+
+
+def rounded(layer: UnitLayer) -> LayerSolution:
+    """The layer's solution with the float weight rounded to the nearest codes instead."""
+    geometry, solution = layer.geometry, layer.solution()
+    rows = weight_rows(layer.weight, geometry)
+    inputs = solution.qparams
+    if inputs is not None and inputs.unit:  # weights carry the scales of the inputs
+        rows = rows * per_input(inputs.scale, geometry).unsqueeze(1)
+    scale = weight_scale(rows, solution.num_bits)
+    codes = rows_to_weight(round_weight(rows, scale, solution.num_bits), geometry)
+    return replace(solution, codes=codes.to(torch.int8), weight_scale=scale.flatten(),
+                   weight_offset=None, bias=layer.bias)
+
+
+@contextmanager
+def as_if_whole(soft: Mapping[str, Tensor]) -> Iterator[None]:
+    """Each rounding is 0 or 1 inside, as ``harden`` would make it, and as before afterwards."""
+    before = {name: v.detach().clone() for name, v in soft.items()}
+    try:
+        with torch.no_grad():
+            for v in soft.values():
+                v.copy_(torch.where(v >= 0, FAR, -FAR))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, v in soft.items():
+                v.copy_(before[name])
+
+
+@torch.no_grad()
+def decide(soft: Mapping[str, Tensor], share: float = 0.5) -> None:
+    """Makes the roundings 0 or 1 that are nearest to it, for good: they get no gradients then.
+
+    Args:
+        soft: v by name, changed in place.
+        share: Part of the undecided ones of all layers together.
+    """
+    flat = torch.cat([v.flatten() for v in soft.values()])
+    chosen = most_decided(rectified_sigmoid(flat), share)
+    first = 0
+    for v in soft.values():
+        mine = chosen[first:first + v.numel()].view(v.shape)
+        v.copy_(torch.where(mine, torch.where(v >= 0, FAR, -FAR), v))
+        first += v.numel()
+
+
+def repair(problem: UnitProblem, start: Mapping[str, LayerSolution],
+           calls: Sequence[UnitCall] | None = None) -> tuple[str, ...]:
+    """Gives layers their solutions of the start back, as long as that lowers the unit's error.
+
+    Small layers are decided by a few roundings: one that hardens badly can spoil what the others
+    gained. The layer that gains most goes first.
+
+    Args:
+        problem: Hardened.
+        start: Solutions by layer.
+        calls: What is judged on; those that are fitted to, if ``None``.
+
+    Returns:
+        Names of the layers that were given back.
+    """
+    calls = problem.fit if calls is None else calls
+    least, given_back = problem.error(calls), []
+    rest = dict(problem.layers)
+    while rest:
+        errors = {}
+        for name, layer in rest.items():
+            learned = layer.solution()
+            layer.install(start[name])
+            errors[name] = problem.error(calls)
+            layer.install(learned)
+        best = min(errors, key=errors.__getitem__)
+        if not errors[best] < least:
+            break
+        rest.pop(best).install(start[best])
+        least = errors[best]
+        given_back.append(best)
+    return tuple(given_back)
