@@ -26,7 +26,6 @@ from mmbitsplit.calibration.refine import refine
 from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
 from mmbitsplit.calibration.unit_solver import (
     SolvedUnits,
-    check_alone,
     counting_if_batches_differ,
     solve_units,
     take_whole_units,
@@ -117,8 +116,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
 
         if method.solves == 'layer':
             return attempt(count=False)
-        check_alone(method, (team or Team()).size)
-        return counting_if_batches_differ(model, journal, attempt)
+        return counting_if_batches_differ(model, journal, team or Team(), attempt)
 
 
 def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,

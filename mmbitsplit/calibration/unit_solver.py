@@ -5,21 +5,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from mmbitsplit.calibration.float_run import FloatRun
 from mmbitsplit.calibration.journal import Journal, JournalEntry
 from mmbitsplit.calibration.layer_solver import LayerSolver
 from mmbitsplit.calibration.solved_layers import SolvedLayers
 from mmbitsplit.methods import Method
+from mmbitsplit.methods.unit_problem import UnitCall
 from mmbitsplit.models import PreparedModel
 from mmbitsplit.models.surgery.undo import as_it_was_on_error
 from mmbitsplit.passes.repeated_calls import Owner, find_owners
 from mmbitsplit.passes.stopwatch import Stopwatch
-from mmbitsplit.passes.twin_lockstep import BatchesDiffer, TwinLockstep, UnitWork
+from mmbitsplit.passes.team import Team, Tell
+from mmbitsplit.passes.twin_lockstep import BatchesDiffer, TwinLockstep, UnitWork, WaitingUnit
 from mmbitsplit.passes.unit_evidence import UNIT_BYTES, Collection, UnitEvidence
+from mmbitsplit.passes.unit_exchange import gather_calls
 from mmbitsplit.passes.watching import Watching
-from mmbitsplit.solving.solve_unit import LAYERS, UnitLayer, UnitOutcome, solve_unit
+from mmbitsplit.solving.solve_unit import LAYERS, UnitLayer, UnitOutcome, install, solve_unit
 from mmbitsplit.structures import CalibrationSpec, Unit, summary
 
 UNIT_SHARE = 0.25  # of a memory budget that is given, for the inputs and outputs of a unit
@@ -65,30 +69,70 @@ class SolvedUnits(SolvedLayers):
 
 @dataclass(frozen=True)
 class UnitSolver:
-    """Called by the twin pass, unit after unit.
+    """Called by the twin pass, with the units that wait at once.
+
+    With several processes each unit is learned by one of them, from the calls of all, and the
+    others get what it took.
 
     Args:
         prepared: The model.
         method: One that solves units.
         solved: Where solutions go.
         stopwatch: Told what solving takes.
+        team: The processes.
     """
 
     prepared: PreparedModel
     method: Method
     solved: SolvedUnits
     stopwatch: Stopwatch
+    team: Team
 
-    def __call__(self, evidence: UnitEvidence, inputs: dict[int, list[Tensor]]) -> bool:
-        """Improves a unit whose layers are solved; says whether it has changed codes."""
-        started, unit = time.perf_counter(), evidence.function.unit
-        plans = {plan.name: plan for plan in self.prepared.plan.layers}
-        layers = {name: UnitLayer(self.prepared.layers[name], plans[name])
-                  for name in unit.layers}
+    def __call__(self, waiting: list[WaitingUnit]) -> set[str]:
+        """Improves units whose layers are solved; takes them out of the list as they are.
+
+        Returns:
+            Names of those that have other codes now.
+        """
+        changed: set[str] = set()
         with self.stopwatch('solve'):
-            outcome = solve_unit(evidence, inputs, layers, self.method)
-        self.solved.finish(unit, outcome, time.perf_counter() - started)
-        return outcome.taken != LAYERS
+            while waiting:
+                changed |= self._side_by_side([waiting.pop(0) for _ in waiting[:self.team.size]])
+        return changed
+
+    def _side_by_side(self, waiting: list[WaitingUnit]) -> set[str]:
+        """At most one for each process."""
+        evidence, mine = [one.evidence for one in waiting], ()
+        for rank in range(len(waiting)):
+            one = waiting[rank]
+            calls = gather_calls(one.evidence, one.inputs, self.team, rank,
+                                 self._device(one.evidence))
+            mine = calls if rank == self.team.rank else mine
+        waiting.clear()
+        own = evidence[self.team.rank] if self.team.rank < len(evidence) else None
+        results = self.team.apart(
+            lambda tell: None if own is None else self._learn(own, mine, tell))
+        changed = set()
+        for rank, one in enumerate(evidence):
+            unit, (outcome, seconds) = one.function.unit, results[rank]
+            if rank != self.team.rank:
+                install(self._layers(unit), outcome.solutions)
+            self.solved.finish(unit, outcome, seconds)
+            changed |= set() if outcome.taken == LAYERS else {unit.name}
+        return changed
+
+    def _learn(self, evidence: UnitEvidence, calls: tuple[UnitCall, ...], tell: Tell,
+               ) -> tuple[UnitOutcome, float]:
+        started, unit = time.perf_counter(), evidence.function.unit
+        outcome = solve_unit(evidence, calls, self._layers(unit), self.method)
+        return outcome, time.perf_counter() - started
+
+    def _layers(self, unit: Unit) -> dict[str, UnitLayer]:
+        plans = {plan.name: plan for plan in self.prepared.plan.layers}
+        return {name: UnitLayer(self.prepared.layers[name], plans[name]) for name in unit.layers}
+
+    def _device(self, evidence: UnitEvidence) -> torch.device:
+        return self.prepared.layers[evidence.function.unit.layers[0]].weight.device
 
 
 def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: Method,
@@ -108,15 +152,19 @@ def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: 
             counted.
     """
     forwards, layers = look.forwards, prepared.layers
+    team = forwards.team
     counts = {batch: {name: look.counts.get(batch, look.flow.calls).get(name, 0)
-                      for name in layers} for batch in forwards.batches}
-    owners = find_owners(look.flow, set(layers), look.patterns)
+                      for name in layers} for batch in range(forwards.total)}
+    patterns = [pattern for part in team.gather(look.patterns) for pattern in part]
+    owners = find_owners(look.flow, set(layers), patterns)
     done = {report.name for report in solved.reports}
     work = UnitWork(
         units=[unit for unit in solved.units if not done.issuperset(unit.layers)],
-        solve=UnitSolver(prepared, method, solved, stopwatch),
+        solve=UnitSolver(prepared, method, solved, stopwatch, team),
         collection=Collection(
-            batches=forwards.total, sizes=look.sizes, seed=run.sampler.spec.seed,
+            batches=forwards.total, seed=run.sampler.spec.seed,
+            sizes={batch: size for part in team.gather(look.sizes)
+                   for batch, size in part.items()},
             budget=unit_bytes(run.sampler.spec) // most_open(solved.units, owners),
             holdout=run.sampler.spec.holdout))
     lockstep = TwinLockstep(
@@ -160,19 +208,20 @@ def take_whole_units(journal: Journal | None, units: Sequence[Unit]) -> None:
     journal.keep_first(whole)
 
 
-def counting_if_batches_differ(model: nn.Module, journal: Journal | None,
+def counting_if_batches_differ(model: nn.Module, journal: Journal | None, team: Team,
                                attempt: Callable[[bool], Any]) -> Any:
     """Calibrates, taking all batches to call the same layers; once more where they do not.
 
     Args:
         model: As it was before.
+        team: The processes; the first has the journal.
         journal: Begun again then, as layers were solved from calls that were not all.
         attempt: Calibrates; told whether to count calls first.
 
     Raises:
         RuntimeError: They call other layers than when they were counted.
     """
-    if journal is None or not journal.facts.get(BATCHES_DIFFER):
+    if not team.from_first(journal is not None and journal.facts.get(BATCHES_DIFFER)):
         try:
             with as_it_was_on_error(model):
                 return attempt(False)
@@ -186,12 +235,3 @@ def counting_if_batches_differ(model: nn.Module, journal: Journal | None,
         raise RuntimeError('Run again on the same batch, the model calls other layers, or calls '
                            'them more or less often. Calibration needs a forward that repeats '
                            'itself.') from error
-
-
-def check_alone(method: Method, num_processes: int) -> None:
-    """Raises ``ValueError`` where several processes are to solve units."""
-    name = type(method).__name__
-    if num_processes > 1:
-        raise ValueError(f'{name} solves units, which one process does alone; here are '
-                         f'{num_processes}. Start one process, or take a method that solves '
-                         'layers.')

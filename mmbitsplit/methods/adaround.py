@@ -27,7 +27,7 @@ class AdaRound(RoundingMethod):
     the error is that after it.
 
     Costs, where rounding costs nothing: ``iterations`` runs of every layer on ``batch_size``
-    images, forward and backward. One process does it.
+    images, forward and backward.
 
     Differs from source: a scale for each output channel; inputs are quantized while roundings are
     learned, unless they stay float; other activations than ReLU are left out of the error; the

@@ -79,8 +79,12 @@ class Lockstep:
     def _advance(self) -> None:
         for worker in self.workers:
             self._wake(worker)
-        while self.team.total(sum(not worker.dead for worker in self.workers)):
+        while self._left():
             self._step()
+
+    def _left(self) -> int:
+        """Batches of all processes that are on their way."""
+        return self.team.total(sum(not worker.dead for worker in self.workers))
 
     def _wake(self, worker: 'Worker') -> None:
         worker.wake()
@@ -93,11 +97,13 @@ class Lockstep:
                  if _WAITING not in seen and _READY in seen]
         if not ready:
             self._stuck(sleeping)
+        offers: dict[str, dict[int, list[Any]]] = {}
         for name in ready:
             offering = [worker for worker in sleeping if name in worker.offer]
-            self._solve(name, {worker.batch: worker.offer.pop(name) for worker in offering})
+            offers[name] = {worker.batch: worker.offer.pop(name) for worker in offering}
             for worker in offering:
                 worker.due = True
+        self._solve_all(offers)
         for worker in sleeping:
             if worker.due:
                 self._wake(worker)
@@ -123,8 +129,10 @@ class Lockstep:
         """Whether a batch comes there."""
         return bool(self.counts[batch].get(station))
 
-    def _solve(self, station: str, offers: dict[int, list[Any]]) -> None:
-        self.solve(station, offers)
+    def _solve_all(self, offers: dict[str, dict[int, list[Any]]]) -> None:
+        """Solves what is ready; takes each station's offers out, so that they go when solved."""
+        for name in list(offers):
+            self.solve(name, offers.pop(name))
 
     def _states(self, sleeping: list['Worker']) -> list[int]:
         """Of each station, whether this process's batches that come there have done so."""

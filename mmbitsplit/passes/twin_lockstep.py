@@ -8,11 +8,11 @@ forwards hold asleep is held twice.
 
 Which layers each batch calls must be known beforehand. All are taken to call what the watched one
 calls; where one does not, ``BatchesDiffer`` asks for a pass that counts, and each image runs three
-times.
+times. With several processes it is raised in all of them.
 """
 
-from collections.abc import Callable, Container, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NoReturn
@@ -25,8 +25,9 @@ from mmbitsplit.passes.float_pass import FloatRecord, check_called_again, check_
 from mmbitsplit.passes.lockstep import Lockstep, Worker
 from mmbitsplit.passes.replay import ReplayPoint, patched, recording_or_replaying
 from mmbitsplit.passes.thread_state import GENERATORS
+from mmbitsplit.passes.unit_decisions import UnitDecisions
 from mmbitsplit.passes.unit_evidence import Collection, UnitEvidence
-from mmbitsplit.passes.unit_module import NoUnit, OpenCall, UnitModule, input_of
+from mmbitsplit.passes.unit_module import NoUnit, OpenCall, UnitModule, open_call
 from mmbitsplit.passes.unit_progress import STATION, UnitProgress, UnitsInside
 from mmbitsplit.structures import Unit
 
@@ -39,13 +40,11 @@ class FloatBranch(Branch):
     """A batch on its way through the float model.
 
     Attributes:
-        trying: A part is run once more, for a try: layers answer and leave no trace.
         open: Calls of units that have begun and not ended.
     """
 
     def __init__(self, batch: int, work: Callable[['FloatBranch'], None], state: Any):
         super().__init__(batch, work, state)
-        self.trying = False
         self.open: dict[str, OpenCall] = {}
 
 
@@ -63,19 +62,32 @@ class QuantizedBranch(Worker):
         self.open: dict[str, OpenCall] = {}
 
 
+@dataclass(frozen=True)
+class WaitingUnit:
+    """A unit whose layers are solved, as this process knows it.
+
+    Args:
+        evidence: Of the float branches.
+        inputs: By batch, what each call was given in the quantized branch.
+    """
+
+    evidence: UnitEvidence
+    inputs: dict[int, list[Tensor]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnitWork:
     """What a pass has to do with units.
 
     Args:
         units: Those whose layers are not all solved, in execution order.
-        solve: Improves a unit whose layers are solved, from its evidence and by batch the
-            quantized inputs of its calls; says whether it has changed codes.
+        solve: Improves units whose layers are solved, all that wait at once, in the same order in
+            all processes; says which have other codes now.
         collection: What is kept of units.
     """
 
     units: Sequence[Unit]
-    solve: Callable[[UnitEvidence, dict[int, list[Tensor]]], bool]
+    solve: Callable[[Sequence[WaitingUnit]], set[str]]
     collection: Collection
 
 
@@ -83,8 +95,8 @@ class TwinLockstep(Lockstep):
     """Drives both branches of all batches.
 
     Args:
-        prepared, forwards, counts, owners, sampler, tape, solve: As for ``Lockstep``; the team is
-            one process.
+        prepared, forwards, owners, sampler, tape, solve: As for ``Lockstep``.
+        counts: By batch, of all processes, calls of each layer.
         work: Units to solve, and how.
         record: Filled by the float branches.
         done: Layers solved already, whose targets nobody asks for.
@@ -97,13 +109,14 @@ class TwinLockstep(Lockstep):
         self.floats: dict[int, FloatBranch] = {}
         self._one_thread, self._known = OneThread(), set()  # layers whose calls were looked at
         self.units = {unit.name: unit for unit in work.units}
+        self.differ = False  # a batch of this process does
         self.progress = UnitProgress({unit.name: self._evidence(unit) for unit in work.units})
 
     def _evidence(self, unit: Unit) -> UnitEvidence:
         return UnitEvidence(
             UnitModule.of(unit, self.prepared.model),
             {name: self.prepared.layers[name].geometry for name in unit.layers},
-            {batch: self.counts[batch].get(unit.layers[0], 0) for batch in self.forwards.batches},
+            {batch: calls.get(unit.layers[0], 0) for batch, calls in self.counts.items()},
             self.work.collection)
 
     def _replaying(self) -> AbstractContextManager:
@@ -114,13 +127,37 @@ class TwinLockstep(Lockstep):
 
     # The scheduler.
 
+    def run(self) -> None:
+        """See ``Lockstep``; how units are kept is decided before."""
+        if UnitDecisions(self.prepared, self.forwards, self.progress.evidence).make():
+            raise BatchesDiffer
+        super().run()
+
     def _advance(self) -> None:
         self.floats = {batch: FloatBranch(batch, self._float_work, self.state)
                        for batch in self.forwards.batches}
-        for branch in self.floats.values():
-            self._wake_float(branch)
+        with self._until_batches_differ():
+            for branch in self.floats.values():
+                self._wake_float(branch)
         super()._advance()
         self._run_floats_out()
+
+    @contextmanager
+    def _until_batches_differ(self) -> Iterator[None]:
+        """Around what this process does alone; ``_agree`` says so in all."""
+        try:
+            yield
+        except BatchesDiffer:
+            self.differ = True
+
+    def _agree(self) -> None:
+        """Raises ``BatchesDiffer`` in all processes where batches of one do."""
+        if self.team.total(self.differ):
+            raise BatchesDiffer
+
+    def _left(self) -> int:
+        self._agree()
+        return super()._left()
 
     def _make_worker(self, batch: int) -> QuantizedBranch:
         return QuantizedBranch(batch, self._work, self.state)
@@ -129,11 +166,14 @@ class TwinLockstep(Lockstep):
         return [*super()._branches(), *self.floats.values()]
 
     def _wake(self, worker: QuantizedBranch) -> None:
+        if self.differ:
+            return
         worker.wake()
-        while worker.behind:
-            worker.behind = False
-            self._wake_float(self.floats[worker.batch])
-            worker.wake()
+        with self._until_batches_differ():
+            while worker.behind:
+                worker.behind = False
+                self._wake_float(self.floats[worker.batch])
+                worker.wake()
 
     def _wake_float(self, branch: FloatBranch) -> None:
         """Runs a float branch to its next layer; the time counts as float."""
@@ -150,12 +190,15 @@ class TwinLockstep(Lockstep):
 
     def _run_floats_out(self) -> None:
         """Runs float branches to their ends; what they call is known then."""
-        for branch in self.floats.values():
-            while not branch.dead:
-                self._wake_float(branch)
-            found = self.record.counts.get(branch.batch, {})
-            if found != {name: count for name, count in self.counts[branch.batch].items() if count}:
-                raise BatchesDiffer
+        with self._until_batches_differ():
+            for branch in self.floats.values():
+                while not branch.dead:
+                    self._wake_float(branch)
+                found, expected = self.record.counts, self.counts[branch.batch]
+                if found.get(branch.batch, {}) != {name: expected[name] for name in expected
+                                                   if expected[name]}:
+                    raise BatchesDiffer
+        self._agree()
 
     def _stuck(self, sleeping: list[Worker]) -> NoReturn:
         self._run_floats_out()
@@ -174,17 +217,27 @@ class TwinLockstep(Lockstep):
             station = self.units[station.removeprefix(STATION)].layers[0]
         return super()._visits(station, batch)
 
-    def _solve(self, station: str, offers: dict[int, list[Any]]) -> None:
-        for batch in offers:
-            while not self._float_is_past(station, batch):
-                self._wake_float(self.floats[batch])
-        if not station.startswith(STATION):
-            super()._solve(station, offers)
-            return
-        name = station.removeprefix(STATION)
-        if self.work.solve(self.progress.evidence.pop(name), offers):
-            self.progress.changed.add(name)
-        self.progress.finished.add(name)
+    def _solve_all(self, offers: dict[str, dict[int, list[Any]]]) -> None:
+        """Layers one by one, then the units: others may learn them side by side."""
+        units = {name.removeprefix(STATION): offers.pop(name) for name in list(offers)
+                 if name.startswith(STATION)}
+        for name in list(offers):
+            self._wake_floats(name, offers[name])
+            super()._solve_all({name: offers.pop(name)})
+        for name, inputs in units.items():
+            self._wake_floats(STATION + name, inputs)
+        waiting = [WaitingUnit(self.progress.evidence.pop(name), units.pop(name))
+                   for name in list(units)]
+        self.progress.finished |= {one.evidence.function.unit.name for one in waiting}
+        self.progress.changed |= self.work.solve(waiting) if waiting else set()
+
+    def _wake_floats(self, station: str, offers: dict[int, list[Any]]) -> None:
+        """Runs the float branches of batches past a station where the others wait."""
+        with self._until_batches_differ():
+            for batch in offers:
+                while not self._float_is_past(station, batch):
+                    self._wake_float(self.floats[batch])
+        self._agree()
 
     def _float_is_past(self, station: str, batch: int) -> bool:
         if station.startswith(STATION):
@@ -224,13 +277,11 @@ class TwinLockstep(Lockstep):
                     return forward(input, *args, **kwargs)
                 if not isinstance(branch, FloatBranch):
                     return quantized(input, *args, **kwargs)
-                if not branch.trying:
-                    self._arrive_in_float(branch, name)
+                self._arrive_in_float(branch, name)
                 output = layer.float_forward(input) if layer.quantized \
                     else forward(input, *args, **kwargs)
-                if not branch.trying:
-                    with self.state.ours.apart():
-                        self._take(name, branch.batch, input, output)
+                with self.state.ours.apart():
+                    self._take(name, branch.batch, input, output)
                 return output
             return intercepted
         return wrap
@@ -280,54 +331,32 @@ class TwinLockstep(Lockstep):
                 branch = current_branch()
                 if branch is None or unit.name in self.progress.finished:
                     return forward(*args, **kwargs)
-                if isinstance(branch, QuantizedBranch):
-                    return self._quantized_call(branch, unit, index, forward, args, kwargs)
-                if branch.trying:
-                    return forward(*args, **kwargs)
-                return self._float_call(branch, unit, index, forward, args, kwargs)
+                call = self._quantized_call if isinstance(branch, QuantizedBranch) \
+                    else self._float_call
+                return call(branch, unit, index, forward, args, kwargs)
             return intercepted
         return wrap
 
     def _float_call(self, branch: FloatBranch, unit: Unit, index: int, forward: Callable,
                     args: tuple, kwargs: dict) -> Any:
         """A call of a unit's module in a float branch."""
-        if not _goes_on(branch, unit, index):
-            return forward(*args, **kwargs)
         evidence = self.progress.evidence[unit.name]
+        if not evidence.function.goes_on(branch.open.get(unit.name), index):
+            return forward(*args, **kwargs)
         if index == 0:
-            branch.open[unit.name] = self._open(args, kwargs, rewinds=not evidence.decided)
+            branch.open[unit.name] = open_call(self.state, args, kwargs, rewinds=False)
         call = branch.open[unit.name]
         call.position = index
         try:
             evidence.function.note(index, args, kwargs)
         except NoUnit as error:
-            evidence.problem = evidence.problem or str(error)
+            evidence.refuse(branch.batch, str(error))
         output = forward(*args, **kwargs)
         if index == len(unit.modules) - 1:
             del branch.open[unit.name]
             with self.state.ours.apart():
-                evidence.take_float(branch.batch, call.x, output,
-                                    lambda x: self._tried(branch, call, evidence.function, x))
+                evidence.take_float(branch.batch, call.x, output)
         return output
-
-    def _open(self, args: tuple, kwargs: dict, rewinds: bool) -> OpenCall:
-        """Keeps the input of a call, and where the forward stands if it is to be run again."""
-        rewind = self.state.bookmark().rewind if rewinds else lambda: None
-        with self.state.ours.apart():
-            x = input_of(args, kwargs)
-            return OpenCall(None if x is None else x.clone(), rewind=rewind)
-
-    def _tried(self, branch: FloatBranch, call: OpenCall, function: UnitModule, x: Tensor,
-               ) -> Tensor:
-        """What the float unit makes of an input, called as it was; leaves no trace."""
-        here = self.state.bookmark()
-        branch.trying = True
-        try:
-            call.rewind()
-            return function(x)
-        finally:
-            branch.trying = False
-            here.rewind()
 
     def _quantized_call(self, branch: QuantizedBranch, unit: Unit, index: int, forward: Callable,
                         args: tuple, kwargs: dict) -> Any:
@@ -341,10 +370,10 @@ class TwinLockstep(Lockstep):
             if index == 0:
                 branch.owner_runs.enter_unit(unit.name, args, kwargs)
             return forward(*args, **kwargs)
-        if not _goes_on(branch, unit, index):
+        if not function.goes_on(branch.open.get(unit.name), index):
             return forward(*args, **kwargs)
         if index == 0:
-            branch.open[unit.name] = self._open(args, kwargs, rewinds=True)
+            branch.open[unit.name] = open_call(self.state, args, kwargs, rewinds=True)
         call = branch.open[unit.name]
         call.position = index
         output = forward(*args, **kwargs)
@@ -356,9 +385,3 @@ class TwinLockstep(Lockstep):
             return output
         call.rewind()
         return function(call.x, last=forward)
-
-
-def _goes_on(branch: FloatBranch | QuantizedBranch, unit: Unit, index: int) -> bool:
-    """Whether a module is called as the next of its unit: one may be called elsewhere, too."""
-    call = branch.open.get(unit.name)
-    return call is None if index == 0 else call is not None and call.position == index - 1

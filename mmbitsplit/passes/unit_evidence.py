@@ -1,4 +1,8 @@
-"""Float input, quantized input and float output of a unit's calls, as far as memory allows."""
+"""Float input, quantized input and float output of a unit's calls, as far as memory allows.
+
+With several processes each has the calls of its batches; they are brought together by
+``unit_exchange``.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,8 +26,8 @@ class Collection:
     """What is to be collected, for all units.
 
     Args:
-        batches: Number of batches of the calibration.
-        sizes: Of each in units of one of them.
+        batches: Number of batches of the calibration, of all processes.
+        sizes: Of each, of all processes, in units of one of them.
         budget: Bytes of a unit.
         seed: Of the draws.
         holdout: Part of the images that nothing is fitted to.
@@ -54,11 +58,26 @@ class _Kept:
     y: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """How the calls of a unit are kept.
+
+    Args:
+        crops: How crops are taken, ``None`` for whole maps.
+        share: Part of the images whose whole maps are kept.
+        problems: Why there is no evidence, by the batch that shows it.
+    """
+
+    crops: Crops | None = None
+    share: float = 1.0
+    problems: Mapping[int, str] = field(default_factory=dict)
+
+
 @dataclass
 class UnitEvidence:
     """Inputs and outputs of one unit, collected in both branches.
 
-    How they are kept is decided on the first call, so that it follows from the request, the model
+    How they are kept is decided on one call before, so that it follows from the request, the model
     and the images alone: whole maps where those of all batches fit into the budget; else crops,
     where trying shows that the unit makes the same of a crop as of the whole; else the whole maps
     of some images.
@@ -66,44 +85,73 @@ class UnitEvidence:
     Args:
         function: The unit as a function.
         geometries: Of its layers.
-        counts: Calls by batch.
+        counts: Calls by batch, of all processes.
         what: Budget and draws.
 
     Attributes:
-        crops: How crops are taken, ``None`` for whole maps.
-        share: Part of the images whose whole maps are kept.
-        problem: Why there is none, empty where there is.
+        kept_as: How they are kept.
+        problems: Why there are none, by the batch that shows it.
+        floats: By batch, what is kept of each call in the float model.
     """
 
     function: UnitModule
     geometries: Mapping[str, LayerGeometry]
     counts: Mapping[int, int]
     what: Collection
-    crops: Crops | None = None
-    share: float = 1.0
-    problem: str = ''
+    kept_as: Decision = field(default_factory=Decision)
+    problems: dict[int, str] = field(default_factory=dict)
     floats: dict[int, list[_Kept]] = field(default_factory=dict)
-    decided: bool = False
+
+    @property
+    def crops(self) -> Crops | None:
+        """How crops are taken, ``None`` for whole maps."""
+        return self.kept_as.crops
+
+    @property
+    def problem(self) -> str:
+        """Why there is none, empty where there is: what the first batch shows."""
+        return self.problems[min(self.problems)] if self.problems else ''
+
+    def refuse(self, batch: int, why: str) -> None:
+        """Notes what a batch shows to be a problem."""
+        self.problems.setdefault(batch, why)
+
+    def adopt(self, decision: Decision) -> None:
+        """Keeps calls as was decided, here or in another process."""
+        self.kept_as = decision
+        self.problems.update(decision.problems)
 
     def complete(self, batch: int) -> bool:
         """Whether the float branch of a batch has been through all its calls."""
         return len(self.floats.get(batch, ())) == self.counts[batch]
 
-    def take_float(self, batch: int, x: Tensor | None, y: Any,
-                   compute: Callable[[Tensor], Tensor]) -> None:
+    def decide(self, batch: int, x: Tensor | None, y: Any, compute: Callable[[Tensor], Tensor],
+               ) -> Decision:
+        """Says how calls are kept.
+
+        Args:
+            batch: The batch of a call.
+            x, y: Its input and output in the float model.
+            compute: The float unit, for trying.
+        """
+        self._look(batch, x, y)
+        if self.problem:
+            return Decision(problems=dict(self.problems))
+        return self._decide(batch, x, y, compute)
+
+    def _look(self, batch: int, x: Tensor | None, y: Any) -> None:
+        if x is None or not isinstance(y, Tensor) or not y.is_floating_point() \
+                or not x.dim() or not y.dim() or x.shape[0] != y.shape[0]:
+            self.refuse(batch, 'is no function of one tensor, image by image')
+
+    def take_float(self, batch: int, x: Tensor | None, y: Any) -> None:
         """Keeps what a call in the float model was given and gave.
 
         Args:
             batch: The batch.
             x, y: Input and output; what is no unit's is kept as a problem.
-            compute: The float unit, for trying.
         """
-        if x is None or not isinstance(y, Tensor) or not y.is_floating_point() \
-                or not x.dim() or not y.dim() or x.shape[0] != y.shape[0]:
-            self.problem = self.problem or 'is no function of one tensor, image by image'
-        if not self.decided and not self.problem:
-            self._decide(batch, x, y, compute)
-        self.decided = True
+        self._look(batch, x, y)
         calls = self.floats.setdefault(batch, [])
         if self.problem:
             calls.append(_Kept((), torch.arange(0), None, NO_MAPS, NO_MAPS))
@@ -113,7 +161,7 @@ class UnitEvidence:
                            self._part(y, images, places, output=True)))
 
     def calls(self, inputs: Mapping[int, list[Tensor]]) -> tuple[UnitCall, ...]:
-        """Joins what both branches had.
+        """Joins what both branches had, in this process.
 
         Args:
             inputs: By batch, the whole input of each call in the quantized model.
@@ -143,7 +191,7 @@ class UnitEvidence:
         return self.crops is not None and tuple(x.shape[-2:]) == (self.crops.size,) * 2
 
     def _decide(self, batch: int, x: Tensor, y: Tensor,
-                compute: Callable[[Tensor], Tensor]) -> None:
+                compute: Callable[[Tensor], Tensor]) -> Decision:
         what = self.what
         per_call = 4 * (2 * x.numel() + y.numel()) / what.sizes[batch]
         needed = per_call * sum(what.sizes[one] * count for one, count in self.counts.items())
@@ -153,10 +201,10 @@ class UnitEvidence:
         if crops is not None and crops.fit(x) and self._tried(batch, crops, x, y, compute):
             one = 4 * (2 * x.shape[1] * crops.size ** 2 + y.shape[1] * crops.inner ** 2)
             calls = sum(self.counts.values())
-            self.crops = replace(crops, count=max(1, int(what.budget / (one * calls))))
-            return
-        self.share = min(1.0, what.budget / max(1.0, needed))
-        self.problem = self._try(lambda: compute(x), y)
+            return Decision(crops=replace(crops, count=max(1, int(what.budget / (one * calls)))))
+        problem = self._try(lambda: compute(x), y)
+        return Decision(share=min(1.0, what.budget / max(1.0, needed)),
+                        problems={batch: problem} if problem else {})
 
     def _tried(self, batch: int, crops: Crops, x: Tensor, y: Tensor,
                compute: Callable[[Tensor], Tensor]) -> bool:
@@ -178,10 +226,10 @@ class UnitEvidence:
         if self.crops is not None and self.crops.fit(x):
             places = self.crops.draw(x, key)
             return places[:, 0], places
-        images = x.shape[0]
-        if self.share == 1.0:
+        images, share = x.shape[0], self.kept_as.share
+        if share == 1.0:
             return torch.arange(images), None
-        before, after = (int(number * images * self.share) for number in (batch, batch + 1))
+        before, after = (int(number * images * share) for number in (batch, batch + 1))
         order = torch.randperm(images, generator=generator_of(key))
         return order[:after - before].sort().values, None
 

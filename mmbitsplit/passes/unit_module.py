@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from mmbitsplit.passes.forward_state import ForwardState
 from mmbitsplit.structures import Unit
 
 
@@ -68,6 +69,10 @@ class UnitModule:
         """Finds the modules in a model."""
         return cls(unit, tuple(map(model.get_submodule, unit.modules)))
 
+    def goes_on(self, call: 'OpenCall | None', index: int) -> bool:
+        """Whether a module is called as the next of a call: one may be called elsewhere, too."""
+        return call is None if index == 0 else call is not None and call.position == index - 1
+
     def note(self, index: int, args: tuple, kwargs: dict) -> None:
         """Remembers how a module is called.
 
@@ -127,6 +132,14 @@ class OpenCall:
     x: Tensor | None
     position: int = 0
     rewind: Callable[[], None] = field(default=lambda: None)
+
+
+def open_call(state: ForwardState, args: tuple, kwargs: dict, rewinds: bool) -> OpenCall:
+    """Keeps the input of a call, and where the forward stands if it is to be run again."""
+    rewind = state.bookmark().rewind if rewinds else lambda: None
+    with state.ours.apart():
+        x = input_of(args, kwargs)
+        return OpenCall(None if x is None else x.clone(), rewind=rewind)
 
 
 def same_outputs(one: Tensor, other: Tensor) -> bool:

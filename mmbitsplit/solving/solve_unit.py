@@ -1,13 +1,13 @@
 """From what both branches had of a unit to the solutions of its layers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mmbitsplit.methods import Method
-from mmbitsplit.methods.unit_problem import UnitCall, UnitCandidate, UnitProblem
+from mmbitsplit.methods.unit_problem import Snapshots, UnitCall, UnitCandidate, UnitProblem
 from mmbitsplit.models import QuantizedLayer, apply
 from mmbitsplit.models.layers.quantizers import ActivationQuantizer
 from mmbitsplit.passes.unit_evidence import UnitEvidence
@@ -85,42 +85,45 @@ class UnitOutcome:
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def solve_unit(evidence: UnitEvidence, inputs: Mapping[int, list[Tensor]],
-               layers: Mapping[str, UnitLayer], method: Method) -> UnitOutcome:
+def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
+               layers: Mapping[str, UnitLayer], method: Method, *,
+               progress: Callable[[int, int], None] = lambda step, steps: None,
+               snapshots: Snapshots | None = None) -> UnitOutcome:
     """Lets a method improve a unit whose layers are solved; the least hard error wins.
 
     Args:
-        evidence: Of the float branches.
-        inputs: By batch, what each call of the unit was given in the quantized branch.
+        evidence: How the unit is run, and why it may have no calls.
+        calls: Of all processes.
         layers: Of the unit, solved.
         method: One that solves units.
+        progress, snapshots: See ``UnitProblem``.
 
     Raises:
         ValueError: The method's candidates have one name twice, or leave out a layer.
     """
     unit = evidence.function.unit
     solved = {name: layer.solution() for name, layer in layers.items()}
-    if evidence.problem or not any(inputs.values()):
+    if evidence.problem or not calls:
         return UnitOutcome(LAYERS, solved, notes=(
             f"solved layer by layer alone: unit '{unit.name}' "
-            + (evidence.problem or 'was not seen'),))
-    calls = evidence.calls(inputs)
+            + (evidence.problem or 'has no inputs and outputs that could be kept'),))
     fit, judge = _apart(calls)
     problem = UnitProblem(unit=unit, fit=fit, judge=judge, layers=layers, run=evidence.run,
-                          seed=evidence.what.seed)
+                          seed=evidence.what.seed, progress=progress,
+                          snapshots=snapshots or Snapshots())
     candidates = {LAYERS: solved}
     try:
         errors = {LAYERS: problem.error(judge)}
         with torch.enable_grad():
             found = _named(method, unit.layers, method.solve_unit(problem))
         for name, candidate in found.items():
-            _install(layers, candidate.solutions)
+            install(layers, candidate.solutions)
             candidates[name], errors[name] = candidate.solutions, problem.error(judge)
     finally:
-        _install(layers, solved)
+        install(layers, solved)
     numbers = {name: error for name, error in errors.items() if error == error}
     taken = min(numbers, key=numbers.__getitem__, default=LAYERS)
-    _install(layers, candidates[taken])
+    install(layers, candidates[taken])
     notes = tuple(f'{name}: {note}' for name, candidate in found.items()
                   for note in candidate.notes)
     return UnitOutcome(taken, candidates[taken], errors,
@@ -129,16 +132,17 @@ def solve_unit(evidence: UnitEvidence, inputs: Mapping[int, list[Tensor]],
                         if candidate.figures})
 
 
+def install(layers: Mapping[str, UnitLayer], solutions: Mapping[str, LayerSolution]) -> None:
+    """Writes solutions into the layers of a unit."""
+    for name, layer in layers.items():
+        layer.install(solutions[name])
+
+
 def _apart(calls: tuple[UnitCall, ...]) -> tuple[tuple[UnitCall, ...], tuple[UnitCall, ...]]:
     """Calls to fit to and calls to judge on; all twice where none are apart."""
     fit = tuple(call for call in calls if not call.held_out)
     judge = tuple(call for call in calls if call.held_out)
     return (fit, judge) if fit and judge else (calls, calls)
-
-
-def _install(layers: Mapping[str, UnitLayer], solutions: Mapping[str, LayerSolution]) -> None:
-    for name, layer in layers.items():
-        layer.install(solutions[name])
 
 
 def _named(method: Method, layers: Iterable[str], found: Iterable[UnitCandidate],

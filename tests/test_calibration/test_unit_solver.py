@@ -13,6 +13,7 @@ from mmbitsplit.calibration import Journal, calibrate
 from mmbitsplit.calibration.unit_solver import counting_if_batches_differ
 from mmbitsplit.methods.unit_problem import UnitCandidate
 from mmbitsplit.models import QuantizedLayer
+from mmbitsplit.passes.team import Team
 from mmbitsplit.passes.twin_lockstep import BatchesDiffer
 
 LEARNED = dict(weight=dict(num_bits=2), first_last=dict(weight_bits=2),
@@ -114,7 +115,7 @@ def test_a_forward_that_calls_other_layers_each_time_is_refused():
         raise BatchesDiffer
 
     with pytest.raises(RuntimeError, match='the model calls other layers'):
-        counting_if_batches_differ(nn.Linear(1, 1), None, attempt)
+        counting_if_batches_differ(nn.Linear(1, 1), None, Team(), attempt)
     assert asked == [False, True]
 
 

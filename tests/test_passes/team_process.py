@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from mmbitsplit.calibration import Journal, ProcessTeam, ReplayPoint, Team, calibrate
+from mmbitsplit.calibration import Journal, ProcessTeam, ReplayPoint, Team, calibrate, unit_solver
 from mmbitsplit.solving import statistics
 
 HERE = Path(__file__).parent
@@ -21,8 +22,12 @@ from calibration_nets import ResidualNet, _images, _seeded, _spec, call  # noqa:
 from own_classes import OwnClasses  # noqa: E402
 from pyramids import Detector, LevelHead  # noqa: E402
 from test_lockstep import Optional, TwoStage  # noqa: E402
+from unit_methods import WATCHER, register  # noqa: E402
+
+register()
 
 TIMEOUT = timedelta(seconds=300)  # two processes work while the third waits
+IN_TIME = 8.0  # seconds that a collective may take, in one of the tasks
 DIES_AT = 3  # layers solved before one process dies, or a calibration is interrupted
 
 
@@ -69,6 +74,7 @@ class Case:
         batches: All of them.
         spec: Changes of the request.
         most_for_gram: Inputs above which a layer is solved from its rows.
+        unit_bytes: Of inputs and outputs of a unit.
         replay: Name of a method of the model to replay.
     """
 
@@ -76,6 +82,7 @@ class Case:
     batches: Sequence[Tensor] = field(default_factory=lambda: _images(7))
     spec: dict[str, Any] = field(default_factory=dict)
     most_for_gram: int = 8192
+    unit_bytes: int = 1 << 30
     replay: str | None = None
 
     def run(self, team: Team, **more: Any) -> tuple[nn.Module, Any]:
@@ -83,6 +90,7 @@ class Case:
         model = _seeded(self.make)
         points = [ReplayPoint(model, self.replay)] if self.replay else []
         statistics.MOST_INPUTS_FOR_GRAM = self.most_for_gram
+        unit_solver.UNIT_BYTES = self.unit_bytes
         mine = [self.batches[number].clone() for number in team.batches(len(self.batches))]
         _, report = calibrate(model, mine, _spec(**self.spec), replay_points=points, team=team,
                               **{'run': call, **more})
@@ -109,6 +117,8 @@ PUBLISHED = dict(type='BitSplit', init='mse', polish=False, bias_correction=Fals
 # The loss is a sum of fractions, whose last bits depend on the number of processes: with one norm
 # nothing hangs on them.
 REFINED = dict(type='LAPQ', norms=(2.0,), max_iterations=0)
+WATCHED = dict(request(3, 4), method=dict(type='Watched'))
+LEARNED = dict(request(2, 4), method=dict(type='LearnedScale', steps=30))
 CASES = {
     'W4A8': Case(ResidualNet, spec=request(4, 8)),
     'W2A4': Case(ResidualNet, spec=request(2, 4)),
@@ -135,9 +145,21 @@ CASES = {
     'from rows, real inputs': Case(ResidualNet, spec=request(3, 4, 'per_channel'),
                                    most_for_gram=20),
     'from rows, rounded': Case(ResidualNet, spec=dict(method=ROUNDED), most_for_gram=20),
+    'units': Case(ResidualNet, spec=LEARNED),
+    'units in crops': Case(ResidualNet, _images(5, size=40), LEARNED, unit_bytes=60_000),
+    'units on part of the rows': Case(lambda: TwoStage(None), spec=LEARNED, replay='select',
+                                      unit_bytes=2_000),
+    'units of two heads': Case(lambda: Detector(LevelHead(), LevelHead()),
+                               sizes(8, 12, 8, 12, 8), LEARNED),
+    'units that the last reaches': Case(Optional, bright(6, 5), LEARNED),
+    'AdaRound': Case(ResidualNet, spec=dict(request(2, 4, 'per_tensor'),
+                                            method=dict(type='AdaRound', iterations=20))),
 }
+OF_UNITS = ('units', 'units in crops', 'units on part of the rows', 'units of two heads',
+            'units that the last reaches', 'AdaRound')
+# Cases that three processes work on, too; all others two.
 OF_THREE = ('W3A3', 'shared head', 'reached by the last', 'odd counts', 'two batches',
-            'from rows')  # cases that three processes work on, too; all others two
+            'from rows', 'units of two heads', 'units that the last reaches')
 
 
 def save(path: Path, model: nn.Module, report: Any) -> None:
@@ -210,10 +232,32 @@ def fails(folder: Path, rank: int, size: int) -> None:
     CASES['W3A3'].run(ProcessTeam(), run=run)
 
 
+def learns_long(folder: Path, rank: int, size: int) -> None:
+    """The first process learns a unit for longer than a collective may take."""
+    pair = ProcessTeam(distributed.new_group([0, 1], timeout=timedelta(seconds=IN_TIME)))
+
+    def solve(problem):
+        if problem.unit.name == 'stem':
+            time.sleep(1.4 * IN_TIME)
+        return ()
+
+    WATCHER['solve'] = solve
+    save(folder / f'long {rank}.pt', *Case(ResidualNet, spec=WATCHED).run(pair))
+
+
+def refuses(folder: Path, rank: int, size: int) -> None:
+    """What the first process learns is refused."""
+    def solve(problem):
+        raise ValueError(f'unit {problem.unit.name} cannot be learned')
+
+    WATCHER['solve'] = solve
+    Case(ResidualNet, spec=WATCHED).run(ProcessTeam())
+
+
 if __name__ == '__main__':
     torch.set_num_threads(1)
     task, folder, rank, size = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank,
                                    world_size=size, timeout=TIMEOUT)
-    {'calibrations': calibrations, 'resumed': resumed, 'dies': dies, 'fails': fails}[task](
-        folder, rank, size)
+    {'calibrations': calibrations, 'resumed': resumed, 'dies': dies, 'fails': fails,
+     'learns_long': learns_long, 'refuses': refuses}[task](folder, rank, size)

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name('team_process.py')
 ROOT = Path(__file__).parents[2]
 SAME = ('name', 'kind', 'shape', 'role', 'weight_bits', 'activation_bits', 'activation_mode',
-        'activation_symmetry', 'strength', 'guard_taken', 'rows', 'calls')
+        'activation_symmetry', 'strength', 'guard_taken', 'rows', 'calls', 'unit', 'unit_taken',
+        'unit_errors')
 
 
 def assigned(name):
@@ -103,6 +104,25 @@ def test_one_process_s_journal_serves_all(tmp_path):
             assert found['calibration'] == {**whole['calibration'], 'layers_taken_over': count}
             for key, value in whole['state'].items():
                 assert torch.equal(value, found['state'][key]), key
+
+
+def test_units_are_learned_in_earnest(results):
+    """What several processes are compared in would be little if nothing had been learned."""
+    for name in assigned('OF_UNITS'):
+        taken = {layer['unit_taken'] for layer in load(results / f'{name} 1 0.pt')['layers']}
+        assert taken >= {'learned scale'} or taken >= {'learned rounding'}, name
+
+
+def test_nothing_times_out_while_one_process_learns(tmp_path):
+    together('learns_long', tmp_path, 2)
+
+
+def test_what_is_refused_in_the_process_that_learns_is_refused_in_all(tmp_path):
+    statuses, _ = finish(start('refuses', tmp_path, 2), 120)
+    assert statuses == [1, 1]
+    for rank in range(2):
+        text = (tmp_path / f'errors {rank}').read_text()
+        assert 'ValueError: unit stem cannot be learned' in text, text
 
 
 @pytest.mark.parametrize('task, size, status', [('dies', 3, 9), ('fails', 2, 1)])

@@ -29,7 +29,10 @@ def collect(modules, make_input, budget, holdout=0.25, given=None):
             for index, module in enumerate(modules):
                 function.note(index, (y,), {})
                 y = module(y)
-            evidence.take_float(batch, x, y if given is None else given(y), function)
+            y = y if given is None else given(y)
+            if batch == 0:
+                evidence.adopt(evidence.decide(batch, x, y, function))
+            evidence.take_float(batch, x, y)
             inputs[batch] = [x + 1]
     assert all(map(evidence.complete, range(BATCHES)))
     return evidence, evidence.calls(inputs)
@@ -70,7 +73,7 @@ def test_crops_that_give_something_else_are_not_taken():
 
     evidence, calls = collect([WholeMean(4, 4, 3, padding=1)],
                               lambda: torch.randn(IMAGES, 4, 64, 64), 2_000_000)
-    assert evidence.crops is None and 0 < evidence.share < 1 and not evidence.problem
+    assert evidence.crops is None and 0 < evidence.kept_as.share < 1 and not evidence.problem
     assert stored(calls) <= 2_000_000 and calls[0].float_input.shape[-1] == 64
 
 
