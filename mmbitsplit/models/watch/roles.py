@@ -1,7 +1,5 @@
 """Which layers are first and last, from what was watched."""
 
-
-
 from mmbitsplit.models.watch.data_flow import DataFlow
 
 
@@ -18,3 +16,9 @@ def layer_role(name: str, flow: DataFlow) -> str:
     if not flow.feeds.get(name, set()) - {name}:
         parts.append('last')
     return '+'.join(parts) or 'inner'
+
+
+def after_first(name: str, flow: DataFlow) -> bool:
+    """Whether a layer's input comes from first layers alone, such as what follows a stem."""
+    sources = flow.sources.get(name, set())
+    return bool(sources) and all('first' in layer_role(source, flow) for source in sources)
