@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmbitsplit.calibration.float_run import FloatRun, prepare_run, run_float
+from mmbitsplit.calibration.importance import asks_for_importance, find_importance
 from mmbitsplit.calibration.journal import Journal
 from mmbitsplit.calibration.layer_solver import LayerSolver, solve_without_images
 from mmbitsplit.calibration.memory import (
@@ -19,12 +20,12 @@ from mmbitsplit.calibration.memory import (
     available_bytes,
     check_memory,
     estimate_memory,
+    gradients_bytes,
     refining_bytes,
     with_units,
 )
 from mmbitsplit.calibration.refine import refine
 from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
-from mmbitsplit.calibration.streams import check_method, open_stream_warnings, settle_streams
 from mmbitsplit.calibration.unit_solver import (
     SolvedUnits,
     counting_if_batches_differ,
@@ -139,10 +140,7 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
             journal.remember(float_forward=run.record.seconds_forward)
         else:  # it was not run again
             run.record.seconds_forward = journal.facts.get('float_forward', 0.0)
-    check_method(made.prepared, method)
-    warnings = [*_random_forwards(forwards), *open_stream_warnings(made.prepared)]
-    with stopwatch('watch'):
-        settle_streams(made.prepared, forwards, spec.calibration.seed)
+    warnings = _random_forwards(forwards)
     solved = (SolvedUnits if method.solves == 'unit' else SolvedLayers)(
         made.prepared, divide(look, made.prepared.plan, spec, method), journal, progress)
     for entry in entries:
@@ -157,8 +155,7 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
         seconds=_seconds(stopwatch, run.record, time.perf_counter() - started),
         calibration={'num_batches': forwards.total, 'seed': spec.calibration.seed,
                      'processes': forwards.team.size, 'layers_taken_over': len(entries),
-                     **({'forwards_of_an_image': (3 if look.patterns else 2)
-                         + bool(made.prepared.plan.streams)}
+                     **({'forwards_of_an_image': 3 if look.patterns else 2}
                         if method.solves == 'unit' else {})},
         method=dict(spec.method),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -203,6 +200,8 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
         estimate = replace(estimate, refining=refining_bytes(
             look.flow, geometries, look.sizes,
             loss_batches(look.forwards, method.loss_batches)))
+    if asks_for_importance(spec, method):
+        estimate = replace(estimate, gradients=gradients_bytes(look.flow, look.sizes))
     if method.solves == 'unit':
         estimate = with_units(estimate, look.flow, divide(look, plan, spec, method),
                               look.sizes, unit_bytes(spec.calibration))
@@ -226,16 +225,23 @@ def _float_run(look: Watching, made: _Made, spec: QuantSpec, method: Method, don
         stopwatch, progress: Told of the pass.
         planned: Told a new plan.
     """
+    # A method that refines looks at all layers again, those solved before too.
+    known = set() if method.refines else done
+    if not spec.calibration.num_images or not made.prepared.layers.keys() - known:
+        return made, prepare_run(made.prepared, look, spec.calibration, method, stopwatch)
+
+    def begin() -> FloatRun:
+        begun = prepare_run(made.prepared, look, spec.calibration, method, stopwatch)
+        find_importance(begun, made.prepared, look, spec, method, known, stopwatch,
+                        lambda step, steps: progress(Progress('importance', step, steps)))
+        return begun
+
     def run() -> FloatRun:
-        # A method that refines looks at all layers again, those solved before too.
-        return run_float(made.prepared, look, spec.calibration, method,
-                         set() if method.refines else done, stopwatch,
+        return run_float(begin(), made.prepared, look, known, stopwatch,
                          lambda step, steps: progress(Progress('float', step, steps)))
 
-    # Where units are solved, float forwards run beside the quantized ones.
-    if not spec.calibration.num_images or method.solves == 'unit' or not (
-            method.refines or made.prepared.layers.keys() - done):
-        return made, prepare_run(made.prepared, look, spec.calibration, method, stopwatch)
+    if method.solves == 'unit':  # float forwards run beside the quantized ones
+        return made, begin()
     found = run()
     new = look.take_in(found.record.counts)
     if new:  # roles and folded batch norms rest on what was seen
@@ -296,5 +302,5 @@ def _seconds(stopwatch: Stopwatch, record: FloatRecord, total: float) -> dict[st
             'quantized_forward': parts['quantized_pass'] - parts['solve'] - sampling,
             **{name: parts[name] for name in (
                 'watch', 'sampling', 'solve', 'solve_scales', 'solve_statistics', 'solve_codes')},
-            **({'refine': parts['refine']} if 'refine' in parts else {}),
+            **{name: parts[name] for name in ('importance', 'refine') if name in parts},
             'calibration': total}

@@ -9,6 +9,7 @@ from mmbitsplit.models import PreparedModel
 from mmbitsplit.passes.call_counts import reached_by, totals
 from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.passes.float_pass import FloatRecord, float_pass
+from mmbitsplit.passes.importance import Importance
 from mmbitsplit.passes.replay import Tape
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.watching import Watching
@@ -25,12 +26,14 @@ class FloatRun:
         loss: For a method that needs the model's loss, with the float model's outputs.
         record: Targets and counts.
         tape: Decisions to replay.
+        importance: Where somebody asked for it.
     """
 
     sampler: Sampler
     loss: ModelLoss | None
     record: FloatRecord = field(default_factory=FloatRecord)
     tape: Tape = field(default_factory=Tape)
+    importance: Importance = field(default_factory=Importance)
 
 
 def prepare_run(prepared: PreparedModel, look: Watching, calibration: CalibrationSpec,
@@ -46,21 +49,18 @@ def prepare_run(prepared: PreparedModel, look: Watching, calibration: Calibratio
     return FloatRun(sampler, loss, tape=tape)
 
 
-def run_float(prepared: PreparedModel, look: Watching, calibration: CalibrationSpec,
-              method: Method, done: Container[str], stopwatch: Stopwatch,
-              progress: Callable[[int, int], None]) -> FloatRun:
+def run_float(run: FloatRun, prepared: PreparedModel, look: Watching, done: Container[str],
+              stopwatch: Stopwatch, progress: Callable[[int, int], None]) -> FloatRun:
     """Runs the float pass.
 
     Args:
+        run: What it needs; is given what it leaves behind.
         prepared: The model, its layers still in float.
         look: What is known of it, and its batches.
-        calibration: Rows, seed, holdout.
-        method: Chooses the codes.
         done: Layers solved already.
         stopwatch: Told what the pass takes.
         progress: Told (batches done, batches in all).
     """
-    run = prepare_run(prepared, look, calibration, method, stopwatch)
     with stopwatch('float_pass'), look.forwards.recording(run.tape), \
             run.loss.recording() if run.loss else nullcontext():
         run.record = float_pass(prepared, look.forwards, run.sampler, done, progress)

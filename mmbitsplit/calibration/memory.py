@@ -22,6 +22,9 @@ BUDGET = 0.8  # part of the available memory that a calibration may take
 # Copies of a layer's sampled rows and of its gram that are alive at once while it is solved.
 ROW_COPIES, GRAM_COPIES = 3, 4
 WEIGHT_BYTES = 4 + 1 + 4  # of a weight of a layer that is put in: float, code, what that stands for
+# Of a layer's output, in the graph of gradients: it, what the activation makes of it, and what
+# additions and concatenations do.
+GRAPH_COPIES = 3
 IO_OF_A_UNIT = 3  # float input, quantized input, float output
 # Smaller blocks stay with the C library when they are freed, and larger ones cannot use them
 # (glibc's DEFAULT_MMAP_THRESHOLD_MAX).
@@ -42,6 +45,8 @@ class MemoryEstimate:
         refining: For a method that needs the model's loss: samples of all inputs, and outputs.
         units: For a method that solves units: inputs and outputs of those that are open at once.
             Forwards are held asleep twice then.
+        gradients: Of one batch's graph, where importance is asked for: before anything is held
+            asleep.
     """
 
     suspended: int
@@ -51,12 +56,14 @@ class MemoryEstimate:
     weights: int
     refining: int = 0
     units: int = 0
+    gradients: int = 0
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return (self.suspended + self.running + self.targets + self.solving + self.weights
-                + self.refining + self.units)
+        """Most that is held at once."""
+        later = (self.suspended + self.running + self.targets + self.solving + self.refining
+                 + self.units)
+        return self.weights + max(later, self.gradients)
 
 
 NOTHING = MemoryEstimate(suspended=0, running=0, targets=0, solving=0, weights=0)
@@ -109,6 +116,12 @@ def refining_bytes(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
     outputs = sum(4 * min(int(size * sizes[batch]), math.inf if whole else 2 * MOST_ELEMENTS)
                   for batch in batches for name in last for size in flow.output_sizes[name])
     return samples + outputs
+
+
+def gradients_bytes(flow: DataFlow, sizes: Mapping[int, float]) -> int:
+    """Bytes that the graph of the largest batch holds, see ``estimate_memory``."""
+    outputs = sum(size for calls in flow.output_sizes.values() for size in calls)
+    return int(4 * GRAPH_COPIES * outputs * max(sizes.values(), default=0))
 
 
 def with_units(estimate: MemoryEstimate, flow: DataFlow, units: Sequence[Unit],
@@ -167,12 +180,13 @@ def check_memory(estimate: MemoryEstimate, budget: int, num_images: int,
     if estimate.total <= budget:
         return
     growing = estimate.suspended  # the rest depends on the number of rows, not of images
-    fit = int(num_images * max(0, budget - estimate.total + growing) / max(1, growing))
-    fit *= num_processes
+    least = replace(estimate, suspended=0).total
+    fit = int(num_images * max(0, budget - least) / max(1, growing)) * num_processes
     advice = f'about {fit} images would fit: set quantization.calibration.num_images={fit}' \
         if fit else ('not one image would fit: set quantization.calibration.batch_size or '
                      'rows_per_layer lower')
     more = f", {_gb(estimate.refining)} for the model's loss" if estimate.refining else ''
+    more += f', {_gb(estimate.gradients)} for gradients before' if estimate.gradients else ''
     more += f', {_gb(estimate.units)} for inputs and outputs of units' if estimate.units else ''
     raise ValueError(
         f'Calibrating on {num_images} images would hold about {_gb(estimate.total)} '

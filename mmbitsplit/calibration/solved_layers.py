@@ -15,7 +15,8 @@ class Progress:
     """One step of the calibration, for whoever shows it.
 
     Args:
-        stage: ``'float'`` (batches through the float model) or ``'layers'``.
+        stage: ``'importance'`` (batches forward and backward through the float model, where
+            somebody asks for that), ``'float'`` (batches through it) or ``'layers'``.
         done, total: Steps of the stage.
         layer: Report of the layer just solved, in the second stage.
     """

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmbitsplit.calibration.float_run import FloatRun
 from mmbitsplit.calibration.journal import Journal, JournalEntry
@@ -80,6 +80,7 @@ class UnitSolver:
         solved: Where solutions go.
         stopwatch: Told what solving takes.
         team: The processes.
+        importance: Of the channels of units' outputs, where the method asks for it.
     """
 
     prepared: PreparedModel
@@ -87,6 +88,7 @@ class UnitSolver:
     solved: SolvedUnits
     stopwatch: Stopwatch
     team: Team
+    importance: Mapping[str, Tensor]
 
     def __call__(self, waiting: list[WaitingUnit]) -> set[str]:
         """Improves units whose layers are solved; takes them out of the list as they are.
@@ -124,7 +126,8 @@ class UnitSolver:
     def _learn(self, evidence: UnitEvidence, calls: tuple[UnitCall, ...], tell: Tell,
                ) -> tuple[UnitOutcome, float]:
         started, unit = time.perf_counter(), evidence.function.unit
-        outcome = solve_unit(evidence, calls, self._layers(unit), self.method)
+        outcome = solve_unit(evidence, calls, self._layers(unit), self.method,
+                             importance=self.importance.get(unit.name))
         return outcome, time.perf_counter() - started
 
     def _layers(self, unit: Unit) -> dict[str, UnitLayer]:
@@ -160,7 +163,7 @@ def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: 
     done = {report.name for report in solved.reports}
     work = UnitWork(
         units=[unit for unit in solved.units if not done.issuperset(unit.layers)],
-        solve=UnitSolver(prepared, method, solved, stopwatch, team),
+        solve=UnitSolver(prepared, method, solved, stopwatch, team, run.importance.channels),
         collection=Collection(
             batches=forwards.total, seed=run.sampler.spec.seed,
             sizes={batch: size for part in team.gather(look.sizes)

@@ -203,6 +203,26 @@ def channel_dim(geometry: LayerGeometry) -> int:
     return -1 if geometry.kind == 'linear' else -3
 
 
+def output_channel_dim(shape: Sequence[int], geometry: LayerGeometry) -> int:
+    """The dimension that channels run along in what is made of a layer's output.
+
+    That of the layer's own outputs, if it has as many entries; else the one that has: the output
+    may have been turned. The last where none has and there is none such.
+
+    Args:
+        shape: Of what is made of it, images first.
+        geometry: Of the layer.
+
+    Returns:
+        Counted from the end.
+    """
+    usual = channel_dim(geometry)
+    others = [dim for dim in range(1 - len(shape), 0) if shape[dim] == geometry.out_channels]
+    if len(shape) < -usual:
+        return others[0] if others else -1
+    return usual if not others or usual in others else others[0]
+
+
 def _pre_padding(geometry: LayerGeometry, axis: int) -> tuple[int, int]:
     left, right, top, bottom = geometry.pre_padding
     return (top, bottom) if axis == 0 else (left, right)

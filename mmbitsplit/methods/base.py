@@ -19,8 +19,7 @@ from mmbitsplit.structures import (
 )
 from mmbitsplit.structures.spec import AS_REQUESTED
 
-Granularity = Literal['layer', 'block', 'stage', 'net']
-Need = Literal['sums', 'rows', 'unit_io', 'model_loss']
+Need = Literal['sums', 'rows', 'unit_io', 'importance', 'model_loss']
 NEEDS: tuple[Need, ...] = get_args(Need)
 
 
@@ -36,12 +35,12 @@ class Method(Options):
         needs: Of ``NEEDS``: ``'sums'`` of products over the sampled positions, for ``solve``, and
             for ``solve_rows`` where a layer is too large for them; ``'rows'``, the positions
             themselves, for ``solve_rows`` in every layer; ``'unit_io'``, inputs and outputs of a
-            unit, for ``solve_unit``; ``'model_loss'``, for ``refine``. Codes of a method that
-            needs nothing follow from the weight, by ``round``.
+            unit, for ``solve_unit``; ``'importance'`` of the channels of a unit's output, beside
+            these; ``'model_loss'``, for ``refine``. Codes of a method that needs nothing follow
+            from the weight, by ``round``.
         solves: ``'layer'`` or ``'unit'``.
-        granularity: Of units: ``'block'`` as ``planning.units`` finds them; ``'layer'``, each
-            layer by itself unless an override asks for more; ``'stage'``, blocks that are called
-            one after another; ``'net'``, as much as can be.
+        granularity: Of units: ``'block'`` as ``planning.units`` finds them, or ``'layer'``, each
+            layer by itself unless an override asks for more.
         bias_correction: Fit the bias together with the weights.
         guard: Plain rounding is a candidate, too, and is taken where no other is as good.
         loss, loss_batches: See ``ModelLoss``; where ``needs`` names ``'model_loss'``.
@@ -49,7 +48,7 @@ class Method(Options):
 
     needs: Sequence[Need] = ('sums',)
     solves: Literal['layer', 'unit'] = 'layer'
-    granularity: Granularity = 'block'
+    granularity: Literal['layer', 'block'] = 'block'
     bias_correction: bool = False
     guard: bool = False
     loss: str = 'auto'
@@ -166,12 +165,13 @@ def check_declared(method: Method) -> None:
     if method.solves not in ('layer', 'unit'):
         raise ValueError(f"{name}.solves={method.solves!r} is not supported; it must be 'layer' or "
                          "'unit'.")
-    if method.granularity not in get_args(Granularity):
+    if method.granularity not in ('layer', 'block'):
         raise ValueError(f"{name}.granularity={method.granularity!r} is not supported; it must be "
-                         "'layer', 'block', 'stage' or 'net'.")
-    if 'unit_io' in needs and method.solves != 'unit':
-        raise ValueError(f"{name}.needs names 'unit_io', which is there for methods of "
-                         f"solves='unit' alone; this one has solves='{method.solves}'.")
+                         "'layer' or 'block'.")
+    for need in ('unit_io', 'importance'):
+        if need in needs and method.solves != 'unit':
+            raise ValueError(f"{name}.needs names '{need}', which is there for methods of "
+                             f"solves='unit' alone; this one has solves='{method.solves}'.")
     if 'model_loss' in needs and method.solves == 'unit':
         raise ValueError(f"{name}.needs names 'model_loss', which is there for methods of "
                          "solves='layer' alone: float forwards of units are run beside quantized "

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional import channel_dim
+from mmbitsplit.functional.patches import output_channel_dim
 from mmbitsplit.functional.quantizers.soft_rounding import rectified_sigmoid
 from mmbitsplit.functional.solvers.learned_rounding import (
     BETA_END,
@@ -150,18 +150,8 @@ def learn(problem: UnitProblem, what: Learning, before: Learned = NOTHING) -> Le
 
 
 def output_dim(problem: UnitProblem, output: Tensor) -> int:
-    """The dimension of a unit's outputs that channels run along.
-
-    That of the last layer's outputs, if it has as many entries; else the one that has: a module
-    may turn its outputs after the last layer.
-    """
-    geometry = [*problem.layers.values()][-1].geometry
-    usual = channel_dim(geometry)
-    others = [dim for dim in range(1 - output.dim(), 0)
-              if output.shape[dim] == geometry.out_channels]
-    if output.dim() < -usual:
-        return others[0] if others else -1
-    return usual if not others or usual in others else others[0]
+    """The dimension of a unit's outputs that channels run along."""
+    return output_channel_dim(output.shape, [*problem.layers.values()][-1].geometry)
 
 
 class _Learner:

@@ -7,9 +7,9 @@ from mmbitsplit.models.surgery.install import apply, quantized_layers
 from mmbitsplit.models.surgery.prepare import PreparedModel, prepare
 from mmbitsplit.models.surgery.rebuild import describe, rebuild
 from mmbitsplit.models.watch.data_flow import DataFlow
-from mmbitsplit.models.watch.roles import layer_role
+from mmbitsplit.models.watch.roles import last_layers, layer_role
 from mmbitsplit.models.watch.watcher import layer_input, watch
 
 __all__ = ['DataFlow', 'PreparedModel', 'QuantizedLayer', 'SteppedLayer', 'apply', 'describe',
-           'layer_geometry', 'layer_input', 'layer_kind', 'layer_role', 'prepare',
+           'last_layers', 'layer_geometry', 'layer_input', 'layer_kind', 'layer_role', 'prepare',
            'quantized_layers', 'rebuild', 'watch']

@@ -199,6 +199,7 @@ def _as_called(run: Callable, caller: ThreadState) -> Callable:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         now = ThreadState.now()
         state = replace(caller, settings={**caller.settings, 'grad': now.settings['grad']},
+                        function_modes=(*caller.function_modes, *now.function_modes),
                         dispatch_modes=now.dispatch_modes)
         with state.apart():
             return run(*args, **kwargs)

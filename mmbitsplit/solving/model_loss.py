@@ -1,12 +1,12 @@
 """How far the quantized model is from the float one: a loss that needs no labels."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from mmbitsplit.models import DataFlow, QuantizedLayer, SteppedLayer, layer_role
+from mmbitsplit.models import DataFlow, QuantizedLayer, SteppedLayer, last_layers
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.replay import Tape
 
@@ -28,12 +28,11 @@ class ModelLoss:
 
     def __init__(self, forwards: Forwards, flow: DataFlow, tape: Tape, kind: str,
                  most_batches: int):
-        names = [name for name in flow.order if 'last' in layer_role(name, flow)]
+        names = last_layers(flow)
         self.forwards, self.tape = forwards, tape
         self.modules = [forwards.model.get_submodule(name) for name in names]
         if kind == 'auto':
-            kind = 'cross_entropy' if len(names) == 1 and _is_linear(self.modules[0]) \
-                else 'squared_error'
+            kind = usual_kind(self.modules)
         if kind == 'cross_entropy' and len(names) != 1:
             raise ValueError("quantization.method.loss='cross_entropy' is for one layer of class "
                              f"scores; this model ends in {', '.join(names)}. Use "
@@ -109,6 +108,12 @@ class ModelLoss:
 def loss_batches(forwards: Forwards, most: int) -> list[int]:
     """Numbers of this process's batches that a loss over ``most`` batches is taken of."""
     return list(forwards.batches)[:-(-most // forwards.team.size)]
+
+
+def usual_kind(modules: Sequence[nn.Module]) -> str:
+    """``'cross_entropy'`` where one linear layer of class scores makes all raw outputs."""
+    alone = len(modules) == 1 and _is_linear(modules[0])
+    return 'cross_entropy' if alone else 'squared_error'
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -87,6 +87,7 @@ class UnitOutcome:
 
 def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
                layers: Mapping[str, UnitLayer], method: Method, *,
+               importance: Tensor | None = None,
                progress: Callable[[int, int], None] = lambda step, steps: None,
                snapshots: Snapshots | None = None) -> UnitOutcome:
     """Lets a method improve a unit whose layers are solved; the least hard error wins.
@@ -96,7 +97,7 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
         calls: Of all processes.
         layers: Of the unit, solved.
         method: One that solves units.
-        progress, snapshots: See ``UnitProblem``.
+        importance, progress, snapshots: See ``UnitProblem``.
 
     Raises:
         ValueError: The method's candidates have one name twice, or leave out a layer.
@@ -109,7 +110,7 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
             + (evidence.problem or 'has no inputs and outputs that could be kept'),))
     fit, judge = _apart(calls)
     problem = UnitProblem(unit=unit, fit=fit, judge=judge, layers=layers, run=evidence.run,
-                          seed=evidence.what.seed, progress=progress,
+                          seed=evidence.what.seed, importance=importance, progress=progress,
                           snapshots=snapshots or Snapshots())
     candidates = {LAYERS: solved}
     try:

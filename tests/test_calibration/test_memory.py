@@ -3,6 +3,7 @@
 import gc
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from mmbitsplit.calibration.memory import (
     available_bytes,
     check_memory,
     estimate_memory,
+    gradients_bytes,
     with_units,
 )
 from mmbitsplit.models import QuantizedLayer, prepare, watch
@@ -86,9 +88,10 @@ def look(make_spec):
 def test_more_images_hold_more(make_net, look, images):
     _, _, estimate = look(make_net(), images(1)[0])
     few, many = estimate(4), estimate(12)
-    parts = {name: size for name, size in vars(few).items() if name not in ('refining', 'units')}
+    later = ('refining', 'units', 'gradients')
+    parts = {name: size for name, size in vars(few).items() if name not in later}
     assert min(parts.values()) > 0 and few.total == sum(parts.values())
-    assert few.refining == few.units == 0
+    assert few.refining == few.units == few.gradients == 0
     assert many.suspended == 3 * few.suspended
     assert many.total > few.total
 
@@ -103,6 +106,32 @@ def test_units_hold_forwards_twice_and_what_they_are_given(make_net, look, image
     assert added.units == 4 * 4 * 3 * sum(flow.output_sizes[first])
     assert added.total == one.total + one.suspended + added.units
     assert with_units(one, flow, units, sizes, 1000).units == 1000
+
+
+def test_gradients_are_held_before_anything_is_asleep(make_net, look, images):
+    """One batch's graph, the largest's; of this net, no more than is estimated."""
+    model, batch = make_net(), images(1)[0]
+    _, flow, estimate = look(model, batch)
+    saved = {}
+
+    def keep(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    parameters = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = model(batch.clone().requires_grad_())
+    held = sum(size for place, size in saved.items() if place not in parameters)
+    estimated = gradients_bytes(flow, {0: 1.0})
+    assert held <= estimated <= 8 * held and outputs is not None
+    assert gradients_bytes(flow, {0: 0.5, 1: 2.0, 2: 1.0}) == 2 * estimated
+    one = estimate(4)
+    rest = one.total - one.weights
+    assert replace(one, gradients=rest).total == one.total
+    assert replace(one, gradients=rest + 7).total == one.total + 7
+    budget = one.total + rest
+    with pytest.raises(ValueError, match='for gradients before.*not one image would fit'):
+        check_memory(replace(one, gradients=2 * budget), budget, 4)
 
 
 def test_batches_count_by_their_size(make_net, look, images):

@@ -17,7 +17,8 @@ from rich.progress import (
 
 from mmbitsplit.calibration import Progress as Step
 
-TITLES = {'float': 'float pass, batches', 'layers': 'solving layers'}
+TITLES = {'importance': 'gradients of raw outputs, batches', 'float': 'float pass, batches',
+          'layers': 'solving layers'}
 LOG_LINES = 10  # of the float pass
 
 
