@@ -26,6 +26,7 @@ from mmbitsplit.calibration.memory import (
 )
 from mmbitsplit.calibration.refine import refine
 from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
+from mmbitsplit.calibration.streams import check_method, open_stream_warnings, settle_streams
 from mmbitsplit.calibration.unit_solver import (
     SolvedUnits,
     counting_if_batches_differ,
@@ -140,7 +141,10 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
             journal.remember(float_forward=run.record.seconds_forward)
         else:  # it was not run again
             run.record.seconds_forward = journal.facts.get('float_forward', 0.0)
-    warnings = _random_forwards(forwards)
+    check_method(made.prepared, method)
+    warnings = [*_random_forwards(forwards), *open_stream_warnings(made.prepared)]
+    with stopwatch('watch'):
+        settle_streams(made.prepared, forwards, spec.calibration.seed)
     solved = (SolvedUnits if method.solves == 'unit' else SolvedLayers)(
         made.prepared, divide(look, made.prepared.plan, spec, method), journal, progress)
     for entry in entries:
@@ -155,7 +159,8 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
         seconds=_seconds(stopwatch, run.record, time.perf_counter() - started),
         calibration={'num_batches': forwards.total, 'seed': spec.calibration.seed,
                      'processes': forwards.team.size, 'layers_taken_over': len(entries),
-                     **({'forwards_of_an_image': 3 if look.patterns else 2}
+                     **({'forwards_of_an_image': (3 if look.patterns else 2)
+                         + bool(made.prepared.plan.streams)}
                         if method.solves == 'unit' else {})},
         method=dict(spec.method),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

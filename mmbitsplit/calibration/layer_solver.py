@@ -48,8 +48,9 @@ class LayerSolver:
                 raise ValueError(f"Layer '{name}' saw no input position on any calibration image "
                                  '(no detections?); use other images, or leave it in float with '
                                  f"overrides=[dict(match='{name}', skip=True)].")
+            shared = self.prepared.stream_qparams(plan.stream) if plan.stream else None
             solved = solve_layer(layer, plan, self.method, captures, targets, team,
-                                 self.stopwatch)
+                                 self.stopwatch, shared)
             samples = merge_samples(captures, team) if self.method.refines else None
             self.solved.add(plan, solved, time.perf_counter() - started, samples)
 

@@ -78,7 +78,8 @@ def plan_of(summary: dict[str, Any]) -> dict[str, Any]:
         row = {name: layer[name] for name in ('name', 'weight_bits', 'input_bits', 'output_bits')}
         mode = layer['input_mode']
         rows.append({**row, **({'activation': {'mode': mode}} if mode else {})})
-    return {'format': PLAN_FORMAT, 'layers': rows}
+    streams = {name: summary[name] for name in ('streams',) if name in summary}
+    return {'format': PLAN_FORMAT, **streams, 'layers': rows}
 
 
 def _range(bits: Sequence[int]) -> str:

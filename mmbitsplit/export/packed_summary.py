@@ -17,9 +17,9 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
     Returns:
         ``layers`` (a row a layer: ``name``, ``kind``, ``shape``, ``weight_bits``,
         ``input_bits``, ``input_mode``, ``output_bits``, ``payload_bytes``; bits are ``None`` for
-        float), ``float_leftovers`` (tensors of no
-        quantized layer) and totals. ``payload_bytes`` of a row count what is stored once for
-        several layers in each of them; the total counts it once.
+        float), ``float_leftovers`` (tensors of no quantized layer), ``streams`` (``name`` and
+        ``num_bits``, where there are any) and totals. ``payload_bytes`` of a row count what is
+        stored once for several layers in each of them; the total counts it once.
     """
     sizes = {name: value.numel() * value.element_size()
              for name, value in checkpoint.state.items()}
@@ -33,10 +33,13 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
                      'input_mode': input_mode(plan['input']),
                      'output_bits': code_bits(plan.get('output')),
                      'payload_bytes': sum(sizes[key] for key in own)})
+    streams = [{'name': name, 'num_bits': code_bits(limits)}
+               for name, limits in checkpoint.description.get('streams', {}).items()]
     weights = sum(math.prod(row['shape']) for row in rows)
     meta = checkpoint.meta
     return {
         'format_version': checkpoint.version, 'layers': rows,
+        **({'streams': streams} if streams else {}),
         'float_leftovers': {name: size for name, size in sizes.items() if name not in of_layers},
         'folded_batch_norms': len(checkpoint.description['folded']),
         'weights': weights,

@@ -11,6 +11,7 @@ from mmbitsplit.methods.base import (
     register_method,
 )
 from mmbitsplit.methods.bitsplit import BitSplit
+from mmbitsplit.methods.brecq import BRECQ
 from mmbitsplit.methods.error_feedback import ErrorFeedback
 from mmbitsplit.methods.kl_divergence import KLDivergence
 from mmbitsplit.methods.lapq import LAPQ
@@ -18,6 +19,6 @@ from mmbitsplit.methods.mse import MSE
 from mmbitsplit.methods.published_bitsplit import PublishedBitSplit
 from mmbitsplit.methods.round_to_nearest import RoundToNearest
 
-__all__ = ['ACIQ', 'LAPQ', 'METHODS', 'MSE', 'ACIQMix', 'AdaRound', 'BitSplit', 'ErrorFeedback',
-           'KLDivergence', 'Method', 'PublishedBitSplit', 'RoundToNearest', 'build_method',
-           'check_data_free', 'read_request', 'register_method']
+__all__ = ['ACIQ', 'BRECQ', 'LAPQ', 'METHODS', 'MSE', 'ACIQMix', 'AdaRound', 'BitSplit',
+           'ErrorFeedback', 'KLDivergence', 'Method', 'PublishedBitSplit', 'RoundToNearest',
+           'build_method', 'check_data_free', 'read_request', 'register_method']

@@ -19,6 +19,7 @@ from mmbitsplit.structures import (
 )
 from mmbitsplit.structures.spec import AS_REQUESTED
 
+Granularity = Literal['layer', 'block', 'stage', 'net']
 Need = Literal['sums', 'rows', 'unit_io', 'importance', 'model_loss']
 NEEDS: tuple[Need, ...] = get_args(Need)
 
@@ -39,8 +40,9 @@ class Method(Options):
             these; ``'model_loss'``, for ``refine``. Codes of a method that needs nothing follow
             from the weight, by ``round``.
         solves: ``'layer'`` or ``'unit'``.
-        granularity: Of units: ``'block'`` as ``planning.units`` finds them, or ``'layer'``, each
-            layer by itself unless an override asks for more.
+        granularity: Of units: ``'block'`` as ``planning.units`` finds them; ``'layer'``, each
+            layer by itself unless an override asks for more; ``'stage'``, blocks that are called
+            one after another; ``'net'``, as much as can be.
         bias_correction: Fit the bias together with the weights.
         guard: Plain rounding is a candidate, too, and is taken where no other is as good.
         loss, loss_batches: See ``ModelLoss``; where ``needs`` names ``'model_loss'``.
@@ -48,7 +50,7 @@ class Method(Options):
 
     needs: Sequence[Need] = ('sums',)
     solves: Literal['layer', 'unit'] = 'layer'
-    granularity: Literal['layer', 'block'] = 'block'
+    granularity: Granularity = 'block'
     bias_correction: bool = False
     guard: bool = False
     loss: str = 'auto'
@@ -165,9 +167,9 @@ def check_declared(method: Method) -> None:
     if method.solves not in ('layer', 'unit'):
         raise ValueError(f"{name}.solves={method.solves!r} is not supported; it must be 'layer' or "
                          "'unit'.")
-    if method.granularity not in ('layer', 'block'):
+    if method.granularity not in get_args(Granularity):
         raise ValueError(f"{name}.granularity={method.granularity!r} is not supported; it must be "
-                         "'layer' or 'block'.")
+                         "'layer', 'block', 'stage' or 'net'.")
     for need in ('unit_io', 'importance'):
         if need in needs and method.solves != 'unit':
             raise ValueError(f"{name}.needs names '{need}', which is there for methods of "

@@ -124,6 +124,14 @@ class ModuleState:
         """Looks at what users keep on layers that have been swapped in, too."""
         self.places += _places(layers)
 
+    def renew(self, modules: Iterable[nn.Module]) -> None:
+        """Takes modules as they are now for what they are before forwards: calibration itself has
+        changed their attributes or buffers."""
+        owners = {id(owner) for module in modules for owner in (module, module._buffers)}
+        for place in (*self.places, *self.changing):
+            if id(place.owner) in owners:
+                place.before, place.mark = place.contents(), place._mark()
+
     def look(self) -> None:
         """Notes what is not as it was, in the middle of a forward."""
         self.seen.update(place for place in (*self.places, *self.of_hooks) if place.differs())

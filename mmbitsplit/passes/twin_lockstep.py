@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from mmbitsplit.models.layers.streams import streams_through
 from mmbitsplit.models.watch.one_thread import OneThread
 from mmbitsplit.passes.branches import Branch, current_branch
 from mmbitsplit.passes.float_pass import FloatRecord, check_called_again, check_finite
@@ -256,7 +257,7 @@ class TwinLockstep(Lockstep):
 
     def _float_work(self, branch: FloatBranch) -> None:
         self.record.counts[branch.batch] = {}
-        with self._one_thread.around():
+        with self._one_thread.around(), streams_through():
             self.forwards.run(branch.batch)
 
     def _catch_up(self) -> None:

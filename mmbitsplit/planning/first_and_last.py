@@ -9,22 +9,30 @@ from dataclasses import replace
 from mmbitsplit.structures import ActivationSpec, QuantSpec, WeightSpec
 from mmbitsplit.structures.spec import REDUCED_BITS
 
+PAPER_BITS = 8  # of what papers leave wider than the rest
 
-def settings_of_role(role: str, spec: QuantSpec) -> tuple[WeightSpec, ActivationSpec]:
+
+def settings_of_role(role: str, spec: QuantSpec, reads_first: bool = False,
+                     ) -> tuple[WeightSpec, ActivationSpec]:
     """What a request gives to layers of a role, before overrides and plans.
 
     Args:
         role: ``'first'``, ``'last'``, ``'first+last'`` or ``'inner'``.
         spec: The request.
+        reads_first: Whether the layer's input comes from first layers alone.
     """
     weight, activation = spec.weight, spec.activation
+    placement, quantized = activation.placement, activation.num_bits is not None
     if role != 'inner':
         if spec.first_last.weight_bits is not None:
             weight = replace(weight, num_bits=spec.first_last.weight_bits)
-        if activation.num_bits is not None:  # weights only: nothing is quantized anywhere
+        if quantized:  # weights only: nothing is quantized anywhere
             activation = replace(activation, num_bits=spec.first_last.activation_bits)
-    if 'first' in role:
-        activation = replace(activation, num_bits=None)  # the image itself is not quantized
+    if 'first' in role:  # the image itself is not quantized, but by CalibTIP
+        image_bits = PAPER_BITS if quantized and placement == 'calibtip' else None
+        activation = replace(activation, num_bits=image_bits)
+    elif reads_first and quantized and placement == 'brecq':
+        activation = replace(activation, num_bits=PAPER_BITS)
     return weight, activation
 
 
@@ -54,8 +62,11 @@ def is_uniform(layers: list[tuple[str, int, int | None]], spec: QuantSpec) -> bo
         spec: The request; its overrides and its plan are what may make layers differ.
     """
     for role, weight_bits, input_bits in layers:
-        weight, activation = settings_of_role(role, spec)
-        weight = reduced_range(weight, activation, role, spec)
-        if (weight_bits, input_bits) != (weight.num_bits, activation.num_bits):
+        allowed = set()
+        for reads_first in (False, True):
+            weight, activation = settings_of_role(role, spec, reads_first)
+            weight = reduced_range(weight, activation, role, spec)
+            allowed.add((weight.num_bits, activation.num_bits))
+        if (weight_bits, input_bits) not in allowed:
             return False
     return True

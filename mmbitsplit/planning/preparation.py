@@ -34,7 +34,8 @@ def divide(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method) -> tu
         ValueError: See ``find_units``.
     """
     return find_units(look.flow, plan, overrides=spec.overrides, counts=look.counts,
-                      max_layers=1 if method.granularity == 'layer' else MAX_LAYERS)
+                      max_layers=1 if method.granularity == 'layer' else MAX_LAYERS,
+                      granularity='block' if method.granularity == 'layer' else method.granularity)
 
 
 @in_a_state_of_its_own

@@ -9,7 +9,7 @@ from torch import nn
 from mmbitsplit.models.layers.geometry import holds_layers, layer_kind
 from mmbitsplit.models.surgery.fold_bn import foldable_batch_norms
 from mmbitsplit.models.watch.data_flow import DataFlow
-from mmbitsplit.models.watch.roles import layer_role
+from mmbitsplit.models.watch.roles import after_first, layer_role
 from mmbitsplit.planning.first_and_last import settings_of_role
 from mmbitsplit.planning.given_plan import (
     IN_FLOAT_BY_PLAN,
@@ -20,6 +20,7 @@ from mmbitsplit.planning.given_plan import (
 )
 from mmbitsplit.planning.model_checks import check_left, check_model, check_reached
 from mmbitsplit.planning.output_plan import plan_outputs
+from mmbitsplit.planning.stream_plan import plan_streams
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import (
     BitPlan,
@@ -69,7 +70,7 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
         elif reason := left_in_float(name, spec):
             keep(name, reason, requested=True)
         else:
-            layers.append(plan_layer(name, layer_role(name, flow), spec))
+            layers.append(plan_layer(name, layer_role(name, flow), spec, after_first(name, flow)))
     for name, reason in never_called.items():
         keep(name, reason, requested=bool(left_in_float(name, spec)))
     counted = {part for below in parts.values() for part in below}  # with their layers
@@ -82,7 +83,8 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
         weight.num_weights, weight.num_weights / total) for weight in flow.foreign_weights]
     check_given(spec, kept)
     check_left(layers, kept, f"scope='{spec.scope}' and overrides say which layers are quantized.")
-    return BitPlan(plan_outputs(layers, model, flow, folded, spec.plan), tuple(kept))
+    plan = BitPlan(plan_outputs(layers, model, flow, folded, spec.plan), tuple(kept))
+    return plan_streams(plan, flow, folded, spec.plan)
 
 
 def _no_layers(modules: dict[str, nn.Module], flow: DataFlow, folded: dict[str, str],
@@ -137,15 +139,16 @@ def matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern)
 
 
-def plan_layer(name: str, role: str, spec: QuantSpec) -> LayerPlan:
+def plan_layer(name: str, role: str, spec: QuantSpec, reads_first: bool = False) -> LayerPlan:
     """The plan of one layer: settings of its role, then overrides, then the given plan.
 
     Args:
         name: Of the layer.
         role: See ``layer_role``.
         spec: The request.
+        reads_first: Whether its input comes from first layers alone.
     """
-    weight, activation = settings_of_role(role, spec)
+    weight, activation = settings_of_role(role, spec, reads_first)
     for index, override in enumerate(spec.overrides):
         if matches(name, override.match):
             where = f'quantization.overrides[{index}]'

@@ -34,6 +34,7 @@ from mmbitsplit.structures import (
 # 'mse' than with 'minmax' at 8 bits (the least 1.1), and 0.6 times at 4 bits.
 SEARCHES = ('minmax', 'mse')
 CLIPPING_GAIN = 0.9
+SHARED = 'shared'  # what the report says of an input whose scale is that of a residual stream
 STRENGTHS = (0.0, 0.3, 0.6, 1.0)  # 0: one scale a tensor, 1: the paper's ECAQ
 # Where activations have no more bits than weights, the strongest ECAQ is taken whose output error
 # is within this factor of the least: at equal error in its own layer it spends the codes of every
@@ -136,8 +137,11 @@ def _candidates_of(samples: ActivationSamples, spec: ActivationSpec, num_bits: i
 
 
 def choose_input(captures: Sequence[CallCapture], rows: LayerPositions, layer: QuantizedLayer,
-                 plan: LayerPlan, method: Method) -> tuple[Candidate, ActivationSamples]:
+                 plan: LayerPlan, method: Method, shared: QParams | None = None,
+                 ) -> tuple[Candidate, ActivationSamples]:
     """Chooses how a layer's input is quantized, and returns what was seen of the input with it.
+
+    Where the input is a residual stream in codes already, these (``shared``) are what it has.
 
     With ``scale_search='auto'`` candidates are found on some batches and compared on others: the
     more scales there are, the more of them clip what the images they come from did not show
@@ -145,6 +149,8 @@ def choose_input(captures: Sequence[CallCapture], rows: LayerPositions, layer: Q
     other images, compared on other batches of 99.3 %). The one chosen is then found again on all.
     """
     samples = merge_samples(captures, rows.team)
+    if shared is not None:
+        return Candidate(replace(shared, unit=True), search=SHARED), samples
     candidates = input_candidates(samples, plan.activation)
     others = rows.other_batches()
     if len(candidates) == 1 or plan.activation.scale_search != 'auto' or not others:

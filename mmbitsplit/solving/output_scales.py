@@ -1,4 +1,4 @@
-"""Chooses how a layer's output is quantized, where ``activation.placement`` asks for it."""
+"""Chooses how outputs are quantized, where ``activation.placement`` asks for it."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,13 @@ from mmbitsplit.functional import (
 from mmbitsplit.passes.capture import SAMPLES_PER_LAYER, CallCapture, merge_samples
 from mmbitsplit.passes.team import Team
 from mmbitsplit.solving.input_scales import CLIPPING_GAIN, SEARCHES, Candidate
-from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, QParams
+from mmbitsplit.structures import (
+    ActivationSpec,
+    LayerGeometry,
+    LayerPlan,
+    LayerSolution,
+    QParams,
+)
 
 
 def search_output_qparams(solution: LayerSolution, candidate: Candidate,
@@ -51,6 +57,21 @@ def search_output_qparams(solution: LayerSolution, candidate: Candidate,
     if search == 'auto':
         search = _settled_search(samples, plan.output.num_bits)
     return search_qparams(samples, plan.output.num_bits, search=search, norm=plan.activation.norm)
+
+
+def stream_scale(samples: ActivationSamples, num_bits: int, how: ActivationSpec | None) -> QParams:
+    """Scale and zero point of a residual stream, one for the whole tensor.
+
+    Args:
+        samples: What the float model has there.
+        num_bits: Width of a code.
+        how: Of a layer that reads it: its search and symmetry; ``None`` for the defaults.
+    """
+    how = how or ActivationSpec()
+    search = how.scale_search
+    if search == 'auto':
+        search = _settled_search(samples, num_bits)
+    return search_qparams(samples, num_bits, symmetry=how.symmetry, search=search, norm=how.norm)
 
 
 def _settled_search(samples: ActivationSamples, num_bits: int) -> str:

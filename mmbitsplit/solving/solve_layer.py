@@ -66,7 +66,8 @@ class Solved:
 
 def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
                 captures: Sequence[CallCapture], targets: Sequence[Tensor],
-                team: Team | None = None, stopwatch: Stopwatch | None = None) -> Solved:
+                team: Team | None = None, stopwatch: Stopwatch | None = None,
+                shared: QParams | None = None) -> Solved:
     """Quantizes one layer; every process of the team returns the same.
 
     Args:
@@ -77,12 +78,13 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         targets: Float outputs (G, M, K) of the same calls at the same positions.
         team: The processes that hold the other calls; this one alone when not given.
         stopwatch: Told what the parts take.
+        shared: Of the residual stream that it reads, where it reads one.
     """
     team, stopwatch = team or Team(), stopwatch or Stopwatch()
     geometry, weight = layer.geometry, layer.float_rows()
     rows = LayerPositions(captures, targets, team, weight)
     with stopwatch('solve_scales'):
-        best, samples = choose_input(captures, rows, layer, plan, method)
+        best, samples = choose_input(captures, rows, layer, plan, method, shared)
         ranges = channel_ranges(samples, best.qparams)
         del samples
     with stopwatch('solve_statistics'):

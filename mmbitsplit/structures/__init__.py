@@ -2,7 +2,14 @@
 
 from mmbitsplit.structures.geometry import LayerGeometry
 from mmbitsplit.structures.options import Options, Range, from_mapping
-from mmbitsplit.structures.plan import BitPlan, FloatRemainder, LayerPlan, OutputPlan, Selection
+from mmbitsplit.structures.plan import (
+    BitPlan,
+    FloatRemainder,
+    LayerPlan,
+    OutputPlan,
+    Selection,
+    StreamPlan,
+)
 from mmbitsplit.structures.plan_file import plan_text, plan_value, read_plan
 from mmbitsplit.structures.report import LayerReport, QuantizationReport, summary, width_summary
 from mmbitsplit.structures.solution import LayerSolution, QParams, WeightSolution
@@ -11,6 +18,7 @@ from mmbitsplit.structures.spec import (
     CalibrationSpec,
     FirstLastSpec,
     OverrideSpec,
+    PlannedStream,
     PlanRow,
     PlanSpec,
     QuantSpec,
@@ -23,8 +31,8 @@ from mmbitsplit.structures.units import Unit
 __all__ = [
     'ActivationSpec', 'BitPlan', 'CalibrationSpec', 'FirstLastSpec', 'FloatRemainder',
     'LayerGeometry', 'LayerMeans', 'LayerPlan', 'LayerReport', 'LayerSolution', 'LayerStatistics',
-    'Options', 'OutputPlan', 'OverrideSpec', 'PlanRow', 'PlanSpec', 'QParams', 'QuantSpec',
-    'QuantizationReport', 'Range', 'RowStatistics', 'Selection', 'Unit', 'WeightSolution',
-    'WeightSpec', 'from_mapping', 'merge', 'plan_text', 'plan_value', 'read_plan',
+    'Options', 'OutputPlan', 'OverrideSpec', 'PlanRow', 'PlanSpec', 'PlannedStream', 'QParams',
+    'QuantSpec', 'QuantizationReport', 'Range', 'RowStatistics', 'Selection', 'StreamPlan', 'Unit',
+    'WeightSolution', 'WeightSpec', 'from_mapping', 'merge', 'plan_text', 'plan_value', 'read_plan',
     'summary', 'width_summary',
 ]

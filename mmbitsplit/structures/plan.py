@@ -30,6 +30,8 @@ class LayerPlan:
         role: ``'first'``, ``'last'``, ``'first+last'`` or ``'inner'``.
         output: Of a quantized output, ``None`` for a float one.
         rectified: Whether everything that reads its output does so through a ReLU.
+        stream: Name of the stream that it reads and whose codes are its input's; empty where its
+            input has scales of its own.
     """
 
     name: str
@@ -38,6 +40,25 @@ class LayerPlan:
     role: str = 'inner'
     output: OutputPlan | None = None
     rectified: bool = False
+    stream: str = ''
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """A tensor that a layer and something else read (a skip connection), in codes for both.
+
+    Args:
+        name: Of the module that gives it: a residual block, an activation function. A layer's name
+            where no other module gives it; then it is the layer's quantized output.
+        num_bits: Width of a code.
+        readers: Layers that take these codes as they are.
+        on_layer: Whether ``name`` is a layer's.
+    """
+
+    name: str
+    num_bits: int
+    readers: tuple[str, ...]
+    on_layer: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,10 +68,15 @@ class BitPlan:
     Args:
         layers: Those that are quantized.
         kept_float: Those that are not.
+        streams: Quantized residual streams.
+        open_streams: Layers beside whose input a skip connection stays float, though it was to be
+            quantized: no module by itself gives the tensor.
     """
 
     layers: tuple[LayerPlan, ...]
     kept_float: tuple['FloatRemainder', ...] = ()
+    streams: tuple[StreamPlan, ...] = ()
+    open_streams: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,9 @@ def plan_value(plan: BitPlan) -> dict[str, Any]:
         rows.append(row)
     rows += [{'name': part.name, 'weight_bits': None} for part in plan.kept_float
              if part.requested]
-    return {'format': PLAN_FORMAT, **shared, 'layers': rows}
+    streams = [{'name': stream.name, 'num_bits': stream.num_bits} for stream in plan.streams]
+    return {'format': PLAN_FORMAT, **shared, **({'streams': streams} if streams else {}),
+            'layers': rows}
 
 
 def plan_text(value: Mapping[str, Any]) -> str:

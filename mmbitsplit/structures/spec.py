@@ -17,6 +17,10 @@ AS_REQUESTED: Literal['request'] = 'request'
 PlannedBits = Bits | None | Literal['request']
 REDUCED_BITS = 7
 PLAN_FORMAT = 1
+# Placements that quantize what a skip connection carries, and those that stand for a paper and so
+# say what first and last layers get.
+RESIDUAL_PLACEMENTS = ('residual', 'qdrop', 'brecq')
+PAPER_PLACEMENTS = ('calibtip', 'qdrop', 'brecq')
 # What of a request a plan says a layer; the rest (placement and its bits, reduce_range) is what
 # plans are made by.
 PLAN_SETTINGS = {
@@ -68,7 +72,12 @@ class ActivationSpec(Options):
             one scale a tensor, every output that does not reach exactly one quantized layer
             input through at most a ReLU (residual additions, several readers), because
             runtimes run a convolution in integers only between quantizers; raw outputs and
-            layers with float inputs are left out.
+            layers with float inputs are left out. ``'residual'`` also quantizes, with one scale a
+            tensor, what a layer and something else (an addition) read, so that skip connections
+            carry what the layer gets. The others are conventions of papers, to compare with: see
+            ``docs/methods.md``. ``'qdrop'``: as ``'residual'``; ``'brecq'``: also 8 bits for what
+            the first layer gives; ``'calibtip'``: as ``'inputs'``, and the image in 8 bits. All
+            three have 8 bits in first and last layers.
         output_bits: Width of those outputs' codes.
         norm: p of ``scale_search='lp'``.
         bit_allocation: ``'aciq'`` gives each channel a width of its own, from 2 to 8 bits and
@@ -82,7 +91,8 @@ class ActivationSpec(Options):
     scale_search: Literal['auto', 'mse', 'minmax', 'kl', 'aciq_gauss', 'aciq_laplace',
                           'lp'] = 'auto'
     strength: Literal['auto'] | Annotated[float, Range(0, 1)] = 'auto'
-    placement: Literal['inputs', 'deploy'] = 'inputs'
+    placement: Literal['inputs', 'deploy', 'residual', 'calibtip', 'qdrop',
+                       'brecq'] = 'inputs'
     # Not num_bits: fewer than 8 save nothing in a runtime and cost accuracy before additions
     # (CIFAR ResNet-20, three seeds: W4A4 80.6 % with 8, 79.6 % with 4; W3A3 79.1 % and 76.0 %).
     output_bits: Bits = 8
@@ -197,18 +207,33 @@ class PlanRow(Options):
 
 
 @dataclass(frozen=True)
+class PlannedStream(Options):
+    """What a module of a given plan gives, where a layer and something else read it.
+
+    Args:
+        name: The module's dotted name.
+        num_bits: Width of a code; ``None`` leaves it in float.
+    """
+
+    name: str
+    num_bits: Bits | None
+
+
+@dataclass(frozen=True)
 class PlanSpec(Options):
     """A given plan: widths layer by layer, which win over those of the request and its overrides.
 
     Args:
         layers: A row a layer, in any order. Layers without one get what the request says.
         weight, activation: What layers with a row have in common; rows win.
+        streams: Quantized residual streams, in any order; those left out are as the request says.
         format: Version of this layout.
     """
 
     layers: tuple[PlanRow, ...]
     weight: Mapping[str, Any] = field(default_factory=dict)
     activation: Mapping[str, Any] = field(default_factory=dict)
+    streams: tuple[PlannedStream, ...] = ()
     format: int = PLAN_FORMAT
 
     def __post_init__(self) -> None:
@@ -269,10 +294,16 @@ class QuantSpec(Options):
         if not isinstance(self.method.get('type'), str):
             raise ValueError(f"method={self.method!r} is not a dict with a 'type', such as "
                              "dict(type='BitSplit').")
-        if self.activation.placement == 'deploy' and self.activation.num_bits is None:
+        placement = self.activation.placement
+        if placement == 'deploy' and self.activation.num_bits is None:
             raise ValueError("activation.placement='deploy' is not supported with "
                              'activation.num_bits=None: without quantized inputs no layer runs in '
                              "integers. Give num_bits (2 to 8), or placement='inputs'.")
+        if placement in PAPER_PLACEMENTS and self.first_last != FirstLastSpec():
+            raise ValueError(f"activation.placement='{placement}' stands for a paper's first and "
+                             f'last layers, which have 8 bits, and first_last={self.first_last} '
+                             "is another rule. Leave first_last out, or take placement='inputs' "
+                             "or 'residual'.")
         for index, override in enumerate(self.overrides):
             where = f'quantization.overrides[{index}]'
             merge(self.weight, override.weight, f'{where}.weight')
@@ -292,6 +323,8 @@ class QuantSpec(Options):
         values = dataclasses.asdict(self)
         if self.plan is None:  # as files of before plans have it, which journals are compared with
             del values['plan']
+        elif not self.plan.streams:
+            del values['plan']['streams']
         return values
 
 

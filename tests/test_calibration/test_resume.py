@@ -196,6 +196,11 @@ def test_quantized_outputs_are_taken_over(go, assert_same, residual_net, tmp_pat
             if entry.solution.output_qparams is not None] == ['blocks.0.conv2', 'blocks.1.conv2']
 
 
+def test_streams_are_found_again_as_they_were(go, assert_same, residual_net, tmp_path):
+    assert_resumes(go, assert_same, residual_net, tmp_path, range(1, 8),
+                   spec=dict(activation=dict(placement='qdrop', num_bits=3)))
+
+
 def test_interrupted_again_and_again(go, assert_same, seeded, tmp_path):
     def make():
         return seeded(SharedHead)

@@ -145,3 +145,20 @@ def test_batches_of_images_of_two_sizes_are_drawn_apart(residual_net, images, ru
     _, report = calibrate(residual_net(), batches, request(iterations=20, batch_size=64),
                           run=run_model)
     assert all(layer.unit_errors['learned rounding'] < 10 for layer in report.layers)
+
+
+def test_a_scale_free_push_is_a_pure_number(run_model):
+    """Outputs a thousand times as large give the same codes; as published they do not."""
+    codes = {}
+    for loss, push in (('scale_free', 1.0), ('published', 0.01)):
+        for factor in (1.0, 1024.0):
+            torch.manual_seed(1)
+            layer = nn.Linear(8, 6)
+            layer.weight.data *= factor
+            layer.bias.data *= factor
+            prepared, _ = calibrate(nn.Sequential(layer), [rows()], request(
+                iterations=200, learning_rate=0.02, batch_size=64, loss=loss, regularization=push,
+                changes={**FLOAT_INPUTS, 'calibration': ALL}), run=run_model)
+            codes[loss, factor] = codes_of(prepared)
+    assert torch.equal(codes['scale_free', 1.0], codes['scale_free', 1024.0])
+    assert not torch.equal(codes['published', 1.0], codes['published', 1024.0])

@@ -26,7 +26,8 @@ from mmbitsplit.structures import RowStatistics
 
 SMALL = {'calibration': dict(rows_per_layer=256, holdout=0.25)}
 QUICK = {'LAPQ': dict(max_iterations=0),  # Powell's method has tests of its own
-         'AdaRound': dict(iterations=5)}
+         'AdaRound': dict(iterations=5),
+         'BRECQ': dict(iterations=5, input_iterations=3)}
 
 
 def named(name, **options):
@@ -286,6 +287,8 @@ REFUSED = {  # what an error says is allowed, and values that are not
     'weight_clipping': ('Allowed: gauss, laplace, minmax', ['mse', False]),
     'norms': ('a list, each item a number from 1', [(0.5,), '234', 2.0, [2, None], [math.inf]]),
     'loss': ('Allowed: auto, cross_entropy, squared_error', ['mse', None]),
+    **{(name, 'loss'): ('Allowed: published, scale_free', ['mse', None])
+       for name in ('AdaRound', 'BRECQ')},
     'loss_batches': ('an integer from 1', [0, 1.5]),
     'max_iterations': ('an integer from 0', [-1, '1']),
     'max_evaluations': ('an integer from 1', [0, 10.0]),
@@ -293,6 +296,10 @@ REFUSED = {  # what an error says is allowed, and values that are not
     'learning_rate': ('a number above 0', [0, None]),
     'regularization': ('a number from 0', [-0.1, 'auto']),
     'warm_start': ('a number from 0 to 1', [-0.1, 1.5]),
+    'input_iterations': ('an integer from 0', [-1, 1e4]),
+    'input_rate': ('a number above 0', [0, None]),
+    'importance': ('Allowed: fisher, none', ['hessian', None]),
+    'granularity': ('Allowed: block, layer, net, stage', ['row', None]),
 }
 
 

@@ -18,3 +18,10 @@ DEPLOY = {'activation': {'placement': 'deploy'}}
     ([('inner', 4, None), ('last', 8, None)], {'activation': {'num_bits': None}}, True)])
 def test_uniform_is_what_the_request_alone_gives(layers, spec, uniform):
     assert is_uniform(layers, QuantSpec.from_dict(spec)) is uniform
+
+
+def test_a_paper_s_width_behind_the_first_layer_is_no_mixture():
+    layers = [('first', 8, None), ('inner', 4, 8), ('inner', 4, 4), ('last', 8, 8)]
+    for placement, uniform in (('brecq', True), ('qdrop', False)):
+        spec = {'activation': {'num_bits': 4, 'placement': placement}}
+        assert is_uniform(layers, QuantSpec.from_dict(spec)) is uniform

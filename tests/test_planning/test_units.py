@@ -56,6 +56,34 @@ def test_a_stage_of_blocks_is_left_to_them_however_it_is_wrapped(image):
         "'stage.0' only calls parts one after another, and 'stage.0.0' is a unit"}
 
 
+def test_a_stage_is_a_unit_where_that_is_asked_for(image):
+    """However many layers it holds; a stage of stages is divided, and what is none as ever."""
+    wide = nn.Sequential(*(block() for _ in range(6)))
+    model = net(wide=wide, stages=nn.Sequential(nn.Sequential(block(), conv(), block()),
+                                                nn.Sequential(block(), block())), part=block())
+    units = divide(model, [image], granularity='stage')
+    assert shapes(units) == [('wide',), ('stages.0',), ('stages.1',), ('part',)]
+    assert [len(unit.layers) for unit in units] == [1, 12, 5, 4, 2, 1]
+    assert shapes(divide(model, [image], granularity='stage', max_bytes=12 * image.nbytes)) == [
+        *((f'wide.{number}',) for number in range(6)), ('stages.0',), ('stages.1',), ('part',)]
+
+
+def test_a_net_is_as_much_as_can_be_called_as_one_function(image):
+    model = net(wide=nn.Sequential(*(block() for _ in range(6))), pool=nn.MaxPool2d(2),
+                part=block())
+    assert shapes(divide(model, [image], granularity='net')) == [
+        ('stem', 'wide', 'pool', 'part', 'last')]
+    apart = divide(model, [image], granularity='net', overrides=[
+        dict(match='wide.1.a', unit='layer'), dict(match='part', unit='module')])
+    assert shapes(apart) == [('wide.0',), ('wide.2', 'wide.3', 'wide.4', 'wide.5'), ('part',)]
+
+    def run(net, x):
+        y = net.wide(net.stem(x))
+        return net.last(net.part(y)), y
+    assert shapes(divide(net(run, wide=nn.Sequential(block(), block()), part=block()), [image],
+                         granularity='net')) == [('stem', 'wide'), ('part', 'last')]
+
+
 def test_a_block_around_blocks_is_one_unit(image):
     """A skip around them is what makes it one."""
     outer = block(lambda part, x: x + part.b(part.a(x)), a=block(), b=block())

@@ -19,6 +19,7 @@ from mmbitsplit.structures import (
     FirstLastSpec,
     Options,
     OverrideSpec,
+    PlannedStream,
     PlanRow,
     PlanSpec,
     QuantSpec,
@@ -120,7 +121,7 @@ REFUSED = {
         'scale_search': ('Allowed: aciq_gauss, aciq_laplace, auto, kl, lp, minmax, mse',
                          ['aciq', 2]),
         'strength': ("'auto' or a number from 0 to 1", [1.5, -0.1, True, math.nan, None]),
-        'placement': ('Allowed: deploy, inputs', ['outputs']),
+        'placement': ('Allowed: brecq, calibtip, deploy, inputs, qdrop, residual', ['outputs']),
         'norm': ('a number from 1', [0.5, math.inf, '2', None]),
         'bit_allocation': ('Allowed: aciq, uniform', ['mixed', 8])},
     FirstLastSpec: {'weight_bits': BITS, 'activation_bits': BITS},
@@ -148,15 +149,17 @@ REFUSED = {
             "an integer from 2 to 8 or None or 'request'", BITS[1]))},
     PlanSpec: {
         'layers': (r'a list, each item PlanRow\(\.\.\.\)', [None, PlanRow('a'), [{}]]),
+        'streams': (r'a list, each item PlannedStream\(\.\.\.\)', [None, PlanRow('a'), [{}]]),
         'format': ('an integer', ['1', None]), 'weight': SETTINGS, 'activation': SETTINGS},
+    PlannedStream: {'name': ('a string', [3, None]), 'num_bits': BITS},
 }
 
 
 @pytest.mark.parametrize('cls', REFUSED, ids=lambda cls: cls.__name__)
 def test_every_field_of_the_request_is_held_to_its_declaration(cls):
     assert set(REFUSED[cls]) == {field.name for field in dataclasses.fields(cls)}
-    needed = {OverrideSpec: {'match': 'a'}, PlanRow: {'name': 'a'}, PlanSpec: {'layers': ()}}.get(
-        cls, {})
+    needed = {OverrideSpec: {'match': 'a'}, PlanRow: {'name': 'a'}, PlanSpec: {'layers': ()},
+              PlannedStream: {'name': 'a', 'num_bits': 4}}.get(cls, {})
     made = cls(**needed)
     for name, (allowed, values) in REFUSED[cls].items():
         for value in values:

@@ -79,6 +79,17 @@ class LayerWriter:
                                  channel_dim(geometry) % self.rank)
         return Nodes(self.nodes, y)
 
+    def write_stream(self, node: Any, name: str, qparams: QParams) -> Nodes:
+        """Writes what rounds a residual stream.
+
+        Args:
+            node: That stands for it.
+            name: Of the module that gives the stream.
+            qparams: One scale for the whole tensor.
+        """
+        self.nodes, self.prefix = [], node.outputs[0].name
+        return Nodes(self.nodes, self._round_trip(node.inputs[0], qparams, f'{name}.stream', 0))
+
     def _product_input(self, x: Any, call: LayerCall, folded: bool) -> Any:
         """Codes less zero point (unit inputs) or dequantized values, as floats."""
         qparams = call.layer.qparams

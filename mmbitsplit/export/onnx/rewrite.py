@@ -8,19 +8,22 @@ import numpy as np
 from mmbitsplit.export.onnx.fold import LayerCall, between_quantizers, find_folds
 from mmbitsplit.export.onnx.layer_nodes import LayerWriter
 from mmbitsplit.export.onnx.requirements import need
-from mmbitsplit.export.onnx.trace import DOMAIN, OP_TYPE
+from mmbitsplit.export.onnx.trace import DOMAIN, OP_TYPE, STREAM_TYPE
 from mmbitsplit.models import QuantizedLayer
+from mmbitsplit.structures import QParams
 
 WEIGHTED = ('Conv', 'ConvTranspose', 'Gemm')
 
 
-def write_layers(model: Any, layers: Mapping[str, QuantizedLayer], *, four_bit: bool = False,
+def write_layers(model: Any, layers: Mapping[str, QuantizedLayer],
+                 streams: Mapping[str, QParams] | None = None, *, four_bit: bool = False,
                  fold: bool = True) -> list[tuple[str, str]]:
     """Rewrites a traced model in place; afterwards it holds standard operators alone.
 
     Args:
         model: ``onnx_ir.Model`` with nodes ``mmbitsplit::Layer``.
         layers: The layers that they name.
+        streams: How residual streams are rounded, by the names in nodes ``mmbitsplit::Stream``.
         four_bit: Whether codes of at most 4 bits are stored in 4 bits.
         fold: Whether scales move into the layer before where its output goes nowhere else.
 
@@ -37,12 +40,17 @@ def write_layers(model: Any, layers: Mapping[str, QuantizedLayer], *, four_bit: 
     readers = {reader.node for reader in folds.values()}
     integer = {node for node in calls if not four_bit and between_quantizers(node, calls, folds)}
     deployed = any(call.layer.output_qparams is not None for call in calls.values())
-    if deployed:
+    if deployed or streams:
         _shield_float_weights(graph, ir)
     writer = LayerWriter(graph, four_bit, divide_first=deployed)
     for node, call in calls.items():
         written = writer.write(call, folded_input=node in readers, reader=folds.get(node),
                                in_integers=node in integer)
+        ir.convenience.replace_nodes_and_values(
+            graph, node, [node], written.nodes, [node.outputs[0]], [written.output])
+    for node in [node for node in graph if (node.domain, node.op_type) == (DOMAIN, STREAM_TYPE)]:
+        name = node.attributes['stream'].as_string()
+        written = writer.write_stream(node, name, (streams or {})[name])
         ir.convenience.replace_nodes_and_values(
             graph, node, [node], written.nodes, [node.outputs[0]], [written.output])
     model.opset_imports.pop(DOMAIN, None)

@@ -8,7 +8,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,10 @@ from torch.utils import _pytree as pytree
 from mmbitsplit.export.onnx.requirements import need
 from mmbitsplit.functional import output_size
 from mmbitsplit.models import QuantizedLayer, quantized_layers
-from mmbitsplit.structures import LayerGeometry
+from mmbitsplit.models.layers.streams import rounded_streams, stream_qparams, streams_through
+from mmbitsplit.structures import LayerGeometry, QParams
 
-DOMAIN, OP_TYPE = 'mmbitsplit', 'Layer'
+DOMAIN, OP_TYPE, STREAM_TYPE = 'mmbitsplit', 'Layer', 'Stream'
 OPSET = 21  # the first with 4-bit integers
 
 
@@ -51,11 +52,13 @@ class TracedGraph:
     Args:
         model: ``onnx_ir.Model`` with nodes ``mmbitsplit::Layer``.
         layers: The quantized layers that the nodes name.
+        streams: How residual streams are rounded, by the names in nodes ``mmbitsplit::Stream``.
         structure: The outputs' names, nested as the module returns its tensors.
     """
 
     model: Any
     layers: dict[str, QuantizedLayer]
+    streams: dict[str, QParams]
     structure: Any
 
 
@@ -72,7 +75,8 @@ def trace(request: GraphRequest) -> TracedGraph:
     for name, layer in layers.items():
         layer.check_whole(name, 'it is exported')
     dynamic = tuple(dict(request.dynamic.get(name, {})) for name in request.input_names)
-    with calls_as_nodes(layers), torch.no_grad(), _quiet():
+    given = {module: name for name, module in rounded_streams(request.module)}
+    with calls_as_nodes(layers), streams_as_nodes(given), torch.no_grad(), _quiet():
         try:
             program = torch.onnx.export(
                 request.module, request.inputs, dynamo=True, opset_version=OPSET,
@@ -84,7 +88,9 @@ def trace(request: GraphRequest) -> TracedGraph:
                 'Export a fixed shape (no --dynamic) if it is about shapes, or a part of the '
                 'model that is tensors alone.') from error
     structure = _name_outputs(program)
-    return TracedGraph(program.model, layers, structure)
+    streams = {name: qparams for module, name in given.items()
+               if (qparams := stream_qparams(module)) is not None}
+    return TracedGraph(program.model, layers, streams, structure)
 
 
 @contextmanager
@@ -97,6 +103,13 @@ def calls_as_nodes(layers: Mapping[str, QuantizedLayer]) -> Iterator[None]:
     finally:
         for layer in layers.values():
             del layer.__dict__['forward']
+
+
+def streams_as_nodes(names: Mapping[nn.Module, str]) -> AbstractContextManager[None]:
+    """Inside, what rounds a residual stream is one symbolic operator."""
+    return streams_through(lambda module, x: torch.onnx.ops.symbolic(
+        f'{DOMAIN}::{STREAM_TYPE}', (x,), {'stream': names[module]}, dtype=x.dtype,
+        shape=list(x.shape), version=1))
 
 
 def _as_node(name: str, geometry: LayerGeometry, input: Tensor) -> Tensor:

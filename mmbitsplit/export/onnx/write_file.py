@@ -60,7 +60,8 @@ def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
     ir = need('onnx_ir')
     traced = trace(request)
     saturating = saturating_layers(traced.layers) if format == 'int8' else []
-    folds = write_layers(traced.model, traced.layers, four_bit=format == 'int4', fold=fold)
+    folds = write_layers(traced.model, traced.layers, traced.streams, four_bit=format == 'int4',
+                         fold=fold)
     traced.model.producer_name, traced.model.producer_version = 'mmbitsplit', __version__
     traced.model.metadata_props[METADATA] = json.dumps(
         {'graph': request.name, 'format': format, 'outputs': traced.structure,

@@ -36,6 +36,8 @@ class RandomDrop:
         """
         if self.probability == 0:  # to the last bit, and at no cost
             return quantized
+        if self.probability == 1:
+            return plain()
         if self._generator is None:
             self._generator = torch.Generator(quantized.device).manual_seed(self._seed)
         kept = torch.rand(quantized.shape, generator=self._generator, device=quantized.device,

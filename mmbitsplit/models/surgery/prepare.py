@@ -9,11 +9,12 @@ from mmbitsplit.models.layers.geometry import layer_geometry
 from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
 from mmbitsplit.models.layers.stepped_layer import SteppedLayer
 from mmbitsplit.models.layers.steps import Steps
+from mmbitsplit.models.layers.streams import stream_qparams
 from mmbitsplit.models.surgery.fold_bn import fold_batch_norm, foldable_batch_norms
 from mmbitsplit.models.surgery.modules import get_module, hand_over, set_module
 from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.layer_inside import LayerInside
-from mmbitsplit.structures import BitPlan, LayerGeometry
+from mmbitsplit.structures import BitPlan, LayerGeometry, QParams
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class PreparedModel:
     folded: dict[str, str]
     places: dict[str, nn.Module] = field(default_factory=dict)
     originals: dict[str, nn.Module] = field(default_factory=dict)
+
+    def stream_qparams(self, name: str) -> QParams | None:
+        """How a residual stream is rounded, ``None`` where it is not (yet)."""
+        layer = self.layers.get(name)
+        return stream_qparams(get_module(self.model, name)) if layer is None \
+            else layer.output_qparams
 
     def put_back(self) -> None:
         """Makes the model the float model that it was."""

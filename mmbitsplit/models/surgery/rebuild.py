@@ -8,6 +8,7 @@ from torch import nn
 from mmbitsplit.models.layers.geometry import layer_geometry
 from mmbitsplit.models.layers.stepped_layer import describe_place, place_of_row
 from mmbitsplit.models.layers.steps import Steps
+from mmbitsplit.models.layers.streams import blank_stream, rounded_streams, stream_qparams
 from mmbitsplit.models.surgery.modules import get_module, hand_over, set_module
 from mmbitsplit.models.surgery.prepare import PreparedModel
 
@@ -18,8 +19,12 @@ def describe(prepared: PreparedModel) -> dict[str, Any]:
             for plan in prepared.plan.layers}
     steps = {name: module.describe() for name in prepared.folded
              if isinstance(module := get_module(prepared.model, name), Steps)}
+    streams = {name: {'quant_min': qparams.quant_min, 'quant_max': qparams.quant_max}
+               for name, module in rounded_streams(prepared.model)
+               if (qparams := stream_qparams(module)) is not None}
     return {'layers': rows, 'folded': sorted(prepared.folded),
-            **({'folded_steps': steps} if steps else {})}
+            **({'folded_steps': steps} if steps else {}),
+            **({'streams': streams} if streams else {})}
 
 
 def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
@@ -30,7 +35,7 @@ def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
             model is as it was.
     """
     names = dict(model.named_modules())
-    for name in (*description['folded'], *description['layers']):
+    for name in (*description['folded'], *description['layers'], *description.get('streams', ())):
         if name not in names:
             raise ValueError(f"The checkpoint's layer '{name}' is not in the model: it belongs "
                              'to another architecture. Use the config written beside it.')
@@ -50,6 +55,8 @@ def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
         _swap(model, name, place)
     for name in description['folded']:
         set_module(model, name, steps.get(name, nn.Identity()))
+    for name, limits in description.get('streams', {}).items():
+        blank_stream(get_module(model, name), **limits)
 
 
 def _swap(model: nn.Module, name: str, place: nn.Module) -> None:

@@ -18,6 +18,12 @@ def layer_role(name: str, flow: DataFlow) -> str:
     return '+'.join(parts) or 'inner'
 
 
+def after_first(name: str, flow: DataFlow) -> bool:
+    """Whether a layer's input comes from first layers alone, such as what follows a stem."""
+    sources = flow.sources.get(name, set())
+    return bool(sources) and all('first' in layer_role(source, flow) for source in sources)
+
+
 def last_layers(flow: DataFlow) -> list[str]:
     """Names of the layers that make the model's raw outputs, in the order of their first call."""
     return [name for name in flow.order if 'last' in layer_role(name, flow)]

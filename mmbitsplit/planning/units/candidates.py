@@ -1,10 +1,13 @@
 """Which modules can be reconstruction units, and why others cannot."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from mmbitsplit.planning.units.call_tree import CallTree, Place
 from mmbitsplit.planning.units.forced import ForcedUnits
 from mmbitsplit.structures import OverrideSpec
+
+Granularity = Literal['block', 'stage', 'net']
 
 
 class Candidates:
@@ -12,15 +15,17 @@ class Candidates:
 
     Args:
         tree: The calls.
-        max_layers, max_bytes, overrides, counts: See ``find_units``.
+        max_layers, max_bytes, overrides, counts, granularity: See ``find_units``.
 
     Attributes:
         forced: What overrides say.
     """
 
     def __init__(self, tree: CallTree, max_layers: int, max_bytes: int,
-                 overrides: Sequence[OverrideSpec], counts: Mapping[int, Mapping[str, int]]):
+                 overrides: Sequence[OverrideSpec], counts: Mapping[int, Mapping[str, int]],
+                 granularity: Granularity = 'block'):
         self.tree, self.max_layers, self.max_bytes = tree, max_layers, max_bytes
+        self.granularity = granularity
         self._unlike = {name for calls in counts.values() for name in calls
                         if any(other.get(name, 0) != calls[name] for other in counts.values())}
         self._divided: dict[str, str] = {}
@@ -28,8 +33,21 @@ class Candidates:
 
     def why_not(self, module: str) -> str:
         """Why a module of several layers is not taken as a unit, or nothing."""
+        if self.granularity == 'block' or (self.granularity == 'stage'
+                                           and not self._is_stage(module)):
+            return self._why_no_block(module)
+        return self.why_no_function(module) or self.forced.why_not(module) \
+            or self._why_too_many_bytes(module)
+
+    def _why_no_block(self, module: str) -> str:
         return self.why_no_function(module) or self.forced.why_not(module) \
             or self._why_too_large(module) or self._why_divided(module)
+
+    def _is_stage(self, module: str) -> bool:
+        """Whether a module calls blocks and layers one after another and nothing else."""
+        blocks = [name for name in self.tree.parts(module) if len(self.tree.layers(name)) > 1]
+        return bool(blocks) and not any(map(self._why_no_block, blocks)) \
+            and all(map(self._is_chain, self.tree.places(module)))
 
     def why_no_function(self, module: str) -> str:
         """Why a module is no function that every image calls alike, or nothing."""
@@ -61,9 +79,13 @@ class Candidates:
         return max(self.tree.call(place).num_bytes for place in self.tree.places(module))
 
     def _why_too_large(self, module: str) -> str:
-        size, num_bytes = len(self.tree.layers(module)), self._bytes(module)
+        size = len(self.tree.layers(module))
         if size > self.max_layers:
             return f'holds {size} layers, more than {self.max_layers}'
+        return self._why_too_many_bytes(module)
+
+    def _why_too_many_bytes(self, module: str) -> str:
+        num_bytes = self._bytes(module)
         return '' if num_bytes <= self.max_bytes else \
             f'makes {num_bytes / 1e9:.3g} GB of tensors in a call, more than ' \
             f'{self.max_bytes / 1e9:.3g}'
@@ -83,7 +105,7 @@ class Candidates:
         layers = self.tree.layers(name)
         if len(layers) == 1:
             return False
-        problem = self.why_not(name)
+        problem = self._why_no_block(name)
         return problem == self._divided.get(name) if problem \
             else layers != self.tree.layers(module)
 

@@ -1,4 +1,4 @@
-"""Modules of one layer that are called one after another, nothing else reading between them."""
+"""Modules that are called one after another, nothing else reading between them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class Link:
     """A module in a chain.
 
     Args:
-        name: It holds one planned layer.
+        name: It holds planned layers: one, unless units are as large as can be.
         tail: Modules without planned layers that are called after it, in order.
         after: The next module with one, ``None`` at the end of a chain.
     """
@@ -24,7 +24,7 @@ class Link:
 
 def find_chains(modules: Sequence[str], tree: CallTree, candidates: Candidates,
                 ) -> list[list[Link]]:
-    """Joins modules of one layer each that are called by the same module.
+    """Joins modules that are called by the same module.
 
     Args:
         modules: In the order of their first calls.

@@ -4,14 +4,15 @@ From the outside in, a module is a unit if each of its calls is a function of on
 that gives one, and it is small enough. A module that only calls others one after another, one of
 them a unit of several layers, is left to those: a stage of residual blocks is no unit, the blocks
 are. Modules of one layer that are called one after another make one unit. What is left is a unit of
-one layer.
+one layer. Larger units, if asked for: a stage of blocks (``'stage'``), or whatever is a function of
+one tensor, with what comes after it (``'net'``).
 """
 
 from collections.abc import Mapping, Sequence
 
 from mmbitsplit.models import DataFlow
 from mmbitsplit.planning.units.call_tree import CallTree
-from mmbitsplit.planning.units.candidates import Candidates
+from mmbitsplit.planning.units.candidates import Candidates, Granularity
 from mmbitsplit.planning.units.chains import cut, find_chains
 from mmbitsplit.structures import BitPlan, OverrideSpec, Unit
 
@@ -21,7 +22,8 @@ MAX_BYTES = 2 ** 31  # of tensors that are made in one call, for gradients to pa
 
 def find_units(flow: DataFlow, plan: BitPlan, *, max_layers: int = MAX_LAYERS,
                max_bytes: int = MAX_BYTES, overrides: Sequence[OverrideSpec] = (),
-               counts: Mapping[int, Mapping[str, int]] | None = None) -> tuple[Unit, ...]:
+               counts: Mapping[int, Mapping[str, int]] | None = None,
+               granularity: Granularity = 'block') -> tuple[Unit, ...]:
     """Finds the units of a model.
 
     Args:
@@ -31,6 +33,9 @@ def find_units(flow: DataFlow, plan: BitPlan, *, max_layers: int = MAX_LAYERS,
         max_bytes: Most bytes of tensors that a call may make.
         overrides: Those with ``unit`` say what is to be one, and what is not.
         counts: Calls of layers by batch, as far as known.
+        granularity: ``'block'``; ``'stage'`` for modules that call blocks one after another,
+            however many layers they hold; ``'net'`` for as much as is a function of one tensor,
+            with what is called after it.
 
     Returns:
         Units in execution order of their first layers; each planned layer stands in one.
@@ -40,7 +45,10 @@ def find_units(flow: DataFlow, plan: BitPlan, *, max_layers: int = MAX_LAYERS,
     """
     planned = [layer.name for layer in plan.layers]
     tree = CallTree(flow.module_calls, planned)
-    search = _Search(tree, Candidates(tree, max_layers, max_bytes, overrides, counts or {}))
+    if granularity == 'net':
+        max_layers = len(planned)
+    search = _Search(tree, Candidates(tree, max_layers, max_bytes, overrides, counts or {},
+                                      granularity))
     search.descend(None, '')
     search.keep_rest(planned)
     order = {name: place for place, name in enumerate(planned)}
@@ -73,7 +81,8 @@ class _Search:
             if self._done.issuperset(layers):
                 continue
             problem = '' if name in forced else self.candidates.why_not(name)
-            if len(layers) == 1 and name not in forced:
+            joins = len(layers) == 1 or (self.candidates.granularity == 'net' and not problem)
+            if joins and name not in forced:
                 small.setdefault(layers[0], name)
             elif problem:
                 self.descend(name, f"'{name}' {problem}" if name else '')
@@ -82,7 +91,8 @@ class _Search:
         for chain in find_chains(list(small.values()), self.tree, self.candidates):
             for piece in cut(chain, self.candidates):
                 self._add(tuple(name for link in piece for name in (link.name, *link.tail)),
-                          tuple(self.tree.layers(link.name)[0] for link in piece), reason)
+                          tuple(layer for link in piece for layer in self.tree.layers(link.name)),
+                          reason)
 
     def keep_rest(self, planned: Sequence[str]) -> None:
         """Layers whose calls were not seen are units of their own."""
