@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmbitsplit.calibration.float_run import FloatRun
-from mmbitsplit.calibration.solved_layers import SolvedLayers
+from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
 from mmbitsplit.methods import Method
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.stopwatch import Stopwatch
@@ -34,7 +34,8 @@ def refine(method: Method, forwards: Forwards, run: FloatRun, solved: SolvedLaye
     """
     journal, layers = solved.journal, solved.prepared.layers
     losses = forwards.team.from_first([] if journal is None else journal.facts.get(LOSSES, []))
-    model = KeptModel(run.loss, losses, layers=kept_layers(solved))
+    model = KeptModel(run.loss, losses, layers=kept_layers(solved),
+                      told=lambda asked: solved.progress(Progress('refine', asked, 0)))
     if journal is not None:
         model.keep = lambda measured: journal.remember(**{LOSSES: measured})
     with stopwatch('refine'):

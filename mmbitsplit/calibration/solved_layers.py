@@ -16,15 +16,23 @@ class Progress:
 
     Args:
         stage: ``'importance'`` (batches forward and backward through the float model, where
-            somebody asks for that), ``'float'`` (batches through it) or ``'layers'``.
-        done, total: Steps of the stage.
-        layer: Report of the layer just solved, in the second stage.
+            somebody asks for that), ``'float'`` (batches through it), ``'layers'``, ``'unit'``
+            (steps in which a unit is learned, told now and then) or ``'refine'`` (losses of the
+            whole model).
+        done, total: Steps of the stage; a total of 0 is not known.
+        layer: Report of the layer just solved, in stage ``'layers'``.
+        unit: Name of the unit that is learned; of these, ``units_done`` of ``units`` are done.
+        seconds_left: Of learning this and all other units, guessed from those that are done.
     """
 
     stage: str
     done: int
     total: int
     layer: LayerReport | None = None
+    unit: str | None = None
+    units_done: int = 0
+    units: int = 0
+    seconds_left: float | None = None
 
 
 @dataclass

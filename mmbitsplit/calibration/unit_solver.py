@@ -12,9 +12,10 @@ from mmbitsplit.calibration.float_run import FloatRun
 from mmbitsplit.calibration.journal import Journal, JournalEntry
 from mmbitsplit.calibration.layer_solver import LayerSolver
 from mmbitsplit.calibration.solved_layers import SolvedLayers
+from mmbitsplit.calibration.unit_times import UnitTimes
 from mmbitsplit.methods import Method
 from mmbitsplit.methods.unit_problem import UnitCall
-from mmbitsplit.models import PreparedModel
+from mmbitsplit.models import DataFlow, PreparedModel, QuantizedLayer
 from mmbitsplit.models.surgery.undo import as_it_was_on_error
 from mmbitsplit.passes.repeated_calls import Owner, find_owners
 from mmbitsplit.passes.stopwatch import Stopwatch
@@ -65,6 +66,8 @@ class SolvedUnits(SolvedLayers):
                 report.notes.append("changed together with the unit's other layers afterwards; "
                                     'the error of the layer is that before')
             super()._keep(replace(entry, solution=solution))
+        if self.journal is not None:
+            self.journal.unit_is_done()
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class UnitSolver:
         stopwatch: Told what solving takes.
         team: The processes.
         importance: Of the channels of units' outputs, where the method asks for it.
+        times: Tells how far learning is.
     """
 
     prepared: PreparedModel
@@ -89,6 +93,7 @@ class UnitSolver:
     stopwatch: Stopwatch
     team: Team
     importance: Mapping[str, Tensor]
+    times: UnitTimes
 
     def __call__(self, waiting: list[WaitingUnit]) -> set[str]:
         """Improves units whose layers are solved; takes them out of the list as they are.
@@ -113,21 +118,31 @@ class UnitSolver:
         waiting.clear()
         own = evidence[self.team.rank] if self.team.rank < len(evidence) else None
         results = self.team.apart(
-            lambda tell: None if own is None else self._learn(own, mine, tell))
+            lambda tell: None if own is None else self._learn(own, mine, tell),
+            lambda news: self.times.tell(*news))
         changed = set()
         for rank, one in enumerate(evidence):
             unit, (outcome, seconds) = one.function.unit, results[rank]
             if rank != self.team.rank:
                 install(self._layers(unit), outcome.solutions)
             self.solved.finish(unit, outcome, seconds)
+            self.times.finish(unit.name, seconds, learned=len(outcome.errors) > 0)
             changed |= set() if outcome.taken == LAYERS else {unit.name}
         return changed
 
     def _learn(self, evidence: UnitEvidence, calls: tuple[UnitCall, ...], tell: Tell,
                ) -> tuple[UnitOutcome, float]:
         started, unit = time.perf_counter(), evidence.function.unit
-        outcome = solve_unit(evidence, calls, self._layers(unit), self.method,
-                             importance=self.importance.get(unit.name))
+
+        def progress(step: int, steps: int) -> None:
+            if self.times.due(step, steps):
+                tell((unit.name, step, steps, time.perf_counter() - started))
+
+        journal = self.solved.journal  # of the first process
+        outcome = solve_unit(
+            evidence, calls, self._layers(unit), self.method, progress=progress,
+            snapshots=None if journal is None else journal.unit_state(unit.name),
+            importance=self.importance.get(unit.name))
         return outcome, time.perf_counter() - started
 
     def _layers(self, unit: Unit) -> dict[str, UnitLayer]:
@@ -161,9 +176,13 @@ def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: 
     patterns = [pattern for part in team.gather(look.patterns) for pattern in part]
     owners = find_owners(look.flow, set(layers), patterns)
     done = {report.name for report in solved.reports}
+    units = [unit for unit in solved.units if not done.issuperset(unit.layers)]
+    times = UnitTimes(units, {unit.name: multiplications(unit, look.flow, layers)
+                              for unit in units}, solved.progress)
     work = UnitWork(
-        units=[unit for unit in solved.units if not done.issuperset(unit.layers)],
-        solve=UnitSolver(prepared, method, solved, stopwatch, team, run.importance.channels),
+        units=units,
+        solve=UnitSolver(prepared, method, solved, stopwatch, team, run.importance.channels,
+                         times),
         collection=Collection(
             batches=forwards.total, seed=run.sampler.spec.seed,
             sizes={batch: size for part in team.gather(look.sizes)
@@ -178,6 +197,12 @@ def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: 
         lockstep.run()
     # What the float branches took is told for itself.
     stopwatch.seconds['quantized_pass'] -= run.record.seconds_forward + run.record.seconds_sampling
+
+
+def multiplications(unit: Unit, flow: DataFlow, layers: Mapping[str, QuantizedLayer]) -> float:
+    """Of a forward of a unit, all calls of a batch."""
+    return float(sum(sum(flow.output_sizes[name]) * layers[name].geometry.inputs_per_output
+                     for name in unit.layers))
 
 
 def most_open(units: Sequence[Unit], owners: Mapping[str, Owner]) -> int:

@@ -62,12 +62,14 @@ class KeptModel:
             on where it was.
         keep: Gets all losses after each that is measured.
         layers: By name, in the order they were solved.
+        told: Told how many losses have been asked for.
     """
 
     measure: Callable[[], float]
     losses: list[float] = field(default_factory=list)
     keep: Callable[[list[float]], None] = lambda losses: None
     layers: dict[str, KeptLayer] = field(default_factory=dict)
+    told: Callable[[int], None] = lambda asked: None
     asked: int = 0
 
     def loss(self) -> float:
@@ -76,4 +78,5 @@ class KeptModel:
             self.losses.append(self.measure())
             self.keep(self.losses)
         self.asked += 1
+        self.told(self.asked)
         return self.losses[self.asked - 1]

@@ -1,7 +1,7 @@
 """One process of ``test_killed.py``; run as ``killed_process.py FOLDER STEP``.
 
 Calibrates with a toy method that solves units, and is killed in the middle of the second block: at
-a step of its learning, or between the entries of its layers.
+a step of its learning, with or without its state on the disk, or between the entries of its layers.
 """
 
 import os
@@ -17,10 +17,12 @@ import unit_methods  # noqa: E402
 from calibration_nets import ResidualNet, _images, _seeded, _spec, call  # noqa: E402
 
 from mmbitsplit.calibration import Journal, calibrate  # noqa: E402
+from mmbitsplit.calibration.journal import unit_state  # noqa: E402
 from mmbitsplit.methods.unit_problem import UnitProblem  # noqa: E402
 
 REQUEST = dict(weight=dict(num_bits=2), first_last=dict(weight_bits=2),
                method=dict(type='LearnedScale', steps=12))
+SAVED = {**REQUEST, 'method': dict(type='SavedScale', steps=12)}
 IDENTITY = {'weights': 'those of this test'}
 
 
@@ -40,6 +42,12 @@ def in_a_step_of_learning() -> None:
     UnitProblem.generator = dying
 
 
+def after_states_were_kept() -> None:
+    """Dies when the second block is half learnt, and each step was kept."""
+    unit_state.EVERY = 0.0
+    in_a_step_of_learning()
+
+
 def between_entries() -> None:
     """Dies when the second block's first layer is written and the second is not."""
     append = Journal.append
@@ -55,6 +63,8 @@ def between_entries() -> None:
 if __name__ == '__main__':
     torch.set_num_threads(1)
     unit_methods.register()
-    {'step': in_a_step_of_learning, 'entries': between_entries}[sys.argv[2]]()
-    calibrate(_seeded(ResidualNet), _images(), _spec(**REQUEST), run=call,
+    {'step': in_a_step_of_learning, 'entries': between_entries,
+     'states': after_states_were_kept}[sys.argv[2]]()
+    request = SAVED if sys.argv[2] == 'states' else REQUEST
+    calibrate(_seeded(ResidualNet), _images(), _spec(**request), run=call,
               journal=Journal.open(Path(sys.argv[1]), IDENTITY, resume=False))

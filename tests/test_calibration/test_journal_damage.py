@@ -1,6 +1,5 @@
 """Of a damaged journal, the entries before the damage are taken and nothing else."""
 
-import hashlib
 import io
 import os
 import shutil
@@ -11,6 +10,7 @@ import torch
 from journal_entries import IDENTITY, assert_entries, changed, entry, names, resume, write
 
 from mmbitsplit.calibration.journal import journal as journal_module
+from mmbitsplit.calibration.journal.frames import framed
 
 
 @pytest.fixture
@@ -141,9 +141,7 @@ def test_an_entry_with_the_fields_of_another_version_is_solved_again(tmp_path):
     buffer = io.BytesIO()
     torch.save(content, buffer)
     payload = buffer.getvalue()
-    frame = journal_module._FRAME.pack(b'mmbs-lyr', 1, hashlib.sha256(payload).digest(),
-                                       len(payload))
-    (tmp_path / '0001.layer').write_bytes(frame + payload)
+    (tmp_path / '0001.layer').write_bytes(framed(b'mmbs-lyr', payload))
     assert_ends_at(tmp_path, 1, 'cannot be parsed', later=0)
 
 
@@ -157,8 +155,6 @@ def test_nothing_in_an_entry_is_executed(tmp_path):
     buffer = io.BytesIO()
     torch.save({'previous': Trap()}, buffer)
     payload = buffer.getvalue()
-    frame = journal_module._FRAME.pack(b'mmbs-lyr', 1, hashlib.sha256(payload).digest(),
-                                       len(payload))
-    (tmp_path / '0000.layer').write_bytes(frame + payload)
+    (tmp_path / '0000.layer').write_bytes(framed(b'mmbs-lyr', payload))
     assert_ends_at(tmp_path, 0, 'cannot be parsed', later=0)
     assert not (tmp_path / 'executed').exists()

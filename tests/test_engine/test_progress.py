@@ -55,6 +55,27 @@ def test_the_log_has_stage_number_layer_errors_and_time_left(said):
         '0.5 s']
 
 
+def test_the_log_says_now_and_then_which_unit_is_learned(said, monkeypatch):
+    monkeypatch.setattr(progress, 'QUIET', 3.0)  # a line at every second step
+
+    def step(done, unit='blocks.1', seconds_left=None):
+        return Progress('unit', done, 100, unit=unit, units_done=2, units=5,
+                        seconds_left=seconds_left)
+
+    assert said(step(1), step(2), step(50, seconds_left=90.4), step(1, 'blocks.2'),
+                step(2, 'blocks.2', 61.0)) == [
+        f'mmbitsplit: learning unit 3/5 {line}' for line in (
+            'blocks.1: step 1/100',
+            'blocks.1: step 50/100, about 0:01:30 of learning left in all',
+            'blocks.2: step 2/100, about 0:01:01 of learning left in all')]
+
+
+def test_the_log_counts_losses_of_the_whole_model(said):
+    assert said(*(Progress('refine', number, 0) for number in range(1, 120))) == [
+        'mmbitsplit: losses of the whole model: 50 so far',
+        'mmbitsplit: losses of the whole model: 100 so far']
+
+
 def test_a_terminal_gets_a_bar_and_the_log_nothing(said):
     class Terminal(io.StringIO):
         def isatty(self):

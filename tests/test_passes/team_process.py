@@ -245,6 +245,22 @@ def learns_long(folder: Path, rank: int, size: int) -> None:
     save(folder / f'long {rank}.pt', *Case(ResidualNet, spec=WATCHED).run(pair))
 
 
+def dies_waiting(folder: Path, rank: int, size: int) -> None:
+    """The last process ends without a word while it waits for the first to learn."""
+    def solve(problem):
+        for step in range(1200):
+            time.sleep(0.05)
+            problem.progress(step, 1200)
+        return ()
+
+    def progress(step):
+        if rank == size - 1 and step.stage == 'unit':
+            os._exit(9)
+
+    WATCHER['solve'] = solve
+    Case(ResidualNet, spec=WATCHED).run(ProcessTeam(), progress=progress)
+
+
 def refuses(folder: Path, rank: int, size: int) -> None:
     """What the first process learns is refused."""
     def solve(problem):
@@ -260,4 +276,5 @@ if __name__ == '__main__':
     distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank,
                                    world_size=size, timeout=TIMEOUT)
     {'calibrations': calibrations, 'resumed': resumed, 'dies': dies, 'fails': fails,
-     'learns_long': learns_long, 'refuses': refuses}[task](folder, rank, size)
+     'learns_long': learns_long, 'dies_waiting': dies_waiting,
+     'refuses': refuses}[task](folder, rank, size)

@@ -125,7 +125,8 @@ def test_what_is_refused_in_the_process_that_learns_is_refused_in_all(tmp_path):
         assert 'ValueError: unit stem cannot be learned' in text, text
 
 
-@pytest.mark.parametrize('task, size, status', [('dies', 3, 9), ('fails', 2, 1)])
+@pytest.mark.parametrize('task, size, status', [
+    ('dies', 3, 9), ('fails', 2, 1), ('dies_waiting', 2, 9)])
 def test_the_others_end_with_an_error_when_one_is_lost(task, size, status, tmp_path):
     statuses, ended = finish(start(task, tmp_path, size), 120)
     assert statuses == [1] * (size - 1) + [status]

@@ -27,6 +27,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/demo/classifier_digits_w4a8.py'
 FEW = ('--cfg-options', 'quantization.calibration.num_images=64',
        'quantization.calibration.rows_per_layer=512', 'test_dataloader.dataset.indices=256')
+LEARNED = ('--method', 'AdaRound', *FEW, 'quantization.method.iterations=30')
 LAUNCHED = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'SLURM_PROCID',
             'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_JOB_ID', 'SLURM_STEP_ID', 'SLURM_NODELIST',
             'SLURM_STEP_NODELIST')
@@ -54,9 +55,10 @@ def no_launcher(monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(run_tool, tmp_path):
+@pytest.mark.parametrize('options', [FEW, LEARNED], ids=['layers', 'units'])
+def test_two_processes_give_what_one_gives(options, run_tool, tmp_path):
     one, two = tmp_path / 'one', tmp_path / 'two'
-    done = script('dist_quantize.sh', CONFIG, 2, '--work-dir', two, *FEW)
+    done = script('dist_quantize.sh', CONFIG, 2, '--work-dir', two, *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count('| accuracy/top1 |') == 1
     assert done.stdout.count(f'Files are in {two}') == 1
@@ -67,7 +69,7 @@ def test_two_processes_give_what_one_gives(run_tool, tmp_path):
     assert not (PROJECT / '.dist_test').exists()
     config = Config.fromfile(two / 'quantized_config.py')
     assert not {'launcher', 'model_wrapper_cfg'} & set(config)
-    assert run_tool('tools/quantize.py', CONFIG, '--work-dir', one, *FEW).returncode == 0
+    assert run_tool('tools/quantize.py', CONFIG, '--work-dir', one, *options).returncode == 0
     states = [torch.load(path / 'quantized.pth', weights_only=True)['state_dict']
               for path in (one, two)]
     for name, value in states[0].items():

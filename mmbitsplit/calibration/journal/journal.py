@@ -1,16 +1,15 @@
 """Keeps solved layers on disk, so that an interrupted calibration goes on where it stopped.
 
 A folder holds ``header.json`` (what was asked for) and one file a solved layer, ``0000.layer``,
-``0001.layer`` and so on, in the order they were solved. Each file names the digest of the one
+``0001.layer`` and so on, in the order they were solved, and for a unit that is being learned its
+state (``unit_state``). Each file names the digest of the one
 before it, because a layer is calibrated on the outputs of the layers before it: what follows a
 damaged or foreign file is worth nothing. One process at a time writes a journal.
 """
 
-import hashlib
 import io
 import json
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -20,17 +19,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmbitsplit.calibration.journal.frames import (
+    FORMAT,
+    Damaged,
+    digest,
+    framed,
+    unframed,
+    write_whole,
+)
 from mmbitsplit.calibration.journal.identity import AGAIN, check_identity
-from mmbitsplit.files import replacing, sync_folder
+from mmbitsplit.calibration.journal.unit_state import FILE as STATE
+from mmbitsplit.calibration.journal.unit_state import UnitState
+from mmbitsplit.files import sync_folder
 from mmbitsplit.functional import ActivationSamples
 from mmbitsplit.structures import LayerReport, LayerSolution, QParams
 
-FORMAT = 1
 HEADER = 'header.json'
 _MAGIC = b'mmbs-lyr'
-_FRAME = struct.Struct('>8sI32sQ')  # magic, format, sha256 of the payload, its length in bytes
 _LAYER_NAME = re.compile(r'([0-9]{4}|[1-9][0-9]{4,})\.layer')
-_TEMPORARY_NAME = re.compile(r'\.([0-9]{4,}\.layer|header\.json)\..+\.tmp')
+_TEMPORARY_NAME = re.compile(r'\.([0-9]{4,}\.layer|header\.json|unit\.state)\..+\.tmp')
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Journal:
         self.facts: dict[str, Any] = {}
         self.finished = False
         self._count = 0  # entries on disk
-        self._last = _digest(json.dumps(identity, sort_keys=True).encode()).hex()
+        self._last = digest(json.dumps(identity, sort_keys=True).encode()).hex()
 
     @classmethod
     def open(cls, folder: str | Path, identity: Mapping[str, Any], *, resume: bool) -> 'Journal':
@@ -103,7 +110,8 @@ class Journal:
         journal = cls(folder, header['identity'])
         journal.facts, journal.finished = header['facts'], header['finished']
         if journal.finished:
-            _remove(folder, _layer_files(folder))  # finish() was interrupted
+            # finish() was interrupted
+            _remove(folder, [folder / STATE, *_layer_files(folder)])
         else:
             journal._read_entries()
         return journal
@@ -117,16 +125,27 @@ class Journal:
         assert not self.finished, 'a finished journal takes no entries'
         path = self._path(self._count)
         payload = _to_payload(entry, self._last)
-        digest = _digest(payload)
-        data = _FRAME.pack(_MAGIC, FORMAT, digest, len(payload)) + payload
+        data = framed(_MAGIC, payload)
         try:
             _from_bytes(data, self._last)
-        except _DamagedError as error:  # such as a numpy scalar, which weights_only refuses
+        except Damaged as error:  # such as a numpy scalar, which weights_only refuses
             raise ValueError(f"Layer '{entry.name}' cannot be kept in {path}: the entry "
                              f'{error}. Its fields must be plain numbers, strings and '
                              'tensors.') from error
         _write(path, data)
-        self._count, self._last = self._count + 1, digest.hex()
+        self._count, self._last = self._count + 1, digest(payload).hex()
+
+    def unit_state(self, unit: str) -> UnitState:
+        """Where a method keeps how far it is with a unit that comes after all that is here."""
+        return UnitState(self.folder, unit, self._last)
+
+    def unit_is_done(self) -> None:
+        """Removes the state of the unit whose layers have been appended.
+
+        Raises:
+            ValueError: The file cannot be removed.
+        """
+        _remove(self.folder, [self.folder / STATE])
 
     def begin_again(self) -> None:
         """Drops everything that was found or appended, and what was remembered.
@@ -176,11 +195,11 @@ class Journal:
         # The note comes first: interrupted in between, the journal is finished all the same.
         self._write_header(self.facts, True)
         self.finished, self.entries, self._count = True, [], 0
-        _remove(self.folder, _layer_files(self.folder))
+        _remove(self.folder, [self.folder / STATE, *_layer_files(self.folder)])
 
     def _restart(self) -> None:
         self.entries, self._count = [], 0
-        self._last = _digest(json.dumps(self.identity, sort_keys=True).encode()).hex()
+        self._last = digest(json.dumps(self.identity, sort_keys=True).encode()).hex()
 
     def _path(self, index: int) -> Path:
         return self.folder / f'{index:04d}.layer'
@@ -188,7 +207,7 @@ class Journal:
     def _begin(self) -> None:
         """Removes what is there and writes a header; without a header, layers are worth nothing."""
         _remove(self.folder, [self.folder / HEADER])
-        _remove(self.folder, _layer_files(self.folder))
+        _remove(self.folder, [self.folder / STATE, *_layer_files(self.folder)])
         self._write_header({}, False)
 
     def _write_header(self, facts: dict[str, Any], finished: bool) -> None:
@@ -219,23 +238,19 @@ class Journal:
             data = _read(path)
             try:
                 if data is None:
-                    raise _DamagedError('is missing')
-                entry, digest = _from_bytes(data, self._last)
-            except _DamagedError as error:
+                    raise Damaged('is missing')
+                entry, last = _from_bytes(data, self._last)
+            except Damaged as error:
                 reason = str(error)
                 break
             self.entries.append(entry)
-            self._count, self._last = self._count + 1, digest.hex()
+            self._count, self._last = self._count + 1, last.hex()
         rest = [file for file in _layer_files(self.folder) if int(file.stem) >= self._count]
         if rest:
             later = sum(file != path for file in rest)
             self.problems.append(f'{path} {reason}; its layer is solved again, and with it '
                                  f'{later} later layer(s), which build on it.')
             _remove(self.folder, rest)
-
-
-class _DamagedError(Exception):
-    """An entry that cannot be taken over; the message says why, after the file's name."""
 
 
 def _to_payload(entry: JournalEntry, previous: str) -> bytes:
@@ -274,20 +289,9 @@ def _from_bytes(data: bytes, previous: str) -> tuple[JournalEntry, bytes]:
         The entry and its own digest.
 
     Raises:
-        _DamagedError: It is truncated, changed, unreadable, or follows something else.
+        Damaged: It is truncated, changed, unreadable, or follows something else.
     """
-    if len(data) < _FRAME.size:
-        raise _DamagedError(f'is truncated ({len(data)} bytes)')
-    magic, version, digest, length = _FRAME.unpack_from(data)
-    if magic != _MAGIC:
-        raise _DamagedError('does not begin like a journal entry')
-    if version != FORMAT:
-        raise _DamagedError(f'is of format {version}, not {FORMAT}')
-    payload = memoryview(data)[_FRAME.size:]
-    if len(payload) != length:
-        raise _DamagedError(f'is truncated or damaged ({len(payload)} of {length} bytes)')
-    if _digest(payload) != digest:
-        raise _DamagedError('has a wrong checksum')
+    payload = unframed(_MAGIC, data)
     try:
         stored = torch.load(io.BytesIO(payload), map_location='cpu', weights_only=True)
         follows = stored['previous']
@@ -296,15 +300,11 @@ def _from_bytes(data: bytes, previous: str) -> tuple[JournalEntry, bytes]:
                              LayerReport(**stored['report']), samples)
     except Exception as error:  # torch and pickle raise all kinds; any means: solve it again
         reason = str(error).strip() or type(error).__name__
-        raise _DamagedError(f'cannot be parsed ({reason.splitlines()[0]})') from error
+        raise Damaged(f'cannot be parsed ({reason.splitlines()[0]})') from error
     if follows != previous:
-        raise _DamagedError('does not follow the entry before it (moved, or of another '
+        raise Damaged('does not follow the entry before it (moved, or of another '
                             'calibration)')
-    return entry, digest
-
-
-def _digest(data: bytes | memoryview) -> bytes:
-    return hashlib.sha256(data).digest()
+    return entry, digest(payload)
 
 
 def _through_json(what: str, value: Any) -> Any:
@@ -317,8 +317,8 @@ def _through_json(what: str, value: Any) -> Any:
 
 
 def _render_header(body: dict[str, Any]) -> bytes:
-    digest = _digest(json.dumps(body).encode()).hex()
-    return (json.dumps({**body, 'sha256': digest}, indent=1) + '\n').encode()
+    check = digest(json.dumps(body).encode()).hex()
+    return (json.dumps({**body, 'sha256': check}, indent=1) + '\n').encode()
 
 
 def _parse_header(data: bytes) -> dict[str, Any] | None:
@@ -350,9 +350,8 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Writes a file such that, killed at any moment, it is there whole or as it was before."""
-    with _file_errors(path, 'written'), replacing(path) as temporary:
-        temporary.write_bytes(data)
+    with _file_errors(path, 'written'):
+        write_whole(path, data)
 
 
 def _remove(folder: Path, paths: list[Path]) -> None:
