@@ -27,6 +27,7 @@ from mmbitsplit.calibration.memory import (
 from mmbitsplit.calibration.refine import refine
 from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
 from mmbitsplit.calibration.streams import check_method, open_stream_warnings, settle_streams
+from mmbitsplit.calibration.tuning import tune
 from mmbitsplit.calibration.unit_solver import (
     SolvedUnits,
     counting_if_batches_differ,
@@ -36,6 +37,7 @@ from mmbitsplit.calibration.unit_solver import (
 )
 from mmbitsplit.functional.kernels.precision import full_float32
 from mmbitsplit.methods import Method, build_method, check_data_free
+from mmbitsplit.methods.tuning import build_stages
 from mmbitsplit.models import PreparedModel
 from mmbitsplit.models.surgery.prepare import planned_geometries
 from mmbitsplit.models.surgery.undo import as_it_was_on_error
@@ -111,6 +113,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
     method = build_method(spec.method)
     model = as_written(model)
     check_request(model, spec)
+    build_stages(spec.tuning)
     with uncompiled(model), as_it_was_on_error(model):
         def attempt(count: bool) -> tuple[PreparedModel, QuantizationReport]:
             forwards = Forwards.of(model.eval(), batches, run, seed=spec.calibration.seed,
@@ -152,6 +155,7 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
     _solve(look, made.prepared, run, method, solved, stopwatch)
     solved.check_complete()
     refinement = refine(method, forwards, run, solved, stopwatch) if method.refines else {}
+    tuning = tune(build_stages(spec.tuning), look, spec.calibration, solved, stopwatch)
     made.prepared.release_float()
     report = QuantizationReport(
         layers=solved.in_order(), kept_float=list(made.prepared.plan.kept_float),
@@ -166,7 +170,7 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         estimated_bytes=made.estimate.total, refinement=refinement,
         selections=_note_selections(look, solved.reports), warnings=warnings,
-        units=list(solved.units), plan=plan_value(made.prepared.plan))
+        units=list(solved.units), plan=plan_value(made.prepared.plan), tuning=tuning)
     return made.prepared, report
 
 
@@ -307,5 +311,6 @@ def _seconds(stopwatch: Stopwatch, record: FloatRecord, total: float) -> dict[st
             'quantized_forward': parts['quantized_pass'] - parts['solve'] - sampling,
             **{name: parts[name] for name in (
                 'watch', 'sampling', 'solve', 'solve_scales', 'solve_statistics', 'solve_codes')},
-            **{name: parts[name] for name in ('importance', 'refine') if name in parts},
+            **{name: parts[name] for name in ('importance', 'refine', 'tuning')
+               if name in parts},
             'calibration': total}

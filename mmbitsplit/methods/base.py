@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from mmbitsplit.methods.solved_model import SolvedModel
+from mmbitsplit.methods.tuning import build_stages
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import (
     LayerStatistics,
@@ -223,6 +224,7 @@ def read_request(mapping: Mapping[str, Any]) -> QuantSpec:
     for part, options in method.defaults().items():
         filled[part] = {**options, **filled.get(part, {})}
     spec = QuantSpec.from_dict(filled)
+    build_stages(spec.tuning)
     check_data_free(spec)
     return spec
 
@@ -232,6 +234,9 @@ def check_data_free(spec: QuantSpec) -> None:
     if spec.calibration.num_images:
         return
     where, method = 'quantization.calibration.num_images=0', build_method(spec.method)
+    if spec.tuning:
+        raise ValueError(f'{where}: quantization.tuning learns on calibration images. Use images, '
+                         'or leave it out.')
     if method.looks_at_images:
         free = [name for name, cls in METHODS.items() if not cls().looks_at_images]
         raise ValueError(

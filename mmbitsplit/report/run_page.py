@@ -77,7 +77,8 @@ def _page(results: Mapping[str, Any], layers: Mapping[str, Any], data: Mapping[s
         classes=sections, pictures=data['pictures'] or {'kind': None}, keys=KEYS,
         kept_float=_kept_float(kept),
         kept_share=f"{100 * sum(row['share'] for row in kept):.2f} %",
-        selections=_selections(layers.get('selections') or []), settings=_settings(results))
+        selections=_selections(layers.get('selections') or []),
+        tuning=_tuning(results.get('tuning') or []), settings=_settings(results))
 
 
 def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -216,6 +217,23 @@ def _selections(found: Sequence[Mapping[str, Any]]) -> Table:
     rows = [[f"{row['operation']} in {row['module'] + '.' if row['module'] else ''}"
              f"{row['method']}", ', '.join(row['reaches'])] for row in found]
     return Table(['step', 'layers that get what it picks'], rows)
+
+
+def _tuning(stages: Sequence[Mapping[str, Any]]) -> Table:
+    """What stages gained that changed the whole model, a row each."""
+    rows = []
+    for stage in stages:
+        taken = f"step {stage['best_step']} of {stage['steps']}" if stage['kept'] != 'start' \
+            else f"the start, no better one in {stage['steps']} steps"
+        rows.append([
+            str(stage['type']), taken, *(
+                f'{stage[f"{part}_before"]:.4g} to {stage[f"{part}_after"]:.4g}'
+                for part in ('held_out', 'fit')),
+            ', '.join(f'{count} {kind.replace("_", " ")}'
+                      for kind, count in stage['learned'].items() if count),
+            f"{stage['seconds']:.1f} s"])
+    return Table(['stage', 'taken', 'loss on held-out batches', 'on those learned from', 'learned',
+                  'took'], rows)
 
 
 def _settings(results: Mapping[str, Any]) -> Table:

@@ -89,7 +89,8 @@ class QuantizationReport:
         seconds: ``calibration`` in all, of which: ``watch`` (finding out how values flow),
             ``float_forward``, ``quantized_forward``, ``sampling`` (positions taken from both),
             ``solve``, and of that ``solve_scales`` (input scales, strength),
-            ``solve_statistics`` and ``solve_codes``; ``refine`` where a method refines the model.
+            ``solve_statistics`` and ``solve_codes``; ``refine`` where a method refines the model,
+            ``tuning`` where stages tune it.
         calibration: Batches, seed, processes, layers taken over from an interrupted run; where
             units are solved, how often each image was run.
         method: The method's options.
@@ -101,6 +102,7 @@ class QuantizationReport:
         warnings: Sentences on what makes the result doubtful, such as a forward that is random.
         units: Which layers belong together, and why those that stand alone do.
         plan: As ``plan.json`` has it (``plan_value``); can be given back.
+        tuning: What each stage says that changed the whole model, in order.
     """
 
     layers: list[LayerReport]
@@ -116,6 +118,7 @@ class QuantizationReport:
     warnings: list[str] = field(default_factory=list)
     units: list[Unit] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
+    tuning: list[dict[str, Any]] = field(default_factory=list)
 
 
 def width_summary(layers: Iterable[LayerReport]) -> dict[str, dict[str, float] | None]:

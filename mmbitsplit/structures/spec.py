@@ -278,6 +278,8 @@ class QuantSpec(Options):
         scope: ``'all'``, or top-level children joined by ``+`` such as ``'backbone+neck'``.
         plan: A plan, as ``plan.json`` has it: widths layer by layer, which win over everything
             above. Also the path of such a file, from where the command is started.
+        tuning: Stages that change the whole model once all layers are solved, one after the
+            other: a dict with ``type`` and the stage's own keys, or a list of such.
     """
 
     weight: WeightSpec = field(default_factory=WeightSpec)
@@ -288,9 +290,12 @@ class QuantSpec(Options):
     overrides: tuple[OverrideSpec, ...] = ()
     scope: str = 'all'
     plan: PlanSpec | None = None
+    tuning: Mapping[str, Any] | tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, 'tuning', (self.tuning,) if isinstance(self.tuning, Mapping)
+                           else tuple(self.tuning))
         if not isinstance(self.method.get('type'), str):
             raise ValueError(f"method={self.method!r} is not a dict with a 'type', such as "
                              "dict(type='BitSplit').")
@@ -319,12 +324,15 @@ class QuantSpec(Options):
         return from_mapping(cls, mapping, 'quantization')
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns nested plain dicts, ready for JSON; no ``plan`` where none is given."""
+        """Returns nested plain dicts, ready for JSON; no ``plan``, no ``tuning`` where none is."""
         values = dataclasses.asdict(self)
-        if self.plan is None:  # as files of before plans have it, which journals are compared with
+        # As files of before plans and tuning have it, which journals are compared with.
+        if self.plan is None:
             del values['plan']
         elif not self.plan.streams:
             del values['plan']['streams']
+        if not self.tuning:
+            del values['tuning']
         return values
 
 

@@ -153,3 +153,16 @@ def test_metrics_that_nobody_knows_and_no_layers(results, read_page):
     assert {'x/score', '3.00', '2.00', '1.00'} <= set(read.text)
     read_page(run_page(results(float={}, quantized={}, drop={}),
                        {'layers': [], 'kept_float': []}, None))
+
+
+def test_what_tuning_gained_is_told(results, layer, read_page):
+    stage = {'type': 'OutputTuning', 'steps': 200, 'best_step': 60, 'kept': 'tuned',
+             'held_out_before': 0.25, 'held_out_after': 0.125, 'fit_before': 0.5,
+             'fit_after': 0.0625, 'learned': {'scales': 53, 'output_scales': 0, 'biases': 7},
+             'seconds': 12.34}
+    layers = {'layers': [layer('conv')], 'kept_float': []}
+    stages = [stage, {**stage, 'kept': 'start'}]
+    text = read_page(run_page(results(tuning=stages), layers, None)).text
+    assert {'step 60 of 200', '0.25 to 0.125', '0.5 to 0.0625', '53 scales, 7 biases',
+            '12.3 s', 'the start, no better one in 200 steps'} <= set(text)
+    assert 'Tuning of the whole model' not in read_page(run_page(results(), layers, None)).text

@@ -141,6 +141,7 @@ REFUSED = {
         'calibration': (r'CalibrationSpec\(\.\.\.\)', [None]),
         'method': SETTINGS, 'scope': ('a string', [3, None, ['neck']]),
         'overrides': (r'a list, each item OverrideSpec\(\.\.\.\)', [{}, [{}], OverrideSpec('a')]),
+        'tuning': ('a dict or a list, each item a dict', ['OutputTuning', 5, [3], None]),
         'plan': (r'PlanSpec\(\.\.\.\) or None', ['plan.json', {'layers': []}, PlanRow('a')])},
     PlanRow: {
         'name': ('a string', [3, None]), 'role': ('a string', [None]),

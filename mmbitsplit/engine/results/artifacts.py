@@ -149,6 +149,7 @@ def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[s
                         'unreadable_images': run.data.unreadable},
         'versions': versions(), **({'untrained': True} if untrained else {}),
         **({'refinement': run.report.refinement} if run.report.refinement else {}),
+        **({'tuning': run.report.tuning} if run.report.tuning else {}),
     }
 
 

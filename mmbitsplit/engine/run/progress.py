@@ -20,7 +20,7 @@ from mmbitsplit.calibration import Progress as Step
 
 TITLES = {'importance': 'gradients of raw outputs, batches', 'float': 'float pass, batches',
           'layers': 'solving layers', 'unit': 'learning a unit, steps',
-          'refine': 'losses of the whole model'}
+          'refine': 'losses of the whole model', 'tuning': 'tuning the whole model, steps'}
 LOG_LINES = 10  # of the float pass
 LOSSES = 50  # of the whole model, between two lines
 QUIET = 30.0  # seconds of learning between two lines

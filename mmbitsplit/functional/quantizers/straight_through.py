@@ -79,7 +79,9 @@ class _StraightThrough(torch.autograd.Function):
         # Saved, as the scale is: what is learnt in place between forward and backward is an error.
         ctx.save_for_backward(x, scale, zero_point)
         ctx.qparams, ctx.channel_dim, ctx.real = qparams, channel_dim, real
-        return forward(x.detach(), qparams, channel_dim)
+        # Not a view of what a kernel has made: the model may add to it in place.
+        made = forward(x.detach(), qparams, channel_dim)
+        return torch.ops.aten._unsafe_view(made, made.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,0 +1,14 @@
+"""Stages that change the whole model once all layers are solved; one a file."""
+
+from mmbitsplit.methods.tuning.base import (
+    STAGES,
+    Learned,
+    TuningStage,
+    build_stages,
+    register_stage,
+)
+from mmbitsplit.methods.tuning.output_tuning import OutputTuning
+from mmbitsplit.methods.tuning.problem import TuningProblem
+
+__all__ = ['Learned', 'OutputTuning', 'STAGES', 'TuningProblem', 'TuningStage', 'build_stages',
+           'register_stage']

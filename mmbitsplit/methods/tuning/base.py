@@ -1,0 +1,68 @@
+"""What a tuning stage is, and how a config names one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from mmbitsplit.methods.tuning.problem import TuningProblem
+from mmbitsplit.spelling import nearest
+from mmbitsplit.structures import Options, from_mapping
+
+Learned = Literal['scales', 'biases', 'input_scales']
+
+
+class TuningStage(Options):
+    """Improves the whole model after all layers have been solved; codes stay as they are.
+
+    Its fields are the options of a config; their annotations say what is allowed.
+
+    Attributes:
+        loss: ``'kl'``, ``'raw'`` or ``'auto'``, see ``solving.tuning.OutputLoss``.
+        holdout: Part of the calibration batches that ``tune`` only judges on.
+    """
+
+    loss: str = 'auto'
+    holdout: float = 0.25
+
+    @property
+    def learns(self) -> Sequence[Learned]:
+        """What may move."""
+        raise NotImplementedError(f'{type(self).__name__}.learns')
+
+    def tune(self, problem: TuningProblem) -> dict[str, Any]:
+        """Moves the model to a better point, or leaves it where it was.
+
+        Every process of a team does the same: what it does must depend on the problem alone.
+
+        Returns:
+            What was done, for the report; plain values.
+        """
+        raise NotImplementedError(f'{type(self).__name__}.tune')
+
+
+STAGES: dict[str, type] = {}
+
+
+def register_stage(cls: type) -> type:
+    """Makes a frozen dataclass derived from ``TuningStage`` known by its class name."""
+    STAGES[cls.__name__] = cls
+    return cls
+
+
+def build_stages(configs: Sequence[Mapping[str, Any]]) -> list[TuningStage]:
+    """Builds the stages that ``type`` names, with the other keys as their options, in order.
+
+    Raises:
+        ValueError: A stage or one of its options is unknown, with the nearest; or an option has a
+            value that is not allowed.
+    """
+    stages = []
+    for index, config in enumerate(configs):
+        options, where = dict(config), f'quantization.tuning[{index}]'
+        name = options.pop('type', None)
+        if not isinstance(name, str):
+            raise ValueError(f"{where}={dict(config)!r} is not a dict with a 'type', such as "
+                             "dict(type='OutputTuning').")
+        if name not in STAGES:
+            raise ValueError(f"{where}.type='{name}' is not known; {nearest(name, STAGES)}.")
+        stages.append(from_mapping(STAGES[name], options, f'{where} ({name})'))
+    return stages

@@ -1,0 +1,111 @@
+"""Scales and biases of all layers, learned together against the float model's raw outputs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+
+from mmbitsplit.methods.tuning.base import Learned, TuningStage, register_stage
+from mmbitsplit.methods.tuning.problem import TuningProblem
+from mmbitsplit.structures import Range
+
+
+@register_stage
+@dataclass(frozen=True)
+class OutputTuning(TuningStage):
+    """Learns scales and biases of all layers against what the float model's last layers give.
+
+    No labels are needed. What depends on data in jumps (proposals) is replayed as the float model
+    had it. Some of the calibration batches are held out: the point that is best on these is kept,
+    and where none is better than the start, the start stays, bit for bit.
+
+    Costs about three forwards a batch of a step, and the held-out batches each time they are
+    judged. An interrupted stage starts again from the solved layers.
+
+    Args:
+        steps: Of the optimizer; its learning rate falls to zero over them, as a cosine.
+        learning_rate: Of logarithms of scales, and of biases in units of the spread of the
+            channel's output.
+        batch_size: Calibration batches of a step, as they come.
+        scales: Weight scales, and offsets with them, are learned.
+        biases: Biases are learned; a layer without one gets one.
+        input_scales: Scales of layer inputs, and of outputs where these are quantized, are
+            learned.
+        optimizer: ``'adam'``, or ``'sgd'`` with momentum 0.9.
+        loss: ``'kl'``: divergence of the class probabilities from the float model's, for a model
+            that ends in one layer of class scores; ``'raw'``: squared change of each raw output,
+            relative to its variance; ``'auto'``: the former where it is possible.
+        holdout: Part of the calibration batches that are judged on and not learned from.
+        judge_every: Steps between two looks at these.
+    """
+
+    steps: Annotated[int, Range(0)] = 200
+    learning_rate: Annotated[float, Range(0, above=True)] = 1e-3
+    batch_size: Annotated[int, Range(1)] = 2
+    scales: bool = True
+    biases: bool = True
+    input_scales: bool = True
+    optimizer: Literal['adam', 'sgd'] = 'adam'
+    loss: Literal['auto', 'kl', 'raw'] = 'auto'
+    holdout: Annotated[float, Range(0, 0.9, above=True)] = 0.25
+    judge_every: Annotated[int, Range(1)] = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.learns:
+            raise ValueError('scales, biases and input_scales are all False: nothing is left to '
+                             'learn. Set one of them, or leave the stage out.')
+
+    @property
+    def learns(self) -> Sequence[Learned]:
+        """See ``TuningStage.learns``."""
+        wanted: dict[Learned, bool] = {'scales': self.scales, 'biases': self.biases,
+                                       'input_scales': self.input_scales}
+        return tuple(name for name, on in wanted.items() if on)
+
+    def tune(self, problem: TuningProblem) -> dict[str, Any]:
+        """See ``TuningStage.tune``."""
+        point = torch.zeros(problem.size, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([point]) if self.optimizer == 'adam' else \
+            torch.optim.SGD([point], momentum=0.9)
+        start = best = problem.loss(problem.held_out)
+        fit_start = problem.loss(problem.fit)
+        kept, best_step, judged, stopped = point.detach().clone(), 0, [(0, start)], None
+        for step in range(self.steps):
+            _, gradient = problem.gradient(self._draw(problem, step))
+            if not bool(gradient.isfinite().all()):
+                stopped = step
+                break
+            optimizer.param_groups[0]['lr'] = self.learning_rate * cosine(step, self.steps)
+            point.grad = gradient
+            optimizer.step()
+            problem.move_to(point.detach())
+            problem.progress(step + 1, self.steps)
+            if (step + 1) % self.judge_every == 0 or step + 1 == self.steps:
+                judged.append((step + 1, problem.loss(problem.held_out)))
+                if judged[-1][1] < best:
+                    (best_step, best), kept = judged[-1], point.detach().clone()
+        problem.move_to(kept)
+        return {'steps': self.steps, 'best_step': best_step,
+                'kept': 'tuned' if best_step else 'start', 'held_out_before': start,
+                'held_out_after': best, 'fit_before': fit_start,
+                'fit_after': problem.loss(problem.fit) if best_step else fit_start,
+                'judged': [list(pair) for pair in judged],
+                **({} if stopped is None else {'not_finite_at_step': stopped})}
+
+    def _draw(self, problem: TuningProblem, step: int) -> list[int]:
+        """Batches of a step: all in turn, in another order each round."""
+        count = len(problem.fit)
+        size = min(self.batch_size, count)
+        chosen = []
+        for place in range(step * size, (step + 1) * size):
+            order = torch.randperm(count, generator=problem.generator(place // count))
+            chosen.append(problem.fit[int(order[place % count])])
+        return sorted(chosen)
+
+
+def cosine(step: int, steps: int) -> float:
+    """Falls from 1 at the first step to nearly 0 at the last."""
+    return 0.5 * (1 + math.cos(math.pi * step / steps))

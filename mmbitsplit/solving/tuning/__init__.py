@@ -1,0 +1,7 @@
+"""The whole model as a tuning stage sees it, see ``methods.tuning``."""
+
+from mmbitsplit.solving.tuning.learned_values import LearnedValues
+from mmbitsplit.solving.tuning.output_loss import OutputLoss
+from mmbitsplit.solving.tuning.tuned_model import TunedModel, record_float, split_batches
+
+__all__ = ['LearnedValues', 'OutputLoss', 'TunedModel', 'record_float', 'split_batches']

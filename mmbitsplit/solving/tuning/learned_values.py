@@ -1,0 +1,227 @@
+"""What of a quantized model a tuning stage may move: one vector, zero where it began."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mmbitsplit.functional.quantizers.integer_bias import whole_steps
+from mmbitsplit.methods.tuning import Learned
+from mmbitsplit.models import QuantizedLayer
+from mmbitsplit.models.layers.quantizers import ActivationQuantizer, WeightQuantizer
+
+LEAST_SPREAD = 0.1  # of a channel's output, of the layer's
+
+
+@dataclass
+class LearnedValues:
+    """Scales and biases of all layers as one vector of real numbers.
+
+    A weight scale is ``start * exp(w)``, an input scale ``start * exp(x)``, a bias
+    ``start + spread * b``. Where codes of inputs enter the product (``unit``), the weight scale
+    holds the input scale, too: it grows with the mean ``x``, so that ``x`` moves what is clipped
+    and how finely it is rounded, and not how large the output is.
+
+    Args:
+        layers: By name, quantized; a layer without a bias is given one of zeros.
+        learns: What moves.
+        spreads: (out_channels,) of each layer's outputs, by name.
+    """
+
+    layers: Mapping[str, QuantizedLayer]
+    learns: Sequence[Learned]
+    spreads: Mapping[str, Tensor]
+    parts: list['_Part'] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        first = 0
+        for name, layer in self.layers.items():
+            part = _Part(name, layer, self.learns, self.spreads[name], first)
+            self.parts.append(part)
+            first += part.size
+        self.size = first
+
+    def counts(self) -> dict[str, int]:
+        """How many numbers there are of each kind."""
+        return {kind: sum(len(range(*place.indices(self.size))) for part in self.parts
+                          for which, place in part.places.items() if which == kind)
+                for kind in ('scales', 'input_scales', 'output_scales', 'biases')}
+
+    def write(self, point: Tensor) -> None:
+        """Writes a point (size,) into the layers; at zero all is as it was, bit for bit."""
+        with torch.no_grad():
+            for part in self.parts:
+                part.write(point)
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[Tensor]]:
+        """Inside, the tensors that are learned require gradients; they are given in order."""
+        leaves = [leaf for part in self.parts for leaf in part.leaves()]
+        try:
+            yield [leaf.requires_grad_(True) for leaf in leaves]
+        finally:
+            for leaf in leaves:
+                leaf.requires_grad_(False)
+
+    def reached(self, found: Sequence[Tensor | None]) -> set[str]:
+        """Layers of which one of the gradients of ``recorded`` is there."""
+        names = [part.name for part in self.parts for _ in part.leaves()]
+        return {name for name, gradient in zip(names, found) if gradient is not None}
+
+    def end(self) -> None:
+        """Takes back biases that layers were given and that have stayed zero."""
+        for part in self.parts:
+            if part.made_bias and not bool(part.weight.bias.any()):
+                part.weight.bias = None
+
+    def gradient(self, found: Sequence[Tensor | None]) -> Tensor:
+        """(size,) float64, from the gradients of ``recorded``; ``None`` counts as zero."""
+        total, rest = torch.zeros(self.size, dtype=torch.float64), list(found)
+        for part in self.parts:
+            count = len(part.leaves())
+            part.add_gradient(total, rest[:count])
+            del rest[:count]
+        return total
+
+
+class _Part:
+    """A layer's share of the vector."""
+
+    def __init__(self, name: str, layer: QuantizedLayer, learns: Sequence[Learned],
+                 spread: Tensor, first: int):
+        self.name, self.spread = name, spread
+        channels = layer.geometry.out_channels
+        self.weight: WeightQuantizer = getattr(layer.weight_quantizer, 'active',
+                                               layer.weight_quantizer)
+        self.input: ActivationQuantizer | None = layer.input_quantizer
+        self.output: ActivationQuantizer | None = layer.output_quantizer
+        self.unit = self.input is not None and self.input.unit
+        sizes = {'scales': channels if 'scales' in learns else 0}
+        if 'input_scales' in learns:
+            sizes['input_scales'] = 0 if self.input is None else self.input.scale.numel()
+            sizes['output_scales'] = 0 if self.output is None else self.output.scale.numel()
+        sizes['biases'] = channels if 'biases' in learns else 0
+        self.made_bias = bool(sizes['biases']) and self.weight.bias is None
+        if self.made_bias:
+            self.weight.bias = torch.nn.Parameter(
+                torch.zeros_like(self.weight.scale), requires_grad=False)
+        self.places: dict[str, slice] = {}
+        for kind, size in sizes.items():
+            if size:
+                self.places[kind] = slice(first, first + size)
+                first += size
+        self.size = sum(sizes.values())
+        self.tensors = {'scale': self.weight.scale, 'offset': self.weight.offset,
+                        'bias': self.weight.bias,
+                        'input': None if self.input is None else self.input.scale,
+                        'output': None if self.output is None else self.output.scale}
+        self.start = {name: value.detach().clone() for name, value in self.tensors.items()
+                      if value is not None}
+
+    def write(self, point: Tensor) -> None:
+        moved = point[self.places_range()]
+        for name, start in self.start.items():
+            self.tensors[name].copy_(start)
+        if bool((moved != 0).any()):
+            self._move(point.to(self.weight.scale.device))
+        self.weight.refresh()
+
+    def places_range(self) -> slice:
+        """Where this layer's numbers are."""
+        places = self.places.values()
+        return slice(min((place.start for place in places), default=0),
+                     max((place.stop for place in places), default=0))
+
+    def _move(self, point: Tensor) -> None:
+        factor = point[self.places['scales']].exp() if 'scales' in self.places else 1.0
+        if 'input_scales' in self.places:
+            moved = point[self.places['input_scales']]
+            self.tensors['input'].mul_(moved.exp())
+            if self.unit:
+                factor = factor * moved.mean().exp()
+        for name in ('scale', 'offset'):
+            if self.tensors[name] is not None and isinstance(factor, Tensor):
+                self.tensors[name].mul_(factor)
+        if 'output_scales' in self.places:
+            self.tensors['output'].mul_(point[self.places['output_scales']].exp())
+        bias = self.tensors['bias']
+        if bias is None:
+            return
+        total = bias.double()
+        if 'biases' in self.places:
+            total = total + self.spread.to(point) * point[self.places['biases']]
+        if self.unit:  # integer kernels add whole steps of the product
+            total = whole_steps(total, self.tensors['scale'])
+        bias.copy_(total)
+
+    def leaves(self) -> list[Tensor]:
+        """Tensors whose gradients make those of this layer's numbers."""
+        return [self.tensors[name] for name in self._names()]
+
+    def _names(self) -> list[str]:
+        names = []
+        if 'scales' in self.places or ('input_scales' in self.places and self.unit):
+            names += ['scale'] + (['offset'] if self.tensors['offset'] is not None else [])
+        names += [name for kind, name in (('input_scales', 'input'), ('output_scales', 'output'),
+                                          ('biases', 'bias')) if kind in self.places]
+        return names
+
+    def add_gradient(self, total: Tensor, found: Sequence[Tensor | None]) -> None:
+        """Adds by the chain rule: of a logarithm, the gradient times the value."""
+        gradients = {name: gradient.detach().double() for name, gradient
+                     in zip(self._names(), found) if gradient is not None}
+        relative = {name: (gradient * self.tensors[name].detach().double()).cpu()
+                    for name, gradient in gradients.items()}
+        of_weight = sum((relative[name] for name in ('scale', 'offset') if name in relative),
+                        torch.zeros((), dtype=torch.float64))
+        if 'scales' in self.places:
+            total[self.places['scales']] += of_weight
+        if 'input_scales' in self.places:
+            place = self.places['input_scales']
+            if 'input' in relative:
+                total[place] += relative['input']
+            if self.unit:
+                total[place] += of_weight.sum() / (place.stop - place.start)
+        if 'output' in relative:
+            total[self.places['output_scales']] += relative['output']
+        if 'bias' in gradients:
+            total[self.places['biases']] += gradients['bias'].cpu() * self.spread
+
+
+@contextmanager
+def output_spreads(layers: Mapping[str, QuantizedLayer]) -> Iterator[dict[str, Tensor]]:
+    """Adds up, while the model runs, (3, out_channels) of each layer's outputs: how many there
+    are, their sum, the sum of their squares. ``spread`` makes of these what a bias is counted in.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def hook_for(name: str):
+        def hook(layer, args, output):
+            dim = -1 if layer.geometry.kind == 'linear' else -3
+            rows = output.detach().movedim(dim, -1).flatten(0, -2).double()
+            sums[name] = sums.get(name, 0) + torch.stack([
+                torch.full_like(rows[:0].sum(0), len(rows)), rows.sum(0),
+                rows.square().sum(0)]).cpu()
+        return hook
+
+    handles = [layer.register_forward_hook(hook_for(name), prepend=True)
+               for name, layer in layers.items()]
+    try:
+        yield sums
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def spread(sums: Tensor) -> Tensor:
+    """(out_channels,) standard deviation of outputs; at least a part of the layer's.
+
+    Args:
+        sums: (3, out_channels), see ``output_spreads``.
+    """
+    count = sums[0].clamp(min=1)
+    variance = (sums[2] / count - (sums[1] / count).square()).clamp(min=0)
+    least = LEAST_SPREAD * float(variance.mean().sqrt())
+    return variance.sqrt().clamp(min=least if least > 0 else 1.0)

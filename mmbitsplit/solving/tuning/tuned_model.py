@@ -1,0 +1,153 @@
+"""The quantized model as a tuning stage moves it: see ``methods.tuning.TuningProblem``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mmbitsplit.models import QuantizedLayer
+from mmbitsplit.passes.raw_outputs import RawOutputs
+from mmbitsplit.passes.replay import ReplayPoint, patched
+from mmbitsplit.solving.tuning.learned_values import LearnedValues, output_spreads, spread
+from mmbitsplit.solving.tuning.output_loss import OutputLoss
+
+SPREAD_BATCHES = 8  # that the spread of outputs is taken from
+
+
+@dataclass
+class TunedModel:
+    """A model that is moved, and its loss; every process of a team has the same numbers.
+
+    Args:
+        raw: Runs the model on this process's batches.
+        values: What moves.
+        output_loss: With the float model's outputs.
+        fit: Numbers of the batches to learn from, of all processes.
+        held_out: Of those to judge on.
+        seed: Of this stage.
+        progress: Told (steps done, steps in all).
+
+    Attributes:
+        reached: Layers that gradients of this process's batches have reached.
+    """
+
+    raw: RawOutputs
+    values: LearnedValues
+    output_loss: OutputLoss
+    fit: Sequence[int]
+    held_out: Sequence[int]
+    seed: int
+    progress: Callable[[int, int], None] = lambda step, steps: None
+    reached: set[str] = field(default_factory=set)
+
+    @property
+    def size(self) -> int:
+        """Length of a point."""
+        return self.values.size
+
+    def move_to(self, point: Tensor) -> None:
+        """See ``TuningProblem``."""
+        self.values.write(point)
+
+    def generator(self, step: int) -> torch.Generator:
+        """See ``TuningProblem``."""
+        return torch.Generator().manual_seed((self.seed << 32) + step)
+
+    def loss(self, batches: Sequence[int]) -> float:
+        """See ``TuningProblem``."""
+        found = torch.zeros(len(batches), dtype=torch.float64)
+        for place, batch in self._own(batches):
+            found[place] = float(self._loss(batch, gradients=False))
+        self.raw.forwards.team.add_(found)
+        return _mean(found).item()
+
+    def gradient(self, batches: Sequence[int]) -> tuple[float, Tensor]:
+        """See ``TuningProblem``; one batch's graph at a time, added in the order of batches."""
+        found = torch.zeros(len(batches), 1 + self.size, dtype=torch.float64)
+        for place, batch in self._own(batches):
+            with self.values.recorded() as leaves:
+                loss = self._loss(batch, gradients=True)
+                if not loss.requires_grad:
+                    raise ValueError(
+                        'quantization.tuning: no gradient reaches the raw outputs of '
+                        f"{', '.join(self.raw.modules)}: the model or its run function detaches "
+                        'them or is in inference mode. Leave quantization.tuning out, or run the '
+                        'model otherwise.')
+                gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+            self.reached |= self.values.reached(gradients)
+            found[place, 0] = float(loss.detach())
+            found[place, 1:] = self.values.gradient(gradients)
+        # A row is of one process and zero elsewhere: the sum over processes is exact.
+        self.raw.forwards.team.add_(found)
+        total = _mean(found)
+        return float(total[0]), total[1:]
+
+    def _own(self, batches: Sequence[int]) -> list[tuple[int, int]]:
+        return [(place, batch) for place, batch in enumerate(batches)
+                if batch in self.raw.forwards.batches]
+
+    def _loss(self, batch: int, gradients: bool) -> Tensor:
+        outputs = self.raw.replay(batch, len(self.output_loss.wanted[batch]), gradients=gradients)
+        with torch.set_grad_enabled(gradients):
+            return self.output_loss(batch, outputs)
+
+
+def record_float(raw: RawOutputs, layers: Mapping[str, QuantizedLayer], loss: OutputLoss,
+                 ) -> dict[str, Tensor]:
+    """Runs the float model on all batches: fills the tape and the loss.
+
+    Args:
+        raw: Runs the model, whose layers are quantized.
+        layers: These; they answer in float meanwhile.
+        loss: Given the raw outputs.
+
+    Returns:
+        (out_channels,) spread of each layer's outputs.
+    """
+    team, first = raw.forwards.team, range(min(SPREAD_BATCHES, raw.forwards.total))
+    sums: dict[int, dict[str, Tensor]] = {}
+    points = [ReplayPoint(layer, 'forward') for layer in layers.values()]
+    with patched(points, _as_float):
+        for batch in raw.forwards.batches:
+            with output_spreads(layers if batch in first else {}) as found:
+                loss.add(batch, raw.record(batch))
+            sums[batch] = found
+    loss.settle()
+    total: dict[str, Tensor] = {}
+    by_batch = {batch: found for part in team.gather(
+        {batch: sums[batch] for batch in first if batch in sums}) for batch, found in part.items()}
+    for _, found in sorted(by_batch.items()):
+        for name, value in found.items():
+            total[name] = total.get(name, 0) + value
+    return {name: spread(total[name]) if name in total
+            else torch.ones(layer.geometry.out_channels, dtype=torch.float64)
+            for name, layer in layers.items()}
+
+
+def split_batches(total: int, holdout: float, seed: int) -> tuple[list[int], list[int]]:
+    """Chooses which batches are learned from and which are judged on.
+
+    Raises:
+        ValueError: There is only one.
+    """
+    if total < 2:
+        raise ValueError('quantization.tuning holds calibration batches out to judge on, and there '
+                         f'is {total} in all. Set quantization.calibration.batch_size lower or '
+                         'num_images higher, or leave quantization.tuning out.')
+    count = min(total - 1, max(1, round(holdout * total)))
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+    return sorted(order[count:]), sorted(order[:count])
+
+
+def _as_float(forward: Callable) -> Callable:
+    layer = forward.__self__
+    return lambda input, *args, **kwargs: layer.float_forward(input)
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """Mean of rows, added one after the other: the same for any number of processes."""
+    total = rows[0].clone()
+    for row in rows[1:]:
+        total += row
+    return total / len(rows)

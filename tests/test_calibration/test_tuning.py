@@ -1,0 +1,228 @@
+"""Tuning as a part of a calibration: what it changes, what it may not, how it is reported."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmbitsplit.apis import quantize_model
+from mmbitsplit.calibration import Journal, ReplayPoint, calibrate
+from mmbitsplit.models import quantized_layers
+
+LOW = dict(weight=dict(num_bits=2), activation=dict(num_bits=2))
+STAGE = dict(type='OutputTuning', steps=30, learning_rate=5e-3, judge_every=10)
+
+
+class Classifier(nn.Module):
+    """Ends in one layer of class scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(),
+                                  nn.Linear(16, 16), nn.ReLU())
+        self.scores = nn.Linear(16, 5)
+        for parameter in self.parameters():
+            parameter.data *= 2.5  # as sure of itself as a trained one
+
+    def forward(self, x):
+        return self.scores(self.body(x))
+
+
+def inputs(count=8, seed=0, rows=32, width=8):
+    generator = torch.Generator().manual_seed(seed)
+    return [2 * torch.randn(rows, width, generator=generator) for _ in range(count)]
+
+
+def divergence(model, wanted, batches):
+    with torch.no_grad():
+        return float(sum((wanted(x).softmax(-1) * (wanted(x).log_softmax(-1)
+                                                   - model(x).log_softmax(-1))).sum()
+                         for x in batches) / sum(map(len, batches)))
+
+
+def codes(model):
+    return {name: layer.codes for name, layer in quantized_layers(model)}
+
+
+def test_a_classifier_comes_nearer_to_the_float_model(seeded):
+    models, reports = [seeded(Classifier) for _ in range(2)], []
+    for model, tuning in zip(models, ([], STAGE)):
+        reports.append(quantize_model(model, inputs(), dict(**LOW, tuning=tuning)))
+    wanted, unseen = seeded(Classifier), inputs(16, seed=9)
+    assert divergence(models[1], wanted, unseen) < divergence(models[0], wanted, unseen)
+    found, = reports[1].tuning
+    assert not reports[0].tuning and 'tuning' not in reports[0].seconds
+    assert (found['type'], found['loss'], found['kept']) == ('OutputTuning', 'kl', 'tuned')
+    assert found['held_out_after'] < found['held_out_before']
+    assert (found['fit_batches'], found['held_out_batches']) == (6, 2)
+    assert found['learned'] == {'scales': 53, 'input_scales': 48, 'output_scales': 0, 'biases': 53}
+    assert 0 < found['seconds'] <= reports[1].seconds['tuning'] + 1
+    for name, value in codes(models[0]).items():  # what is learned is what is beside the codes
+        assert torch.equal(value, codes(models[1])[name])
+    for row in reports[1].layers:
+        layer = dict(quantized_layers(models[1]))[row.name]
+        assert row.weight_scale[1] == pytest.approx(float(layer.weight_scale.max()))
+        assert 'were tuned' in row.notes[-1]
+    assert not any(value.requires_grad for value in models[1].state_dict().values())
+
+
+def test_losses_of_the_report_are_those_of_the_model(seeded):
+    model = seeded(Classifier)
+    report = quantize_model(model, inputs(4), dict(**LOW, tuning=dict(STAGE, holdout=0.5)))
+    found, wanted = report.tuning[0], seeded(Classifier)
+    both = (found['fit_after'] + found['held_out_after']) / 2
+    assert both == pytest.approx(divergence(model, wanted, inputs(4)), rel=1e-4)
+
+
+def test_the_best_scale_and_bias_of_a_layer_are_found(seeded):
+    """Codes of two bits and float inputs: the best scale and bias are a least squares fit."""
+    model, batches = seeded(lambda: nn.Sequential(nn.Linear(8, 4))), inputs(1) * 4
+    wanted = seeded(lambda: nn.Sequential(nn.Linear(8, 4)))
+    quantize_model(model, batches, dict(
+        weight=dict(num_bits=2), activation=dict(num_bits=None), method=dict(type='MSE'),
+        first_last=dict(weight_bits=None),
+        tuning=dict(STAGE, steps=300, learning_rate=0.02, batch_size=1, loss='raw',
+                    holdout=0.5)))
+    layer, x = model[0], batches[0]
+    with torch.no_grad():
+        for channel in range(4):
+            products = x @ layer.codes[channel].float()
+            columns = torch.stack([products, torch.ones_like(products)], 1)
+            scale, bias = torch.linalg.lstsq(columns, wanted(x)[:, channel]).solution
+            assert float(layer.weight_scale[channel]) == pytest.approx(float(scale), rel=1e-3)
+            assert float(layer.bias[channel]) == pytest.approx(float(bias), abs=1e-3)
+
+
+@pytest.mark.parametrize('mode', ['per_tensor', 'per_channel', 'ecaq'])
+def test_held_out_loss_never_rises_and_every_layer_is_reached(residual_net, images, mode):
+    report = quantize_model(residual_net(), images(16, size=12), dict(
+        # The second stage throws all about.
+        weight=dict(num_bits=2), activation=dict(num_bits=3, mode=mode),
+        first_last=dict(weight_bits=2, activation_bits=3),
+        tuning=[dict(STAGE, judge_every=5), dict(STAGE, learning_rate=1.0)]))
+    first, second = report.tuning
+    assert first['loss'] == 'raw' and first['kept'] == 'tuned'
+    assert first['held_out_after'] < first['held_out_before']
+    assert second['held_out_before'] == first['held_out_after']
+    assert second['held_out_after'] <= second['held_out_before']
+    assert 'unreached' not in first
+
+
+def test_where_nothing_is_better_the_layers_stay_bit_for_bit(residual_net, images,
+                                                             assert_same_state):
+    models = [residual_net() for _ in range(2)]
+    quantize_model(models[0], images(4), LOW)
+    report = quantize_model(models[1], images(4), dict(
+        **LOW, tuning=dict(STAGE, steps=4, learning_rate=3.0)))
+    assert report.tuning[0]['kept'] == 'start'
+    assert_same_state(*models)
+    assert not any('were tuned' in note for row in report.layers for note in row.notes)
+
+
+def test_outputs_are_tuned_too_where_they_are_quantized(residual_net, images):
+    report = quantize_model(residual_net(), images(4), dict(
+        weight=dict(num_bits=3), activation=dict(num_bits=3, placement='deploy', output_bits=3),
+        tuning=dict(STAGE, scales=False, biases=False)))
+    assert report.tuning[0]['learned']['output_scales'] > 0
+    assert report.tuning[0]['held_out_after'] <= report.tuning[0]['held_out_before']
+
+
+class Decides(nn.Module):
+    """Keeps the rows of highest score for a second stage, as proposals do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.score, self.second = nn.Linear(8, 8), nn.Linear(8, 1), nn.Linear(8, 3)
+
+    def choose(self, scores):
+        return scores.flatten().argsort(descending=True)[:5]
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.second(x[self.choose(self.score(x))])
+
+
+def test_recorded_decisions_are_replayed(seeded):
+    model = seeded(Decides)
+    low = dict(LOW, first_last=dict(weight_bits=2, activation_bits=2), method=dict(type='MSE'))
+    report = quantize_model(model, inputs(16), dict(**low, tuning=dict(STAGE, judge_every=5)),
+                            replay_points=[ReplayPoint(model, 'choose')])
+    found = report.tuning[0]
+    # Rows stay aligned: even at 2 bits the outputs are near, not those of other rows.
+    assert found['held_out_after'] < found['held_out_before'] < 0.3
+    assert 'unreached' not in found
+
+
+def test_a_model_that_turns_gradients_off_is_tuned_too(seeded):
+    def careful(model, x):
+        with torch.inference_mode() if float(x.sum()) > 0 else torch.no_grad():
+            return model(x)
+
+    plain = quantize_model(seeded(Classifier), inputs(), dict(**LOW, tuning=STAGE))
+    off = quantize_model(seeded(Classifier), inputs(), dict(**LOW, tuning=STAGE), run=careful)
+    assert off.tuning[0]['judged'] == plain.tuning[0]['judged']
+    with torch.no_grad():  # as it was: what follows turns gradients off again
+        assert not torch.is_grad_enabled()
+
+
+def test_a_model_that_detaches_its_outputs_half_way(seeded):
+    """What is behind the cut is tuned; what is before is said to be out of reach."""
+    class Cut(Classifier):
+        def forward(self, x):
+            return self.scores(self.body(x).detach())
+
+    report = quantize_model(seeded(Cut), inputs(), dict(**LOW, tuning=STAGE))
+    assert report.tuning[0]['unreached'] == ['body.0', 'body.2', 'body.4']
+
+
+class Loose(nn.Module):
+    """As many rows reach the last layer as values of the first say; nobody replays that."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.last(x[x[:, 0] > 0.1])
+
+
+@pytest.mark.parametrize('make, batches, tuning, words', [
+    (Loose, inputs(), {}, 'other shapes than the float one.*replay point'),
+    (Classifier, inputs(1), {}, 'holds calibration batches out.*batch_size'),
+    (Decides, inputs(), dict(loss='kl'), "loss='kl' is for.*score, second"),
+])
+def test_what_cannot_be_tuned_is_refused_and_the_model_is_as_before(
+        make, batches, tuning, words, seeded, assert_same_state):
+    model = seeded(make)
+    with pytest.raises(ValueError, match=words):
+        quantize_model(model, batches, dict(**LOW, tuning=dict(STAGE, **tuning),
+                                            overrides=[dict(match='last', skip=True)]
+                                            if make is Loose else []))
+    assert_same_state(model, seeded(make))
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def test_killed_in_a_stage_it_comes_to_the_same_values(residual_net, images, make_spec, run_model,
+                                                       assert_same_state, tmp_path):
+    spec = make_spec(**LOW, tuning=STAGE)
+    models = [residual_net() for _ in range(3)]
+    _, whole = calibrate(models[0], images(), spec, run=run_model)
+
+    def interrupt(step):
+        if step.stage == 'tuning' and step.done == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        calibrate(models[1], images(), spec, run=run_model, progress=interrupt,
+                  journal=Journal.open(tmp_path, {'of': 'this test'}, resume=False))
+    assert_same_state(models[1], residual_net())  # float, as it was
+    _, report = calibrate(models[2], images(), spec, run=run_model,
+                          journal=Journal.open(tmp_path, {'of': 'this test'}, resume=True))
+    assert_same_state(models[2], models[0])
+    assert report.calibration['layers_taken_over'] == len(report.layers)
+    assert [{**found, 'seconds': 0} for found in report.tuning] == \
+        [{**found, 'seconds': 0} for found in whole.tuning]
+    assert report.tuning[0]['kept'] == 'tuned'
