@@ -57,7 +57,10 @@ def _tune(stage: TuningStage, index: int, look: Watching, calibration: Calibrati
     raw = RawOutputs.of(forwards, look.flow, Tape())
     loss = OutputLoss(raw, stage.loss, seed)
     spreads = record_float(raw, layers, loss)
-    values = LearnedValues(layers, stage.learns, spreads)
+    # Who gives a quantized residual stream and who reads it have one scale.
+    shared = {name for stream in solved.prepared.plan.streams
+              for name in (stream.name, *stream.readers)}
+    values = LearnedValues(layers, stage.learns, spreads, shared)
     model = TunedModel(
         raw, values, loss, fit, held_out, seed + index,
         lambda step, steps: solved.progress(Progress('tuning', step, steps)))

@@ -226,3 +226,20 @@ def test_killed_in_a_stage_it_comes_to_the_same_values(residual_net, images, mak
     assert [{**found, 'seconds': 0} for found in report.tuning] == \
         [{**found, 'seconds': 0} for found in whole.tuning]
     assert report.tuning[0]['kept'] == 'tuned'
+
+
+def test_scales_that_a_residual_stream_shares_stay(residual_net, images, make_spec, run_model):
+    """And the float model's outputs are recorded without rounding streams."""
+    spec = dict(weight=dict(num_bits=3), activation=dict(num_bits=3, placement='residual'))
+    model = residual_net()
+    prepared, report = calibrate(model, images(16, size=12), make_spec(
+        **spec, tuning=dict(STAGE, judge_every=5)), run=run_model)
+    found = report.tuning[0]
+    assert found['kept'] == 'tuned' and found['held_out_before'] > 1e-4
+    before, _ = calibrate(residual_net(), images(16, size=12), make_spec(**spec), run=run_model)
+    shared = {name for stream in prepared.plan.streams for name in stream.readers}
+    assert shared
+    for name, layer in prepared.layers.items():
+        assert not torch.equal(layer.weight_scale, before.layers[name].weight_scale)
+        if layer.qparams is not None and name in shared:
+            assert torch.equal(layer.qparams.scale, before.layers[name].qparams.scale)

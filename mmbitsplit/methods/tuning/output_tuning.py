@@ -32,7 +32,7 @@ class OutputTuning(TuningStage):
         scales: Weight scales, and offsets with them, are learned.
         biases: Biases are learned; a layer without one gets one.
         input_scales: Scales of layer inputs, and of outputs where these are quantized, are
-            learned.
+            learned; but for those that a quantized residual stream shares with others.
         optimizer: ``'adam'``, or ``'sgd'`` with momentum 0.9.
         loss: ``'kl'``: divergence of the class probabilities from the float model's, for a model
             that ends in one layer of class scores; ``'raw'``: squared change of each raw output,

@@ -1,6 +1,6 @@
 """What of a quantized model a tuning stage may move: one vector, zero where it began."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -28,17 +28,21 @@ class LearnedValues:
         layers: By name, quantized; a layer without a bias is given one of zeros.
         learns: What moves.
         spreads: (out_channels,) of each layer's outputs, by name.
+        shared: Layers whose input or output scale others have, too; it stays.
     """
 
     layers: Mapping[str, QuantizedLayer]
     learns: Sequence[Learned]
     spreads: Mapping[str, Tensor]
+    shared: Container[str] = ()
     parts: list['_Part'] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         first = 0
         for name, layer in self.layers.items():
-            part = _Part(name, layer, self.learns, self.spreads[name], first)
+            learns = [kind for kind in self.learns
+                      if kind != 'input_scales' or name not in self.shared]
+            part = _Part(name, layer, learns, self.spreads[name], first)
             self.parts.append(part)
             first += part.size
         self.size = first

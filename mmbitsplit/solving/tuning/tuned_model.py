@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.models import QuantizedLayer
+from mmbitsplit.models.layers.streams import streams_through
 from mmbitsplit.passes.raw_outputs import RawOutputs
 from mmbitsplit.passes.replay import ReplayPoint, patched
 from mmbitsplit.solving.tuning.learned_values import LearnedValues, output_spreads, spread
@@ -108,7 +109,7 @@ def record_float(raw: RawOutputs, layers: Mapping[str, QuantizedLayer], loss: Ou
     team, first = raw.forwards.team, range(min(SPREAD_BATCHES, raw.forwards.total))
     sums: dict[int, dict[str, Tensor]] = {}
     points = [ReplayPoint(layer, 'forward') for layer in layers.values()]
-    with patched(points, _as_float):
+    with patched(points, _as_float), streams_through():
         for batch in raw.forwards.batches:
             with output_spreads(layers if batch in first else {}) as found:
                 loss.add(batch, raw.record(batch))
