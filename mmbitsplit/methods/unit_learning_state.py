@@ -120,35 +120,52 @@ def decide(soft: Mapping[str, Tensor], share: float = 0.5) -> None:
         first += v.numel()
 
 
-def repair(problem: UnitProblem, start: Mapping[str, LayerSolution],
-           calls: Sequence[UnitCall] | None = None) -> tuple[str, ...]:
+def repair(problem: UnitProblem, start: Mapping[str, LayerSolution], images: int = 128,
+           ) -> tuple[str, ...]:
     """Gives layers their solutions of the start back, as long as that lowers the unit's error.
 
     Small layers are decided by a few roundings: one that hardens badly can spoil what the others
-    gained. The layer that gains most goes first.
+    gained. The layer that gains most goes first; where all of the start is still better, all go.
 
     Args:
-        problem: Hardened.
+        problem: Hardened. It is judged on calls that are fitted to.
         start: Solutions by layer.
-        calls: What is judged on; those that are fitted to, if ``None``.
+        images: About how many, or crops of them, are looked at.
 
     Returns:
         Names of the layers that were given back.
     """
-    calls = problem.fit if calls is None else calls
+    calls = some_of(problem.fit, images)
+    learned = problem.solutions()
+    _install(problem, start)
+    error_of_start = problem.error(calls)
+    _install(problem, learned)
     least, given_back = problem.error(calls), []
-    rest = dict(problem.layers)
-    while rest:
+    while len(given_back) < len(learned):
         errors = {}
-        for name, layer in rest.items():
-            learned = layer.solution()
-            layer.install(start[name])
+        for name in learned.keys() - given_back:
+            problem.layers[name].install(start[name])
             errors[name] = problem.error(calls)
-            layer.install(learned)
-        best = min(errors, key=errors.__getitem__)
+            problem.layers[name].install(learned[name])
+        best = min(sorted(errors), key=errors.__getitem__)
         if not errors[best] < least:
             break
-        rest.pop(best).install(start[best])
+        problem.layers[best].install(start[best])
         least = errors[best]
         given_back.append(best)
-    return tuple(given_back)
+    if least <= error_of_start:
+        return tuple(given_back)
+    _install(problem, start)
+    return tuple(learned)
+
+
+def some_of(calls: Sequence[UnitCall], images: int) -> list[UnitCall]:
+    """Calls of about so many images, from all over."""
+    total = sum(len(call.float_output) for call in calls)
+    step = max(1, total // images)
+    return list(calls[::step]) if len(calls) >= step else list(calls[:1])
+
+
+def _install(problem: UnitProblem, solutions: Mapping[str, LayerSolution]) -> None:
+    for name, layer in problem.layers.items():
+        layer.install(solutions[name])

@@ -1,6 +1,7 @@
 """Networks and requests that nobody chose: quantization finishes, is finite, no worse, reloads."""
 
 import copy
+import dataclasses
 import warnings
 
 import hypothesis.strategies as some
@@ -8,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 
-from mmbitsplit.calibration import calibrate
+from mmbitsplit.calibration import METHODS, calibrate
 from mmbitsplit.models import QuantizedLayer, describe, rebuild
 from mmbitsplit.structures import QuantSpec
 
@@ -105,10 +106,33 @@ def batches_of(sizes: list[tuple[int, int, int]]) -> list[Tensor]:
             for count, height, width in sizes]
 
 
+batch_sizes = some.lists(some.tuples(
+    some.integers(1, 2), some.integers(1, 13), some.integers(1, 13)), min_size=1, max_size=3)
+LEARNED = {  # methods that solve units, two steps each
+    name: {'type': name, **{field.name: 2 for field in dataclasses.fields(cls)
+                            if field.name.endswith('iterations')}}
+    for name, cls in METHODS.items() if cls.solves == 'unit'}
+
+
 @RUNS
-@given(networks, requests, some.lists(some.tuples(
-    some.integers(1, 2), some.integers(1, 13), some.integers(1, 13)), min_size=1, max_size=3))
+@given(networks, requests, batch_sizes)
 def test_any_small_network_is_quantized(network, request, sizes):
+    assert_quantized(network, request, sizes)
+
+
+@settings(RUNS, max_examples=5 * len(LEARNED))
+@given(networks, requests, batch_sizes, some.sampled_from(sorted(LEARNED)))
+def test_any_small_network_is_learned(network, request, sizes, method):
+    report = assert_quantized(network, {**request, 'method': LEARNED[method]}, sizes)
+    for layer in report.layers:
+        errors = layer.unit_errors
+        assert len(errors) > 1 or any('layer by layer alone' in note for note in layer.notes)
+        if errors:
+            assert errors[layer.unit_taken] == min(
+                error for error in errors.values() if error == error)
+
+
+def assert_quantized(network, request, sizes):
     network.eval()
     batches, fresh = batches_of(sizes), copy.deepcopy(network)
     with warnings.catch_warnings():
@@ -129,6 +153,7 @@ def test_any_small_network_is_quantized(network, request, sizes):
         for batch in batches:
             for ours, theirs in zip(network(batch), fresh.eval()(batch), strict=True):
                 assert torch.isfinite(ours).all() and torch.equal(ours, theirs)
+    return report
 
 
 @RUNS

@@ -22,6 +22,7 @@ from mmbitsplit.methods.unit_learning_state import (
     repair,
     roundings,
     soften,
+    some_of,
 )
 from mmbitsplit.methods.unit_problem import Snapshots
 
@@ -370,6 +371,50 @@ def test_a_layer_that_hardened_badly_is_given_its_start_back(solved, residual_ne
         return repair(problem, start) == ()
 
     assert any(solved(residual_net(), images(), spoil).values())
+
+
+class Named:
+    """A layer whose solution is a word."""
+
+    def __init__(self):
+        self.now = 'learned'
+
+    def solution(self):
+        return self.now
+
+    def install(self, solution):
+        self.now = solution
+
+
+@pytest.mark.parametrize(('errors', 'wanted'), [
+    ({'ll': 2, 'sl': 3, 'ls': 3, 'ss': 1}, 'ab'),  # worse than all of the start
+    ({'ll': 2, 'sl': 3, 'ls': 1, 'ss': 1.5}, 'b'), ({'ll': 2, 'sl': 1, 'ls': 1.5, 'ss': 0.5}, 'ab'),
+    ({'ll': 1, 'sl': 2, 'ls': 2, 'ss': 1}, '')])
+def test_layers_are_given_back_as_long_as_that_helps_and_never_end_above_the_start(errors, wanted):
+    class Problem:
+        layers, fit = {'a': Named(), 'b': Named()}, ()
+
+        def solutions(self):
+            return {name: layer.now for name, layer in self.layers.items()}
+
+        def error(self, calls):
+            return errors[''.join(layer.now[0] for layer in self.layers.values())]
+
+    problem = Problem()
+    assert ''.join(sorted(repair(problem, dict(a='start', b='start')))) == wanted
+    assert problem.solutions() == {name: 'start' if name in wanted else 'learned'
+                                   for name in 'ab'}
+
+
+def test_some_calls_are_of_about_as_many_images_as_asked_for(solved, residual_net, images):
+    def look(problem):
+        found = some_of(problem.fit, 3)
+        assert 2 <= sum(len(call.float_output) for call in found) <= 6
+        assert some_of(problem.fit, 99) == list(problem.fit)
+        assert len(some_of(problem.fit[:1], 1)) == 1
+        return True
+
+    assert solved(residual_net(), images(8), look)
 
 
 class Turned(nn.Module):
