@@ -1,6 +1,6 @@
 """BRECQ: learns the roundings of a block together, then the scales of its activations."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.functional import round_weight, weight_scale
-from mmbitsplit.methods.base import Granularity, register_method
+from mmbitsplit.methods.base import Granularity, Need, register_method
 from mmbitsplit.methods.rounding import RoundingMethod, rounded_at
 from mmbitsplit.methods.unit_learning import Learned, Learning, LossForm, Push, learn
 from mmbitsplit.methods.unit_learning_draws import Draw
@@ -71,8 +71,12 @@ class BRECQ(RoundingMethod):
     granularity: Granularity = 'block'
     loss: LossForm = 'published'
 
-    needs = ('sums', 'unit_io')
     solves = 'unit'
+
+    @property
+    def needs(self) -> Sequence[Need]:  # type: ignore[override]
+        """See ``Method``: gradients where channels are weighed by them."""
+        return ('sums', 'unit_io', *(('importance',) if self.importance == 'fisher' else ()))
 
     def defaults(self) -> Mapping[str, Mapping[str, Any]]:
         """Scales of least L2.4 error, one a tensor for inputs."""

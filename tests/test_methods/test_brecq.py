@@ -199,6 +199,19 @@ def test_units_are_as_large_as_is_asked_for(granularity, units, residual_net, im
     assert all(row.unit_figures['learned rounding']['steps'] == 3 for row in report.layers)
 
 
+def test_squared_gradients_are_gathered_where_channels_are_weighed(residual_net, images,
+                                                                   run_model):
+    codes = {}
+    for importance in ('none', 'fisher'):
+        prepared, report = calibrate(residual_net(), images(8), request(method=dict(
+            type='BRECQ', iterations=60, learning_rate=0.05, importance=importance,
+            input_iterations=2)), run=run_model)
+        assert ('importance' in report.seconds) == (importance == 'fisher')
+        assert all(row.unit_figures['learned rounding']['hard_error'] < 1 for row in report.layers)
+        codes[importance] = prepared.layers['blocks.1.conv2'].codes
+    assert not torch.equal(codes['none'], codes['fisher'])
+
+
 def test_weights_alone_have_no_second_stage(residual_net, images, run_model):
     _, report = calibrate(residual_net(), images(), request(
         method=dict(type='BRECQ', iterations=3), input_bits=None), run=run_model)
