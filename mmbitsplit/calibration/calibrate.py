@@ -28,6 +28,7 @@ from mmbitsplit.calibration.refine import refine
 from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
 from mmbitsplit.calibration.streams import check_method, open_stream_warnings, settle_streams
 from mmbitsplit.calibration.tuning import tune
+from mmbitsplit.calibration.unit_memory import learning_bytes
 from mmbitsplit.calibration.unit_solver import (
     SolvedUnits,
     counting_if_batches_differ,
@@ -212,8 +213,12 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
     if asks_for_importance(spec, method):
         estimate = replace(estimate, gradients=gradients_bytes(look.flow, look.sizes))
     if method.solves == 'unit':
-        estimate = with_units(estimate, look.flow, divide(look, plan, spec, method),
-                              look.sizes, unit_bytes(spec.calibration))
+        units = divide(look, plan, spec, method)
+        total = sum(sum(part.values()) for part in look.forwards.team.gather(look.sizes))
+        keeps = unit_bytes(spec.calibration)
+        estimate = with_units(estimate, look.flow, units, total, keeps, learning_bytes(
+            look.flow, units, geometries, batch_size=method.batch_size, total=total,
+            budget=keeps))
     budget = spec.calibration.memory_budget
     device = next((value.device for value in model.parameters()), torch.device('cpu'))
     check_memory(estimate, BUDGET * available_bytes(device) if budget is None else budget * 1e9,

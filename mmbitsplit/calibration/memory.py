@@ -45,6 +45,7 @@ class MemoryEstimate:
         refining: For a method that needs the model's loss: samples of all inputs, and outputs.
         units: For a method that solves units: inputs and outputs of those that are open at once.
             Forwards are held asleep twice then.
+        learning: For the same: a step of the unit that takes most, after its layers are solved.
         gradients: Of one batch's graph, where importance is asked for: before anything is held
             asleep.
     """
@@ -56,13 +57,14 @@ class MemoryEstimate:
     weights: int
     refining: int = 0
     units: int = 0
+    learning: int = 0
     gradients: int = 0
 
     @property
     def total(self) -> int:
         """Most that is held at once."""
-        later = (self.suspended + self.running + self.targets + self.solving + self.refining
-                 + self.units)
+        later = (self.suspended + self.running + self.targets + self.refining + self.units
+                 + max(self.solving, self.learning))
         return self.weights + max(later, self.gradients)
 
 
@@ -124,20 +126,23 @@ def gradients_bytes(flow: DataFlow, sizes: Mapping[int, float]) -> int:
     return int(4 * GRAPH_COPIES * outputs * max(sizes.values(), default=0))
 
 
-def with_units(estimate: MemoryEstimate, flow: DataFlow, units: Sequence[Unit],
-               sizes: Mapping[int, float], budget: int) -> MemoryEstimate:
+def with_units(estimate: MemoryEstimate, flow: DataFlow, units: Sequence[Unit], total: float,
+               budget: int, learning: int = 0) -> MemoryEstimate:
     """Adds what a method that solves units takes.
 
     Args:
         estimate: Of the same request with a method that solves layers.
-        flow, sizes: See ``estimate_memory``.
+        flow: See ``estimate_memory``.
         units: Of the model.
+        total: All batches of all processes, in units of the watched one: the process that learns
+            a unit gets the calls of all.
         budget: Bytes of inputs and outputs of units.
+        learning: Bytes of a step, see ``unit_memory``.
     """
     largest = max((sum(flow.output_sizes[name]) for unit in units for name in unit.layers),
                   default=0)
-    kept = 4 * IO_OF_A_UNIT * largest * sum(sizes.values())
-    return replace(estimate, suspended=2 * estimate.suspended, units=int(min(budget, kept)))
+    return replace(estimate, suspended=2 * estimate.suspended, learning=learning,
+                   units=int(min(budget, 4 * IO_OF_A_UNIT * largest * total)))
 
 
 def _held(flow: DataFlow, layers: Iterable[str], owners: Mapping[str, Owner],
@@ -188,6 +193,11 @@ def check_memory(estimate: MemoryEstimate, budget: int, num_images: int,
     more = f", {_gb(estimate.refining)} for the model's loss" if estimate.refining else ''
     more += f', {_gb(estimate.gradients)} for gradients before' if estimate.gradients else ''
     more += f', {_gb(estimate.units)} for inputs and outputs of units' if estimate.units else ''
+    if estimate.learning:
+        more += f', {_gb(estimate.learning)} for a step in which a unit is learned'
+    if not fit and estimate.learning > estimate.solving:
+        advice = ('the steps do not fit: set quantization.method.batch_size or granularity lower, '
+                  'or divide the largest unit (`mmbitsplit units`)')
     raise ValueError(
         f'Calibrating on {num_images} images would hold about {_gb(estimate.total)} '
         f'({_gb(estimate.suspended)} of suspended forwards, {_gb(estimate.running)} of the running '

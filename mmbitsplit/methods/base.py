@@ -47,6 +47,8 @@ class Method(Options):
         bias_correction: Fit the bias together with the weights.
         guard: Plain rounding is a candidate, too, and is taken where no other is as good.
         loss, loss_batches: See ``ModelLoss``; where ``needs`` names ``'model_loss'``.
+        batch_size: Images of a step of ``solve_unit``, or crops of them: what memory is estimated
+            by.
     """
 
     needs: Sequence[Need] = ('sums',)
@@ -56,6 +58,7 @@ class Method(Options):
     guard: bool = False
     loss: str = 'auto'
     loss_batches: int = 4
+    batch_size: int = 32
 
     @property
     def looks_at_images(self) -> bool:

@@ -94,13 +94,13 @@ def find_crops(geometries: Iterable[LayerGeometry], modules: Iterable[nn.Module]
         return None
     stride, = strides
     # Every window counts as if it came after all steps of the stride: a bound, never too small.
-    reach = sum(max(map(_one_side, one.kernel_size, one.dilation, one.padding))
+    reach = sum(max(map(one_side, one.kernel_size, one.dilation, one.padding))
                 for one in geometries)
     reach += sum(_of_pooling(module) for module in modules)
     return Crops(stride, reach)
 
 
-def _one_side(kernel: int, dilation: int, padding: int) -> int:
+def one_side(kernel: int, dilation: int, padding: int) -> int:
     """How far a window reaches beyond its output's place, to the side where it is more."""
     span = (kernel - 1) * dilation
     return padding if span == 2 * padding else span
@@ -111,4 +111,4 @@ def _of_pooling(module: nn.Module) -> int:
         return 0
     kernels, paddings = (value if isinstance(value, tuple) else (value, value)
                          for value in (module.kernel_size, module.padding))
-    return max(_one_side(kernel, 1, padding) for kernel, padding in zip(kernels, paddings))
+    return max(one_side(kernel, 1, padding) for kernel, padding in zip(kernels, paddings))

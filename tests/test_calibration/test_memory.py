@@ -88,7 +88,7 @@ def look(make_spec):
 def test_more_images_hold_more(make_net, look, images):
     _, _, estimate = look(make_net(), images(1)[0])
     few, many = estimate(4), estimate(12)
-    later = ('refining', 'units', 'gradients')
+    later = ('refining', 'units', 'learning', 'gradients')
     parts = {name: size for name, size in vars(few).items() if name not in later}
     assert min(parts.values()) > 0 and few.total == sum(parts.values())
     assert few.refining == few.units == few.gradients == 0
@@ -100,12 +100,18 @@ def test_units_hold_forwards_twice_and_what_they_are_given(make_net, look, image
     _, flow, estimate = look(make_net(), images(1)[0])
     one, first = estimate(4), flow.order[0]
     units = (Unit(first, (first,), (first,)),)
-    sizes = dict.fromkeys(range(4), 1.0)
-    added = with_units(one, flow, units, sizes, 10 * GB)
+    added = with_units(one, flow, units, 4.0, 10 * GB)
     assert added.suspended == 2 * one.suspended
     assert added.units == 4 * 4 * 3 * sum(flow.output_sizes[first])
     assert added.total == one.total + one.suspended + added.units
-    assert with_units(one, flow, units, sizes, 1000).units == 1000
+    assert with_units(one, flow, units, 4.0, 1000).units == 1000
+    learned = with_units(one, flow, units, 4.0, 10 * GB, learning=one.solving + 7)
+    assert learned.total == added.total + 7  # after the layers, not at the same time
+
+
+def test_steps_that_do_not_fit_are_refused_with_what_makes_them_smaller():
+    with pytest.raises(ValueError, match='4.0 GB for a step .*method.batch_size or granularity'):
+        check_memory(replace(EIGHT, learning=4 * GB), 5 * GB, 10)
 
 
 def test_gradients_are_held_before_anything_is_asleep(make_net, look, images):

@@ -292,6 +292,8 @@ def test_output_sizes_of_every_call(make_net, see, image):
         levels = [net.a(x), net.a(x[..., ::2, ::2])]
         return [net.fc(net.up(net.down(level)).mean((2, 3))) for level in levels]
     flow = see(make_net(run, a=conv(3), down=down, up=up, fc=nn.Linear(3, 7)), image)
+    assert flow.output_rows == {name: [2] * len(sizes)
+                                for name, sizes in flow.output_sizes.items()}
     assert flow.output_sizes == {'a': [2 * 4 * FULL, 2 * 4 * HALF],
                                  'down': [2 * 5 * HALF, 2 * 5 * 9],
                                  'up': [2 * 3 * FULL, 2 * 3 * 36], 'fc': [14, 14]}
