@@ -23,6 +23,8 @@ from mmbitsplit.methods.unit_problem import UnitProblem  # noqa: E402
 REQUEST = dict(weight=dict(num_bits=2), first_last=dict(weight_bits=2),
                method=dict(type='LearnedScale', steps=12))
 SAVED = {**REQUEST, 'method': dict(type='SavedScale', steps=12)}
+STAGES = {**REQUEST, 'method': dict(type='BRECQ', iterations=12, input_iterations=12)}
+REQUESTS = {'step': REQUEST, 'entries': REQUEST, 'states': SAVED, 'stages': STAGES}
 IDENTITY = {'weights': 'those of this test'}
 
 
@@ -37,6 +39,21 @@ def in_a_step_of_learning() -> None:
     def dying(problem, step):
         if 'blocks.1.conv1' in problem.layers and step == 6:
             die()
+        return generator(problem, step)
+
+    UnitProblem.generator = dying
+
+
+def in_the_second_stage() -> None:
+    """Dies when the second block's roundings are learnt and its input scales half."""
+    unit_state.EVERY = 0.0
+    generator, seen = UnitProblem.generator, []
+
+    def dying(problem, step):
+        if 'blocks.1.conv1' in problem.layers and step == 6:
+            seen.append(step)
+            if len(seen) == 2:
+                die()
         return generator(problem, step)
 
     UnitProblem.generator = dying
@@ -64,7 +81,6 @@ if __name__ == '__main__':
     torch.set_num_threads(1)
     unit_methods.register()
     {'step': in_a_step_of_learning, 'entries': between_entries,
-     'states': after_states_were_kept}[sys.argv[2]]()
-    request = SAVED if sys.argv[2] == 'states' else REQUEST
-    calibrate(_seeded(ResidualNet), _images(), _spec(**request), run=call,
+     'states': after_states_were_kept, 'stages': in_the_second_stage}[sys.argv[2]]()
+    calibrate(_seeded(ResidualNet), _images(), _spec(**REQUESTS[sys.argv[2]]), run=call,
               journal=Journal.open(Path(sys.argv[1]), IDENTITY, resume=False))

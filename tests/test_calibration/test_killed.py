@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from mmbitsplit.calibration import Journal, calibrate
+from mmbitsplit.calibration.journal.unit_state import UnitState
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from killed_process import IDENTITY, REQUEST, SAVED  # noqa: E402
+from killed_process import IDENTITY, REQUEST, SAVED, STAGES  # noqa: E402
 from unit_methods import STEPS, known  # noqa: E402, F401
 
 PROJECT = HERE.parents[1]
@@ -39,6 +40,23 @@ def test_killed_in_the_middle_of_learning_it_goes_on_at_the_step_that_was_kept(
     assert [step for unit, step in STEPS if unit == 'blocks.1'] == [*range(6, 12)]
     assert_same_state(again, wanted)
     assert not (tmp_path / 'unit.state').exists()
+
+
+@pytest.mark.slow
+def test_killed_in_a_later_stage_it_goes_on_there(
+        residual_net, images, make_spec, run_model, assert_same_state, tmp_path, monkeypatch):
+    spec, wanted, again, load = make_spec(**STAGES), residual_net(), residual_net(), UnitState.load
+    killed(tmp_path, 'stages')
+    _, whole = calibrate(wanted, images(), spec, run=run_model)
+    found = []
+    monkeypatch.setattr(UnitState, 'load', lambda state: found.append(
+        (state.unit, load(state))) or found[-1][1])
+    calibrate(again, images(), spec, run=run_model,
+              journal=Journal.open(tmp_path, IDENTITY, resume=True))
+    assert {unit for unit, state in found if state is not None} == {'blocks.1'}
+    assert [*dict(found)['blocks.1']['finished']] == ['weights']
+    assert 'learned rounding and input scales' in {layer.unit_taken for layer in whole.layers}
+    assert_same_state(again, wanted)
 
 
 @pytest.mark.slow
