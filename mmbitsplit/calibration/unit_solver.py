@@ -27,6 +27,7 @@ from mmbitsplit.passes.watching import Watching
 from mmbitsplit.solving.solve_unit import LAYERS, UnitLayer, UnitOutcome, install, solve_unit
 from mmbitsplit.structures import CalibrationSpec, Unit, summary
 
+BESIDE = 500  # multiplications that the other work of an output is worth, on a CPU, about
 UNIT_SHARE = 0.25  # of a memory budget that is given, for the inputs and outputs of a unit
 BATCHES_DIFFER = 'batches_differ'  # the journal's fact: a pass that counts calls comes first
 
@@ -177,7 +178,7 @@ def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: 
     owners = find_owners(look.flow, set(layers), patterns)
     done = {report.name for report in solved.reports}
     units = [unit for unit in solved.units if not done.issuperset(unit.layers)]
-    times = UnitTimes(units, {unit.name: multiplications(unit, look.flow, layers)
+    times = UnitTimes(units, {unit.name: work_of(unit, look.flow, layers)
                               for unit in units}, solved.progress)
     work = UnitWork(
         units=units,
@@ -199,10 +200,10 @@ def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: 
     stopwatch.seconds['quantized_pass'] -= run.record.seconds_forward + run.record.seconds_sampling
 
 
-def multiplications(unit: Unit, flow: DataFlow, layers: Mapping[str, QuantizedLayer]) -> float:
-    """Of a forward of a unit, all calls of a batch."""
-    return float(sum(sum(flow.output_sizes[name]) * layers[name].geometry.inputs_per_output
-                     for name in unit.layers))
+def work_of(unit: Unit, flow: DataFlow, layers: Mapping[str, QuantizedLayer]) -> float:
+    """Multiplications of a forward of a unit, all calls of a batch, and what is done beside them."""
+    return float(sum(sum(flow.output_sizes[name]) * (
+        layers[name].geometry.inputs_per_output + BESIDE) for name in unit.layers))
 
 
 def most_open(units: Sequence[Unit], owners: Mapping[str, Owner]) -> int:

@@ -8,18 +8,19 @@ from mmbitsplit.calibration.solved_layers import Progress
 from mmbitsplit.structures import Unit
 
 OFTEN = 0.5  # seconds between two steps that are told
+FIRST = 0.05  # part of the first unit before anything is said of the time that is left
 
 
 @dataclass
 class UnitTimes:
     """Tells steps of units, with the seconds that are left.
 
-    Steps are taken to cost as their units' multiplications. That is a guess: small units cost more
-    than these say, and units seen in crops less.
+    Steps are taken to cost as a forward of their unit does. That is a guess: units seen in crops
+    cost less.
 
     Args:
         units: Those to be learned, in order.
-        costs: Multiplications of a forward of each, by name.
+        costs: Work of a forward of each, by name.
         told: Gets the steps.
         learned: Names of those that are done.
         skipped: Names of those that could not be learned.
@@ -70,6 +71,8 @@ class UnitTimes:
         return len(self.learned | self.skipped)
 
     def _left(self, unit: str, part: float, seconds: float) -> float | None:
+        if not self.learned and part < FIRST:
+            return None
         own = self.costs[unit]
         behind = sum(self.costs[name] for name in self.learned) + part * own
         ahead = (1 - part) * own + sum(

@@ -17,13 +17,15 @@ def times():
 
 def test_seconds_left_follow_from_what_was_done(times):
     times, told, _ = times
+    times.tell('a', 1, 100, 7.0)
+    assert told.pop().seconds_left is None  # too early to say
     times.tell('a', 1, 4, 2.5)
     times.finish('a', 10.0, learned=True)
     times.finish('c', 0.0, learned=False)
     times.tell('b', 5, 10, 15.0)
     assert [(step.unit, step.done, step.total, step.units_done, step.units) for step in told] == [
         ('a', 1, 4, 0, 4), ('b', 5, 10, 2, 4)]
-    # A tenth of a second for one multiplication; three quarters of a, and b, c, d are left.
+    # A tenth of a second for one of the work; three quarters of a, and b, c, d are left.
     assert told[0].seconds_left == pytest.approx(0.1 * (75 + 750))
     assert told[1].seconds_left == pytest.approx(0.1 * (150 + 400))
 
