@@ -201,7 +201,7 @@ def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: 
 
 
 def work_of(unit: Unit, flow: DataFlow, layers: Mapping[str, QuantizedLayer]) -> float:
-    """Multiplications of a forward of a unit, all calls of a batch, and what is done beside them."""
+    """Multiplications of a unit in a forward of a batch, and what is done beside them."""
     return float(sum(sum(flow.output_sizes[name]) * (
         layers[name].geometry.inputs_per_output + BESIDE) for name in unit.layers))
 
