@@ -58,6 +58,17 @@ def test_who_asks_for_none_gets_none(problems, residual_net, images, make_spec, 
     assert 'importance' not in report.seconds
 
 
+def test_brecq_asks_for_it_to_weigh_channels_and_learns_others_then(
+        residual_net, images, make_spec, run_model):
+    models = {}
+    for weighing in ('none', 'fisher'):
+        models[weighing] = residual_net()
+        calibrate(models[weighing], images(), make_spec(**WATCHED, method=dict(
+            type='BRECQ', iterations=20, input_iterations=5, importance=weighing)), run=run_model)
+    states = [model.state_dict() for model in models.values()]
+    assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
 def test_a_method_that_solves_layers_cannot_ask_for_channels():
     class Wrong(Method):
         needs = ('sums', 'importance')
