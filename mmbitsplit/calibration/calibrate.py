@@ -20,8 +20,8 @@ from mmbitsplit.calibration.memory import (
     available_bytes,
     check_memory,
     estimate_memory,
-    gradients_bytes,
     refining_bytes,
+    with_gradients,
     with_units,
 )
 from mmbitsplit.calibration.refine import refine
@@ -164,6 +164,8 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
         seconds=_seconds(stopwatch, run.record, time.perf_counter() - started),
         calibration={'num_batches': forwards.total, 'seed': spec.calibration.seed,
                      'processes': forwards.team.size, 'layers_taken_over': len(entries),
+                     **({} if spec.calibration.sampling == 'even' else
+                        {'sampling': spec.calibration.sampling}),
                      **({'forwards_of_an_image': (3 if look.patterns else 2)
                          + bool(made.prepared.plan.streams)}
                         if method.solves == 'unit' else {})},
@@ -211,7 +213,9 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
             look.flow, geometries, look.sizes,
             loss_batches(look.forwards, method.loss_batches)))
     if asks_for_importance(spec, method):
-        estimate = replace(estimate, gradients=gradients_bytes(look.flow, look.sizes))
+        estimate = with_gradients(estimate, look.flow, look.sizes, 0 if
+                                  spec.calibration.sampling == 'even' else
+                                  spec.calibration.rows_per_layer * len(geometries))
     if method.solves == 'unit':
         units = divide(look, plan, spec, method)
         total = sum(sum(part.values()) for part in look.forwards.team.gather(look.sizes))

@@ -1,7 +1,7 @@
 """Solves a layer when the lockstep pass has its inputs."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -15,6 +15,8 @@ from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.solving.data_free import solve_from_weights
 from mmbitsplit.solving.solve_layer import solve_layer
+
+UNREACHED = 'no gradient of the raw outputs reaches it: its positions and channels count alike'
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class LayerSolver:
             shared = self.prepared.stream_qparams(plan.stream) if plan.stream else None
             solved = solve_layer(layer, plan, self.method, captures, targets, team,
                                  self.stopwatch, shared)
+            if name in self.run.importance.unreached:
+                solved = replace(solved, notes=(*solved.notes, UNREACHED))
             samples = merge_samples(captures, team) if self.method.refines else None
             self.solved.add(plan, solved, time.perf_counter() - started, samples)
 

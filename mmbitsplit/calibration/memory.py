@@ -120,10 +120,18 @@ def refining_bytes(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
     return samples + outputs
 
 
-def gradients_bytes(flow: DataFlow, sizes: Mapping[int, float]) -> int:
-    """Bytes that the graph of the largest batch holds, see ``estimate_memory``."""
+def with_gradients(estimate: MemoryEstimate, flow: DataFlow, sizes: Mapping[int, float],
+                   rows: int) -> MemoryEstimate:
+    """Adds what finding importance takes.
+
+    Args:
+        estimate: Of the same request without.
+        flow, sizes: See ``estimate_memory``.
+        rows: Positions of all layers together that are kept.
+    """
     outputs = sum(size for calls in flow.output_sizes.values() for size in calls)
-    return int(4 * GRAPH_COPIES * outputs * max(sizes.values(), default=0))
+    graph = int(4 * GRAPH_COPIES * outputs * max(sizes.values(), default=0))
+    return replace(estimate, gradients=graph, targets=estimate.targets + 8 * rows)
 
 
 def with_units(estimate: MemoryEstimate, flow: DataFlow, units: Sequence[Unit], total: float,

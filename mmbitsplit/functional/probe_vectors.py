@@ -40,3 +40,30 @@ def of_divergence(logits: Tensor, generator: torch.Generator) -> Tensor:
     p = logits.softmax(-1)
     drawn = p.sqrt() * signs(logits, generator)
     return drawn - p * drawn.sum(-1, keepdim=True)
+
+
+def confidence(outputs: Sequence[Tensor]) -> dict[tuple[int, ...], Tensor]:
+    """How sure a dense head is at each place: the surest class of the least sure of its outputs.
+
+    Class scores and objectness are logits, most of them far below zero. Box offsets are not, but
+    their largest is near or above zero nearly everywhere, so that they hardly count in the least.
+
+    Args:
+        outputs: (B, C, H, W) or (..., C). Those of one size are of one pyramid level.
+
+    Returns:
+        By ``place_of`` an output, what all channels there count: from 0 to 1, one channel.
+    """
+    found: dict[tuple[int, ...], Tensor] = {}
+    for output in outputs:
+        place, dim = place_of(output), 1 if output.dim() == 4 else -1
+        score = output.amax(dim, keepdim=True).sigmoid()
+        found[place] = torch.minimum(found[place], score) if place in found else score
+    return found
+
+
+def place_of(output: Tensor) -> tuple[int, ...]:
+    """What outputs of one pyramid level have in common: their shape without channels."""
+    shape = [*output.shape]
+    del shape[1 if output.dim() == 4 else -1]
+    return len(output.shape), *shape

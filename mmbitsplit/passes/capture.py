@@ -16,6 +16,7 @@ from mmbitsplit.functional import (
 )
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.passes.sampling import (
+    draw_by_importance,
     draw_with_repeats,
     is_held_out,
     rows_per_call,
@@ -62,6 +63,7 @@ class Sampler:
         reached: Of layers that only some batches call, the numbers of these in order.
         stopwatch: Told what sampling takes.
         drawn: Positions drawn in the float pass, by layer, call and batch, for the other one.
+        chosen: Positions drawn by importance, likewise; ``None`` where all are drawn evenly.
     """
 
     spec: CalibrationSpec
@@ -71,6 +73,7 @@ class Sampler:
     reached: dict[str, list[int]] = field(default_factory=dict)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     drawn: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
+    chosen: dict[tuple[str, int, int], Tensor] | None = None
 
     def share_of_call(self, name: str, rows: int) -> int:
         """How many of a layer's rows one call contributes."""
@@ -104,8 +107,19 @@ class Sampler:
         count = 1
         for size in output_size(layer.geometry, shape):
             count *= size
+        chosen = None if self.chosen is None else self.chosen.get((name, call, batch))
+        # Of another size than in the float pass: an error found later.
+        if chosen is not None and not bool((chosen[-1:] >= count).any()):
+            return chosen
         rows = self.share_of_call(name, self.spec.rows_per_layer)
         return sample_positions(count, rows, (self.spec.seed, name, call, batch))
+
+    def choose(self, name: str, call: int, batch: int, importance: Tensor) -> None:
+        """Draws the positions of a call by importance (count,), for all passes."""
+        assert self.chosen is not None
+        self.chosen[name, call, batch] = draw_by_importance(
+            importance, self.share_of_call(name, self.spec.rows_per_layer),
+            (self.spec.seed, name, call, batch))
 
     def patches(self, name: str, layer: QuantizedLayer, call: int, batch: int, x: Tensor,
                 ) -> Tensor:
@@ -127,6 +141,10 @@ class Sampler:
         """
         with self.stopwatch('sampling'):
             positions = self.positions(name, layer, call, batch, shape)
+            if self.chosen is not None and (name, call, batch) not in self.chosen:
+                raise ValueError(
+                    f"Layer '{name}' is called more often without gradients than with them: its "
+                    "positions cannot be drawn by importance. Set calibration.sampling='even'.")
             self.drawn[name, call, batch] = positions
             target = gather_outputs(output.detach(), positions.to(output.device), layer.geometry)
             bias = layer.float_weights().bias  # whatever codes are installed

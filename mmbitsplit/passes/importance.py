@@ -22,7 +22,13 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from mmbitsplit.functional import channel_dim
 from mmbitsplit.functional.patches import output_channel_dim
-from mmbitsplit.functional.probe_vectors import of_divergence, of_squared_error
+from mmbitsplit.functional.probe_vectors import (
+    confidence,
+    of_divergence,
+    of_squared_error,
+    place_of,
+    signs,
+)
 from mmbitsplit.models import PreparedModel
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.sampling import generator_of
@@ -59,7 +65,8 @@ class ImportancePass:
         prepared: The model, its layers still in float.
         forwards: Of it.
         last: Names of the layers that make the raw outputs.
-        kind: ``'squared_error'`` or ``'cross_entropy'``, as of ``ModelLoss``.
+        kind: Of the loss: ``'squared_error'`` or ``'cross_entropy'``, as of ``ModelLoss``, or
+            ``'confidence'``: squared errors of what a dense head says where it is sure.
         seed: Of the probes.
         units: Whose channels are looked at.
         rows: Layers whose positions are looked at.
@@ -193,15 +200,21 @@ class _Gradients:
             last: Whether the graph may go.
         """
         pairs: list[tuple[Tensor, Tensor]] = []
+        sure = confidence([output.detach() for outputs in self._raw.values() for output in outputs]
+                          ) if self.of.kind == 'confidence' else {}
         for outputs in self._raw.values():
             values = [output.detach() for output in outputs]
-            pairs += zip(outputs, [of_divergence(value, generator) for value in values]
-                         if self.of.kind == 'cross_entropy' else
-                         of_squared_error(values, generator))
+            if self.of.kind == 'cross_entropy':
+                vectors = [of_divergence(value, generator) for value in values]
+            elif self.of.kind == 'confidence':
+                vectors = [signs(value, generator) * sure[place_of(value)] for value in values]
+            else:
+                vectors = of_squared_error(values, generator)
+            pairs += zip(outputs, vectors)
         if pairs:
-            outputs, vectors = zip(*pairs)
+            ends, starts = zip(*pairs)
             # To the anchors alone: what else requires gradients is left as it is.
-            torch.autograd.backward(outputs, vectors, inputs=[*self._anchors.values()],
+            torch.autograd.backward(ends, starts, inputs=[*self._anchors.values()],
                                     retain_graph=not last)
         if last:
             self._raw.clear()

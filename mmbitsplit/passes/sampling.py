@@ -6,6 +6,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+EVEN_PART = 0.3  # of the positions that are drawn by importance, those drawn whatever it is
+
 
 def sample_positions(num_positions: int, num_rows: int, key: tuple) -> Tensor:
     """Draws positions without replacement.
@@ -28,6 +30,31 @@ def sample_positions(num_positions: int, num_rows: int, key: tuple) -> Tensor:
     unique = torch.unique(drawn)
     order = torch.randperm(unique.numel(), generator=generator)
     return unique[order[:num_rows]].sort().values
+
+
+def draw_by_importance(importance: Tensor, num_rows: int, key: tuple) -> Tensor:
+    """Draws positions without replacement, of which more are taken where more depends on them.
+
+    The first is drawn with probability ``(1 - EVEN_PART) importance / sum + EVEN_PART / count``,
+    each further one likewise among those that are left.
+
+    Args:
+        importance: (count,) of the output positions of a call, not negative.
+        num_rows: Most positions to draw.
+        key: As for ``sample_positions``, which draws them where all matter alike.
+
+    Returns:
+        (min(count, num_rows),) int64, sorted.
+
+    Source: P. Efraimidis and P. Spirakis, *Weighted random sampling with a reservoir*, 2006.
+    """
+    count = importance.numel()
+    if count <= num_rows or bool((importance == importance[0]).all()):
+        return sample_positions(count, num_rows, key)
+    weights = importance.double().cpu()
+    weights = (1 - EVEN_PART) * weights / weights.sum() + EVEN_PART / count
+    drawn = torch.rand(count, generator=generator_of((*key, 'importance')), dtype=torch.float64)
+    return (drawn.log() / weights).topk(num_rows).indices.sort().values
 
 
 def draw_with_repeats(num_positions: int, num_rows: int, key: tuple) -> Tensor:

@@ -134,6 +134,11 @@ class CalibrationSpec(Options):
         seed: Chooses the images and the sampled positions.
         batch_size: Images of one forward; detectors take images of different shapes, hence 1.
         rows_per_layer: Sampled output positions of a layer over all images.
+        sampling: How positions are drawn: ``'even'``, ``'importance'`` (70 % by the squared
+            gradients of the model's raw outputs, no labels; each image runs once more, forward and
+            three times backward) or ``'confidence'`` (by those of the raw outputs where the model
+            sees something: of a dense detector, each place counts as the surest score there).
+            Sensitivities are measured on positions drawn evenly.
         holdout: Part of them that no solver sees; the guard judges on it. 0 turns it off.
         memory_budget: Most memory that calibration may add, GB (10^9 bytes); ``None`` for 80 %
             of what is available. More is refused before anything is computed.
@@ -145,6 +150,7 @@ class CalibrationSpec(Options):
     seed: Annotated[int, Range(0)] = 0
     batch_size: Annotated[int, Range(1)] = 1
     rows_per_layer: Annotated[int, Range(64)] = 16384
+    sampling: Literal['even', 'importance', 'confidence'] = 'even'
     holdout: Annotated[float, Range(0, 0.5)] = 0.125
     memory_budget: Annotated[float, Range(0, math.inf, above=True)] | None = None
     dataloader: Mapping[str, Any] | None = None

@@ -18,7 +18,7 @@ from mmbitsplit.calibration.memory import (
     available_bytes,
     check_memory,
     estimate_memory,
-    gradients_bytes,
+    with_gradients,
     with_units,
 )
 from mmbitsplit.models import QuantizedLayer, prepare, watch
@@ -128,10 +128,11 @@ def test_gradients_are_held_before_anything_is_asleep(make_net, look, images):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = model(batch.clone().requires_grad_())
     held = sum(size for place, size in saved.items() if place not in parameters)
-    estimated = gradients_bytes(flow, {0: 1.0})
-    assert held <= estimated <= 8 * held and outputs is not None
-    assert gradients_bytes(flow, {0: 0.5, 1: 2.0, 2: 1.0}) == 2 * estimated
     one = estimate(4)
+    estimated = with_gradients(one, flow, {0: 1.0}, 0).gradients
+    assert held <= estimated <= 8 * held and outputs is not None
+    assert with_gradients(one, flow, {0: 0.5, 1: 2.0, 2: 1.0}, 5) == replace(
+        one, gradients=2 * estimated, targets=one.targets + 40)
     rest = one.total - one.weights
     assert replace(one, gradients=rest).total == one.total
     assert replace(one, gradients=rest + 7).total == one.total + 7

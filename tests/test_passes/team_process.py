@@ -147,7 +147,11 @@ CASES = {
     'from rows, real inputs': Case(ResidualNet, spec=request(3, 4, 'per_channel'),
                                    most_for_gram=20),
     'from rows, rounded': Case(ResidualNet, spec=dict(method=ROUNDED), most_for_gram=20),
+    'by importance': Case(ResidualNet, _images(7, size=16), dict(request(3, 4), calibration=dict(
+        rows_per_layer=64, sampling='importance'))),
     'units': Case(ResidualNet, spec=LEARNED),
+    'channels by importance': Case(ResidualNet, spec=dict(request(3, 4), method=dict(
+        type='BRECQ', iterations=20, input_iterations=5, importance='fisher'))),
     'units in crops': Case(ResidualNet, _images(5, size=40), LEARNED, unit_bytes=60_000),
     'units on part of the rows': Case(lambda: TwoStage(None), spec=LEARNED, replay='select',
                                       unit_bytes=2_000),
@@ -161,7 +165,7 @@ OF_UNITS = ('units', 'units in crops', 'units on part of the rows', 'units of tw
             'units that the last reaches', 'AdaRound')
 # Cases that three processes work on, too; all others two.
 OF_THREE = ('W3A3', 'shared head', 'reached by the last', 'odd counts', 'two batches',
-            'from rows', 'units of two heads', 'units that the last reaches')
+            'from rows', 'by importance', 'units of two heads', 'units that the last reaches')
 
 
 def save(path: Path, model: nn.Module, report: Any) -> None:

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from mmbitsplit.passes.sampling import is_held_out, rows_per_call, sample_positions
+from mmbitsplit.passes.sampling import (
+    draw_by_importance,
+    is_held_out,
+    rows_per_call,
+    sample_positions,
+)
 
 KEY = (0, 'backbone.conv1', 0, 3)
 
@@ -48,6 +53,38 @@ def test_no_position_is_preferred(num_positions):
     for part in hits.chunk(5):  # a fifth of the image each; five standard deviations
         spread = (draws * share * (1 - share) / part.numel()) ** 0.5
         assert abs(part.mean().item() - draws * share) < 5 * spread
+
+
+@pytest.mark.parametrize('importance', [0.0, 2.5])
+@pytest.mark.parametrize('num_positions', [0, 40, 90, 2000])
+def test_where_all_matter_alike_positions_are_drawn_evenly(num_positions, importance):
+    drawn = draw_by_importance(torch.full((num_positions,), importance), 64, KEY)
+    assert torch.equal(drawn, sample_positions(num_positions, 64, KEY))
+
+
+def test_by_importance_positions_are_sorted_without_repeats_and_a_pure_function_of_the_key():
+    importance = torch.rand(300, generator=torch.Generator().manual_seed(0)) ** 8
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    drawn = draw_by_importance(importance, 64, KEY)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert torch.equal(draw_by_importance(importance, 64, KEY), drawn)
+    assert not torch.equal(draw_by_importance(importance, 64, (1, *KEY[1:])), drawn)
+    assert drawn.shape == (64,) and (drawn.diff() > 0).all() and 0 <= drawn[0] <= drawn[-1] < 300
+    assert torch.equal(draw_by_importance(importance, 300, KEY), torch.arange(300))
+
+
+def test_seventy_per_cent_follow_importance_and_thirty_none():
+    importance, draws = torch.zeros(1000), 3000
+    importance[:10], importance[10:20] = 3.0, 1.0
+    hits = torch.zeros(1000)
+    for seed in range(draws):
+        hits[draw_by_importance(importance, 1, (seed, 'layer', 0, 0))] += 1
+    for part, share in ((hits[:10], 0.7 * 0.75 + 0.3 * 0.01),
+                        (hits[10:20], 0.7 * 0.25 + 0.3 * 0.01), (hits[20:], 0.3 * 0.98)):
+        spread = (draws * share * (1 - share)) ** 0.5
+        assert abs(float(part.sum()) - draws * share) < 4 * spread
 
 
 def test_rows_are_shared_among_batches_and_calls():

@@ -16,13 +16,14 @@ from mmbitsplit.calibration.journal.identity import describe
 from mmbitsplit.engine.data.calibration_data import CalibrationData, calibration_dataset_config
 from mmbitsplit.engine.results.artifacts import CHECKPOINT, RESULTS, file_sha256, versions
 from mmbitsplit.engine.run.quantize_runner import bare_model
-from mmbitsplit.structures import ActivationSpec, QuantSpec
+from mmbitsplit.structures import ActivationSpec, CalibrationSpec, QuantSpec
 
 FOLDER = 'journal'
 # Settings that change neither codes nor figures.
 WITHOUT_EFFECT = ('memory_budget',)
 # Options that journals of before their time do not name: at their default they are left out.
-LATER_OPTIONS = ('placement', 'output_bits')
+LATER_OPTIONS = {'activation': (ActivationSpec(), ('placement', 'output_bits')),
+                 'calibration': (CalibrationSpec(), ('sampling',))}
 EVALUATION = ('test_dataloader', 'test_evaluator', 'test_cfg')
 
 
@@ -61,9 +62,10 @@ def identity(model: nn.Module, cfg: Config, spec: QuantSpec, data: CalibrationDa
     quantization = spec.to_dict()
     for name in WITHOUT_EFFECT:
         quantization['calibration'].pop(name)
-    for name in LATER_OPTIONS:
-        if quantization['activation'][name] == getattr(ActivationSpec(), name):
-            quantization['activation'].pop(name)
+    for part, (usual, names) in LATER_OPTIONS.items():
+        for name in names:
+            if quantization[part][name] == getattr(usual, name):
+                quantization[part].pop(name)
     evaluation = {name: cfg.get(name) for name in EVALUATION}
     return json.loads(json.dumps({
         'quantization': quantization, 'model': cfg.model.to_dict(),
