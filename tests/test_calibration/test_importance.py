@@ -112,8 +112,9 @@ def test_rows_come_from_where_raw_outputs_depend_on_them(sampling, seeded, image
             **SOME_ROWS, sampling=way)), run=run_model)
         x, y = rows['stem']
         assert x.shape[-1] == y.shape[-1] == 64
-        corners = torch.cat([torch.nn.functional.unfold(batch, 3, padding=1).unflatten(
-            -1, (16, 16))[..., :2, :2].flatten(2).transpose(0, 1).flatten(1) for batch in batches], 1)
+        patches = [torch.nn.functional.unfold(batch, 3, padding=1).unflatten(-1, (16, 16))
+                   for batch in batches]  # (B, 27, 16, 16)
+        corners = torch.cat([one[..., :2, :2].movedim(1, 0).flatten(1) for one in patches], 1)
         shares[way] = float((x[0].t().unsqueeze(1) == corners.t()).all(-1).any(1).double().mean())
         # Inputs and targets are of the same places.
         float_stem = seeded(Corner).stem.weight.detach().flatten(1)
