@@ -1,6 +1,7 @@
 """One method a file; importing this room registers them."""
 
 from mmbitsplit.methods.aciq import ACIQ, ACIQMix
+from mmbitsplit.methods.adaquant import AdaQuant
 from mmbitsplit.methods.adaround import AdaRound
 from mmbitsplit.methods.base import (
     METHODS,
@@ -17,8 +18,9 @@ from mmbitsplit.methods.kl_divergence import KLDivergence
 from mmbitsplit.methods.lapq import LAPQ
 from mmbitsplit.methods.mse import MSE
 from mmbitsplit.methods.published_bitsplit import PublishedBitSplit
+from mmbitsplit.methods.qdrop import QDrop
 from mmbitsplit.methods.round_to_nearest import RoundToNearest
 
-__all__ = ['ACIQ', 'BRECQ', 'LAPQ', 'METHODS', 'MSE', 'ACIQMix', 'AdaRound', 'BitSplit',
-           'ErrorFeedback', 'KLDivergence', 'Method', 'PublishedBitSplit', 'RoundToNearest',
-           'build_method', 'check_data_free', 'read_request', 'register_method']
+__all__ = ['ACIQ', 'BRECQ', 'LAPQ', 'METHODS', 'MSE', 'ACIQMix', 'AdaQuant', 'AdaRound',
+           'BitSplit', 'ErrorFeedback', 'KLDivergence', 'Method', 'PublishedBitSplit', 'QDrop',
+           'RoundToNearest', 'build_method', 'check_data_free', 'read_request', 'register_method']

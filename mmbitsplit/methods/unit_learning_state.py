@@ -51,11 +51,12 @@ def roundings(problem: UnitProblem) -> dict[str, Tensor]:
 
 
 def harden(problem: UnitProblem) -> None:
-    """Ends all that is learned of weights and inputs: plain quantizers from here on."""
+    """Ends all that is learned: plain quantizers from here on."""
     for layer in problem.layers.values():
         layer.weight_quantizer.harden()
-        if layer.input_quantizer is not None:
-            layer.input_quantizer.harden()
+        for quantizer in (layer.input_quantizer, layer.output_quantizer):
+            if quantizer is not None:
+                quantizer.harden()
 
 
 def learned_parameters(problem: UnitProblem, kind: str, inputs: bool = False) -> dict[str, Tensor]:

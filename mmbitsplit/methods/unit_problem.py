@@ -7,13 +7,13 @@ them by the hard error of the unit's output on images that were held out.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional import per_input, rows_to_weight, weight_rows
+from mmbitsplit.functional import per_input, per_output, rows_to_weight, weight_rows, whole_steps
 from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, Unit
 
 
@@ -50,6 +50,7 @@ class UnitLayer(Protocol):
         weight_quantizer: Codes, scale and bias, which may require gradients or be changed; see
             ``models.layers.quantizers``.
         input_quantizer: Of its input, ``None`` for a float one.
+        output_quantizer: Of its output, ``None`` for a float one.
     """
 
     plan: LayerPlan
@@ -67,6 +68,10 @@ class UnitLayer(Protocol):
     @property
     def input_quantizer(self) -> Any:
         """Of its input."""
+
+    @property
+    def output_quantizer(self) -> Any:
+        """Of its output."""
 
     def solution(self) -> LayerSolution:
         """A copy of what its quantizers stand for now, soft codes made whole."""
@@ -160,8 +165,10 @@ class UnitProblem:
 
     def candidate(self, name: str, notes: tuple[str, ...] = (),
                   figures: Mapping[str, float] | None = None) -> 'UnitCandidate':
-        """A candidate of what the quantizers stand for now."""
-        return UnitCandidate(name, self.solutions(), notes, figures or {})
+        """A candidate of what the quantizers stand for now, biases in whole steps where inputs are:
+        those that were learned, or whose scales were, no longer are."""
+        return UnitCandidate(name, {layer: _with_whole_bias(solution) for layer, solution
+                                    in self.solutions().items()}, notes, figures or {})
 
 
 @dataclass(frozen=True)
@@ -183,13 +190,27 @@ class UnitCandidate:
 
 def positions(layer: UnitLayer) -> Tensor:
     """Where each weight would be without rounding, in steps of its codes; shape of the weight."""
+    quantizer, steps = layer.weight_quantizer, in_steps(layer, layer.weight)
+    if quantizer.offset is None:
+        return steps
+    return steps - per_output(quantizer.offset.detach() / quantizer.scale.detach(), layer.geometry)
+
+
+def in_steps(layer: UnitLayer, weight: Tensor) -> Tensor:
+    """Real numbers in steps of a layer's codes; shape of the weight."""
     geometry, quantizer = layer.geometry, layer.weight_quantizer
-    rows = weight_rows(layer.weight, geometry)
+    rows = weight_rows(weight, geometry)
     inputs = None if layer.input_quantizer is None else layer.input_quantizer.qparams
     if inputs is not None and inputs.unit:  # weights carry the scales of the inputs
         rows = rows * per_input(inputs.scale.detach(), geometry).unsqueeze(1)
     steps = quantizer.scale.detach().view(rows.shape[0], rows.shape[1], 1)
     return rows_to_weight(rows / steps, geometry)
+
+
+def _with_whole_bias(solution: LayerSolution) -> LayerSolution:
+    if solution.bias is None or solution.qparams is None or not solution.qparams.unit:
+        return solution
+    return replace(solution, bias=whole_steps(solution.bias, solution.weight_scale))
 
 
 def spread(square: float, total: float, count: float) -> float:

@@ -56,6 +56,11 @@ class UnitLayer:
         """Of its input."""
         return self.layer.input_quantizer
 
+    @property
+    def output_quantizer(self) -> ActivationQuantizer | None:
+        """Of its output."""
+        return self.layer.output_quantizer
+
     def solution(self) -> LayerSolution:
         """A copy of what its quantizers stand for now, soft codes made whole."""
         return self.layer.solution()

@@ -110,9 +110,16 @@ class LearnedCodes(nn.Module):
             growth: Of the scale since the start, broadcast to the weight.
             shift: What the offset has grown by, in steps of the scale as it is now.
         """
+        return round_codes_ste(self._position(growth, shift), self.low, self.high, self.everywhere)
+
+    @torch.no_grad()
+    def beyond(self, growth: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """Which positions are beyond the range; see ``forward``."""
+        position = self._position(growth, shift)
+        return (position < self.low) | (position > self.high)
+
+    def _position(self, growth: Tensor | None, shift: Tensor | None) -> Tensor:
         position = self.start + self.parameter * self.steps
         if growth is not None:
             position = position / growth
-        if shift is not None:
-            position = position - shift
-        return round_codes_ste(position, self.low, self.high, self.everywhere)
+        return position if shift is None else position - shift

@@ -20,7 +20,8 @@ from mmbitsplit.models.layers.quantizers.learned_values import (
 from mmbitsplit.models.layers.quantizers.learning import Learning
 from mmbitsplit.structures import LayerGeometry, LayerSolution
 
-# How far from half a step a loose position keeps, so that it rounds to its code.
+# How far from half a step a loose position keeps, so that it rounds to its code; and how far beyond
+# the range it counts as at its end.
 CLEAR = 1e-4
 
 
@@ -120,8 +121,10 @@ class WeightQuantizer(Learning):
         low, high = code_range(self.num_bits, signed=True, narrow_range=True)
         away = position.to(torch.float32) - self.codes
         reach = 0.5 - CLEAR
-        near = torch.where((self.codes == high) & (away > 0), away, away.clamp(-reach, reach))
-        near = torch.where((self.codes == low) & (away < 0), away, near)
+        beyond = ((self.codes == high) & (away > 0)) | ((self.codes == low) & (away < 0))
+        # What ranges are made of lies at their ends, whatever rounding says of the last bit.
+        near = torch.where(beyond, torch.where(away.abs() < CLEAR, 0.0, away),
+                           away.clamp(-reach, reach))
         self.loose = LearnedCodes(self.codes + near, low, high, steps, everywhere, follow)
 
     def learn(self, scale: Form | None = None, offset: bool = False, bias: bool = False) -> None:
@@ -232,18 +235,32 @@ class WeightQuantizer(Learning):
     def _make(self) -> Tensor:
         scale, offset = self._factors()
         weight = self.soft_codes() * per_output(scale, self.geometry)
-        return weight if offset is None else weight + per_output(offset, self.geometry)
+        if offset is None:
+            return weight
+        offset = per_output(offset, self.geometry)
+        if self.loose is not None and self.loose.follow and self.offset.requires_grad:
+            # Inside the range codes make good for it: else what two gradients that cancel leave
+            # over would be learned.
+            fixed = self.offset.detach() if self._carried is None else \
+                self.offset.detach() * self._carried()
+            beyond = self.loose.beyond(*self._moved())
+            offset = torch.where(beyond, offset, per_output(fixed, self.geometry))
+        return weight + offset
 
     def _loose_codes(self) -> Tensor:
+        return self.loose(*self._moved())
+
+    def _moved(self) -> tuple[Tensor | None, Tensor | None]:
+        """What loose codes follow: growth of the scale, and of the offset in its steps."""
         growth = shift = None
         if self.loose.follow and self.learning is not None:
             if 'scale' in self.learning:
                 growth = per_output(self.learning['scale'].growth(), self.geometry)
             if 'offset' in self.learning:
-                before = self._buffers['offset']
-                moved = self.offset if before is None else self.offset - before
+                before, now = self._buffers['offset'], self.offset.detach()  # see ``_make``
+                moved = now if before is None else now - before
                 shift = per_output(moved / self.scale, self.geometry)
-        return self.loose(growth, shift)
+        return growth, shift
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
