@@ -219,20 +219,3 @@ def test_whatever_the_net_it_ends_no_worse_than_rounding(sizes, bits, input_bits
         assert solution.codes.abs().max() <= 2 ** (bits - 1) - 1
         assert bool((solution.weight_scale > 0).all())
         assert solution.qparams is None or bool((solution.qparams.scale > 0).all())
-
-
-@pytest.mark.parametrize(('options', 'said'), [
-    (dict(iterations=-1), 'iterations=-1 .*from 0'),
-    (dict(batch_size=0), 'batch_size=0 .*from 1'),
-    (dict(flavour='paralel'), "flavour='paralel' .*'parallel'"),
-    (dict(granularity='model'), "granularity='model' .*block"),
-    (dict(weight_rate=0.0), 'weight_rate=0.0 .*above 0'),
-    (dict(bias_rate=-1e-3), 'bias_rate=-0.001 .*above 0'),
-    (dict(weight_range_rate='1e-3'), "weight_range_rate='1e-3' .*above 0"),
-    (dict(input_range_rate=None), 'input_range_rate=None .*above 0'),
-    (dict(weight_offset='yes'), "weight_offset='yes' .*True or False"),
-    (dict(clipped_gradient=2), 'clipped_gradient=2 .*True or False'),
-])
-def test_values_that_are_not_allowed_are_named(options, said):
-    with pytest.raises(ValueError, match=said):
-        request(**options)

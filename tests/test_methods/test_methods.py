@@ -26,7 +26,8 @@ from mmbitsplit.structures import RowStatistics
 
 SMALL = {'calibration': dict(rows_per_layer=256, holdout=0.25)}
 QUICK = {'LAPQ': dict(max_iterations=0),  # Powell's method has tests of its own
-         'AdaRound': dict(iterations=5),
+         'AdaRound': dict(iterations=5), 'AdaQuant': dict(iterations=5),
+         'QDrop': dict(iterations=5),
          'BRECQ': dict(iterations=5, input_iterations=3)}
 
 
@@ -63,6 +64,8 @@ def test_a_package_that_is_missing_is_said_before_anything_is_computed(monkeypat
     ({'method': dict(type='LAPQ')}, ('mse', 'lp', 'per_tensor', 'auto', 'auto')),
     ({'method': dict(type='ErrorFeedback')}, ('mse', 'mse', 'per_tensor', 'auto', 'auto')),
     ({'method': dict(type='AdaRound')}, ('mse', 'mse', 'per_tensor', 'auto', 'auto')),
+    ({'method': dict(type='AdaQuant')}, ('minmax', 'minmax', 'per_tensor', 'asymmetric', 'auto')),
+    ({'method': dict(type='QDrop')}, ('mse', 'lp', 'per_tensor', 'asymmetric', 'auto')),
     ({'method': dict(type='PublishedBitSplit')}, ('mse', 'mse', 'ecaq', 'auto', 1.0)),
     # What is written wins, over one option or all.
     ({'method': dict(type='KLDivergence'), 'activation': dict(mode='ecaq', num_bits=4)},
@@ -288,7 +291,7 @@ REFUSED = {  # what an error says is allowed, and values that are not
     'norms': ('a list, each item a number from 1', [(0.5,), '234', 2.0, [2, None], [math.inf]]),
     'loss': ('Allowed: auto, cross_entropy, squared_error', ['mse', None]),
     **{(name, 'loss'): ('Allowed: published, scale_free', ['mse', None])
-       for name in ('AdaRound', 'BRECQ')},
+       for name in ('AdaRound', 'BRECQ', 'QDrop')},
     'loss_batches': ('an integer from 1', [0, 1.5]),
     'max_iterations': ('an integer from 0', [-1, '1']),
     'max_evaluations': ('an integer from 1', [0, 10.0]),
@@ -298,6 +301,11 @@ REFUSED = {  # what an error says is allowed, and values that are not
     'warm_start': ('a number from 0 to 1', [-0.1, 1.5]),
     'input_iterations': ('an integer from 0', [-1, 1e4]),
     'input_rate': ('a number above 0', [0, None]),
+    'drop_probability': ('a number from 0 to 1', [-0.1, 1.5, None]),
+    'flavour': ('Allowed: parallel, sequential', ['paralel', None]),
+    'weight_offset': TRUTH, 'clipped_gradient': TRUTH,
+    **{name: ('a number above 0', [0, -1e-3, '1e-3', None]) for name in (
+        'scale_rate', 'weight_rate', 'bias_rate', 'weight_range_rate', 'input_range_rate')},
     'importance': ('Allowed: fisher, none', ['hessian', None]),
     'granularity': ('Allowed: block, layer, net, stage', ['row', None]),
 }

@@ -231,19 +231,3 @@ def test_whatever_the_net_it_ends_no_worse_than_rounding(sizes, bits, input_bits
         solution = prepared.layers[layer.name].solution()
         assert solution.codes.abs().max() <= 2 ** (bits - 1) - 1
         assert solution.qparams is None or bool((solution.qparams.scale > 0).all())
-
-
-@pytest.mark.parametrize(('options', 'said'), [
-    (dict(iterations=-1), 'iterations=-1 .*from 0'),
-    (dict(batch_size=0), 'batch_size=0 .*from 1'),
-    (dict(drop_probability=1.5), 'drop_probability=1.5 .*from 0 to 1'),
-    (dict(learning_rate=0.0), 'learning_rate=0.0 .*above 0'),
-    (dict(scale_rate=-1.0), 'scale_rate=-1.0 .*above 0'),
-    (dict(regularization=-0.1), 'regularization=-0.1 .*from 0'),
-    (dict(warm_start=2.0), 'warm_start=2.0 .*from 0 to 1'),
-    (dict(granularity='model'), "granularity='model' .*block"),
-    (dict(loss='mse'), "loss='mse' .*published.*scale_free"),
-])
-def test_values_that_are_not_allowed_are_named(options, said):
-    with pytest.raises(ValueError, match=said):
-        request(**options)
