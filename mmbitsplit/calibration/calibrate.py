@@ -21,6 +21,7 @@ from mmbitsplit.calibration.memory import (
     check_memory,
     estimate_memory,
     refining_bytes,
+    tuning_bytes,
     with_gradients,
     with_units,
 )
@@ -216,6 +217,8 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
         estimate = with_gradients(estimate, look.flow, look.sizes, 0 if
                                   spec.calibration.sampling == 'even' else
                                   spec.calibration.rows_per_layer * len(geometries))
+    if spec.tuning:
+        estimate = replace(estimate, tuning=tuning_bytes(look.flow, geometries, look.sizes))
     if method.solves == 'unit':
         units = divide(look, plan, spec, method)
         total = sum(sum(part.values()) for part in look.forwards.team.gather(look.sizes))

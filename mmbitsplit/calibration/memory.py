@@ -25,6 +25,10 @@ WEIGHT_BYTES = 4 + 1 + 4  # of a weight of a layer that is put in: float, code, 
 # Of a layer's output, in the graph of gradients: it, what the activation makes of it, and what
 # additions and concatenations do.
 GRAPH_COPIES = 3
+# The same where gradients reach scales: inputs before and after rounding, too. Saved were 2
+# (ResNet-20) to 4.5 (YOLOX) and what is made while gradients flow.
+TUNED_COPIES = 5
+TUNED_WEIGHT_BYTES = 8  # of a weight in each of its layer's calls: the real code, the weight
 IO_OF_A_UNIT = 3  # float input, quantized input, float output
 # Smaller blocks stay with the C library when they are freed, and larger ones cannot use them
 # (glibc's DEFAULT_MMAP_THRESHOLD_MAX).
@@ -48,6 +52,8 @@ class MemoryEstimate:
         learning: For the same: a step of the unit that takes most, after its layers are solved.
         gradients: Of one batch's graph, where importance is asked for: before anything is held
             asleep.
+        tuning: Of the graph of a batch in which the whole model is tuned, when nothing is asleep
+            any more.
     """
 
     suspended: int
@@ -59,13 +65,14 @@ class MemoryEstimate:
     units: int = 0
     learning: int = 0
     gradients: int = 0
+    tuning: int = 0
 
     @property
     def total(self) -> int:
         """Most that is held at once."""
         later = (self.suspended + self.running + self.targets + self.refining + self.units
                  + max(self.solving, self.learning))
-        return self.weights + max(later, self.gradients)
+        return self.weights + max(later, self.gradients, self.tuning)
 
 
 NOTHING = MemoryEstimate(suspended=0, running=0, targets=0, solving=0, weights=0)
@@ -132,6 +139,23 @@ def with_gradients(estimate: MemoryEstimate, flow: DataFlow, sizes: Mapping[int,
     outputs = sum(size for calls in flow.output_sizes.values() for size in calls)
     graph = int(4 * GRAPH_COPIES * outputs * max(sizes.values(), default=0))
     return replace(estimate, gradients=graph, targets=estimate.targets + 8 * rows)
+
+
+def tuning_bytes(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
+                 sizes: Mapping[int, float]) -> int:
+    """Bytes that a stage holds which tunes the whole model: one batch's graph, and raw outputs.
+
+    Args:
+        flow, geometries, sizes: See ``estimate_memory``.
+    """
+    outputs = sum(size for calls in flow.output_sizes.values() for size in calls)
+    weights = sum((flow.calls[name] + 1) * math.prod(geometry.weight_shape)
+                  for name, geometry in geometries.items())
+    last = [name for name in flow.order if 'last' in layer_role(name, flow)]
+    kept = sum(4 * min(int(size * scale), 2 * MOST_ELEMENTS) for scale in sizes.values()
+               for name in last for size in flow.output_sizes[name])
+    return int(4 * TUNED_COPIES * outputs * max(sizes.values(), default=0)
+               + TUNED_WEIGHT_BYTES * weights + kept)
 
 
 def with_units(estimate: MemoryEstimate, flow: DataFlow, units: Sequence[Unit], total: float,
@@ -203,6 +227,11 @@ def check_memory(estimate: MemoryEstimate, budget: int, num_images: int,
     more += f', {_gb(estimate.units)} for inputs and outputs of units' if estimate.units else ''
     if estimate.learning:
         more += f', {_gb(estimate.learning)} for a step in which a unit is learned'
+    if estimate.tuning:
+        more += f', {_gb(estimate.tuning)} to tune the whole model afterwards'
+    if not fit and estimate.weights + estimate.tuning > budget:
+        advice = ('a batch of quantization.tuning does not fit: set '
+                  'quantization.calibration.batch_size lower, or leave quantization.tuning out')
     if not fit and estimate.learning > estimate.solving:
         advice = ('the steps do not fit: set quantization.method.batch_size or granularity lower, '
                   'or divide the largest unit (`mmbitsplit units`)')

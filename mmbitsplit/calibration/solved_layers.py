@@ -17,8 +17,8 @@ class Progress:
     Args:
         stage: ``'importance'`` (batches forward and backward through the float model, where
             somebody asks for that), ``'float'`` (batches through it), ``'layers'``, ``'unit'``
-            (steps in which a unit is learned, told now and then) or ``'refine'`` (losses of the
-            whole model).
+            (steps in which a unit is learned, told now and then), ``'refine'`` (losses of the
+            whole model) or ``'tuning'`` (steps of a stage that tunes the whole model).
         done, total: Steps of the stage; a total of 0 is not known.
         layer: Report of the layer just solved, in stage ``'layers'``.
         unit: Name of the unit that is learned; of these, ``units_done`` of ``units`` are done.

@@ -18,6 +18,7 @@ from mmbitsplit.calibration.memory import (
     available_bytes,
     check_memory,
     estimate_memory,
+    tuning_bytes,
     with_gradients,
     with_units,
 )
@@ -28,6 +29,7 @@ from mmbitsplit.passes.float_pass import float_pass
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.repeated_calls import find_owners
 from mmbitsplit.planning import make_plan
+from mmbitsplit.solving.tuning import TunedModel
 from mmbitsplit.structures import CalibrationSpec, Unit
 
 GB = 10 ** 9
@@ -88,7 +90,7 @@ def look(make_spec):
 def test_more_images_hold_more(make_net, look, images):
     _, _, estimate = look(make_net(), images(1)[0])
     few, many = estimate(4), estimate(12)
-    later = ('refining', 'units', 'learning', 'gradients')
+    later = ('refining', 'units', 'learning', 'gradients', 'tuning')
     parts = {name: size for name, size in vars(few).items() if name not in later}
     assert min(parts.values()) > 0 and few.total == sum(parts.values())
     assert few.refining == few.units == few.gradients == 0
@@ -139,6 +141,40 @@ def test_gradients_are_held_before_anything_is_asleep(make_net, look, images):
     budget = one.total + rest
     with pytest.raises(ValueError, match='for gradients before.*not one image would fit'):
         check_memory(replace(one, gradients=2 * budget), budget, 4)
+
+
+def test_tuning_holds_one_graph_when_all_else_is_gone(make_net, images, make_spec, run_model,
+                                                       monkeypatch):
+    """What autograd saves of a batch is less than is estimated, and not far less."""
+    most, told = [0], []
+    loss = TunedModel._loss
+
+    def watched(self, batch, gradients):
+        saved = {}
+
+        def keep(tensor):
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            found = loss(self, batch, gradients)
+        most[0] = max(most[0], sum(saved.values()))
+        return found
+
+    def estimated(*args):
+        told.append(tuning_bytes(*args))
+        return told[-1]
+
+    monkeypatch.setattr(TunedModel, '_loss', watched)
+    monkeypatch.setattr(sys.modules['mmbitsplit.calibration.calibrate'], 'tuning_bytes', estimated)
+    calibrate(make_net(), images(4), make_spec(tuning=dict(type='OutputTuning', steps=2)),
+              run=run_model)
+    assert most[0] <= told[0] <= 6 * most[0]
+    least = replace(EIGHT, suspended=0).total
+    assert replace(EIGHT, tuning=least).total == EIGHT.total
+    with pytest.raises(ValueError, match='9.0 GB to tune.*batch of quantization.tuning does not '
+                                         'fit.*batch_size lower'):
+        check_memory(replace(EIGHT, tuning=9 * GB), 8 * GB, 10)
 
 
 def test_batches_count_by_their_size(make_net, look, images):
