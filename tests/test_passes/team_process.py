@@ -131,8 +131,10 @@ CASES = {
     'as published': Case(ResidualNet, spec=dict(request(3, 4), method=PUBLISHED)),
     'shared head': Case(lambda: Detector(LevelHead()), sizes(8, 12, 8, 12, 8)),
     'other levels': Case(lambda: Detector(Adaptive()), sizes(8, 12, 16, 12, 8)),
-    'tuned': Case(ResidualNet, spec=dict(request(3, 3), tuning=dict(
-        type='OutputTuning', steps=12, learning_rate=5e-3, batch_size=3, judge_every=4))),
+    'tuned': Case(ResidualNet, spec=dict(
+        request(2, 3), method=dict(type='MSE'), first_last=dict(weight_bits=2),
+        tuning=dict(type='OutputTuning', steps=12, learning_rate=2e-3, batch_size=3,
+                    judge_every=2))),
     'refined': Case(ResidualNet, spec=dict(request(3, 4, 'per_tensor'), method=REFINED)),
     'groups': Case(Separable, spec=request(3, 4)),
     'reached by the first': Case(Optional, bright(7, 0, 6)),

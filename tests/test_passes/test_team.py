@@ -95,6 +95,11 @@ def test_several_processes_give_what_one_gives(name, size, results):
     assert_same(first, expected)
 
 
+def test_what_is_tuned_in_several_processes_is_really_tuned(results):
+    assert all('were tuned' in row['notes'][-1]
+               for row in load(results / 'tuned 2 0.pt')['layers'])
+
+
 def test_one_process_s_journal_serves_all(tmp_path):
     together('resumed', tmp_path, 2)
     whole = load(tmp_path / 'whole 0.pt')
