@@ -312,6 +312,21 @@ def test_each_level_of_a_shared_head_is_heard(solved, seeded, images):
     assert 3 in found.values()
 
 
+def test_calls_that_are_joined_first_give_the_same_draws(solved, seeded, images):
+    def look(problem):
+        for levels in ('mixed', 'each'):
+            apart, joined = (Draws(problem.fit, 3, levels=levels, float_inputs=True, joined=joined)
+                             for joined in (False, True))
+            for step in range(3):
+                for one, other in zip(apart(problem.generator(step)),
+                                      joined(problem.generator(step)), strict=True):
+                    for name in ('quantized_input', 'float_input', 'float_output'):
+                        assert torch.equal(getattr(one, name), getattr(other, name))
+        return True
+
+    assert solved(seeded(lambda: Detector(LevelHead())), [*images(3, size=16), *images(2)], look)
+
+
 def test_hooks_are_given_the_steps_own_random_numbers(solved, residual_net, images):
     def look(problem):
         seen = []
