@@ -15,7 +15,7 @@ from mmbitsplit.methods.unit_learning import Learned, Learning, LossForm, Push, 
 from mmbitsplit.methods.unit_learning_draws import Draw
 from mmbitsplit.methods.unit_learning_optimizers import ParameterGroup
 from mmbitsplit.methods.unit_learning_state import harden, learned_parameters, soften
-from mmbitsplit.methods.unit_problem import UnitCandidate, UnitProblem
+from mmbitsplit.methods.unit_problem import UnitCandidate, UnitLayer, UnitProblem
 from mmbitsplit.structures import Range, WeightSolution
 
 NORM = 2.4  # of the errors that scales are searched and learned by
@@ -89,8 +89,7 @@ class BRECQ(RoundingMethod):
 
     def solve_unit(self, problem: UnitProblem) -> Iterable[UnitCandidate]:
         """See ``Method.solve_unit``."""
-        rounded = any(layer.input_quantizer is not None for layer in problem.layers.values())
-        steps_after = self.input_iterations if rounded else 0
+        steps_after = self.input_iterations if any(map(_learns, problem.layers.values())) else 0
         weights = self._learn_roundings(problem, steps_after)
         notes = tuple(f'{note}, with float activations inside' for note in weights.notes)
         yield problem.candidate('learned rounding', notes, weights.figures)
@@ -111,7 +110,7 @@ class BRECQ(RoundingMethod):
 
     def _learn_input_scales(self, problem: UnitProblem, before: Learned) -> Learned:
         for layer in problem.layers.values():
-            if layer.input_quantizer is not None:
+            if _learns(layer):
                 layer.input_quantizer.learn(scale='raw', carrier=layer.weight_quantizer)
         group = ParameterGroup(parameters=learned_parameters(problem, 'scale', inputs=True),
                                learning_rate=self.input_rate, schedule='cosine')
@@ -123,10 +122,17 @@ class BRECQ(RoundingMethod):
         return learned
 
 
+def _learns(layer: UnitLayer) -> bool:
+    """Whether the scale of a layer's input is its own: others share that of a residual stream."""
+    return layer.input_quantizer is not None and not layer.plan.stream
+
+
 @contextmanager
 def float_activations(problem: UnitProblem) -> Iterator[None]:
-    """Inputs of a unit's layers are not rounded inside; quantized again afterwards."""
+    """Inputs of a unit's layers and residual streams are not rounded inside, and are again
+    afterwards."""
     with ExitStack() as stack:
+        stack.enter_context(problem.streams(lambda rounded, plain: plain()))
         for layer in problem.layers.values():
             if layer.input_quantizer is not None:
                 stack.enter_context(layer.input_quantizer.dropping(1.0, torch.Generator()))

@@ -189,7 +189,7 @@ class _Learner:
             self._restore(state)
         else:
             self._begin()
-        while self.step < what.steps:
+        while self.optimizers and self.step < what.steps:
             self._take_step()
         self._go_on_deciding()
         figures = self._figures()

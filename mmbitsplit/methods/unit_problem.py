@@ -7,6 +7,7 @@ them by the hard error of the unit's output on images that were held out.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -112,6 +113,8 @@ class UnitProblem:
         run: Computes the unit as it stands on inputs like those of the calls.
         seed: Of the calibration.
         importance: (C,) of the channels of the unit's output, ``None`` where all count alike.
+        streams: Inside, residual streams of the unit carry what a function makes of what they
+            would carry, and of a function that gives the same in float.
         progress: Told (steps done, steps in all).
         snapshots: Keeps how far a method is.
     """
@@ -123,6 +126,8 @@ class UnitProblem:
     run: Callable[[Tensor], Tensor]
     seed: int = 0
     importance: Tensor | None = None
+    streams: Callable[[Callable[[Tensor, Callable[[], Tensor]], Tensor]],
+                      AbstractContextManager] = lambda choose: nullcontext()
     progress: Callable[[int, int], None] = lambda step, steps: None
     snapshots: Snapshots = field(default_factory=Snapshots)
 

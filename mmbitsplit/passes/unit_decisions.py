@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.models import PreparedModel, layer_input
+from mmbitsplit.models.layers.streams import streams_through
 from mmbitsplit.models.watch.one_thread import OneThread
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.replay import ReplayPoint, Tape, patched
@@ -61,6 +62,7 @@ class UnitDecisions:
                     stack.enter_context(patched([ReplayPoint(module, 'forward')],
                                                 calls.interceptor(index)))
             stack.enter_context(one_thread.around())
+            stack.enter_context(streams_through())
             self.forwards.alone(batch)
 
 

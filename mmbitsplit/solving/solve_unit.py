@@ -1,6 +1,7 @@
 """From what both branches had of a unit to the solutions of its layers."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,7 @@ from mmbitsplit.methods import Method
 from mmbitsplit.methods.unit_problem import Snapshots, UnitCall, UnitCandidate, UnitProblem
 from mmbitsplit.models import QuantizedLayer, apply
 from mmbitsplit.models.layers.quantizers import ActivationQuantizer
+from mmbitsplit.models.layers.streams import rounded, streams_through
 from mmbitsplit.passes.unit_evidence import UnitEvidence
 from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution
 
@@ -116,7 +118,7 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
     fit, judge = _apart(calls)
     problem = UnitProblem(unit=unit, fit=fit, judge=judge, layers=layers, run=evidence.run,
                           seed=evidence.what.seed, importance=importance, progress=progress,
-                          snapshots=snapshots or Snapshots())
+                          snapshots=snapshots or Snapshots(), streams=_streams)
     candidates = {LAYERS: solved}
     try:
         errors = {LAYERS: problem.error(judge)}
@@ -142,6 +144,11 @@ def install(layers: Mapping[str, UnitLayer], solutions: Mapping[str, LayerSoluti
     """Writes solutions into the layers of a unit."""
     for name, layer in layers.items():
         layer.install(solutions[name])
+
+
+def _streams(choose: Callable[[Tensor, Callable[[], Tensor]], Tensor]) -> AbstractContextManager:
+    """See ``UnitProblem.streams``."""
+    return streams_through(lambda module, x: choose(rounded(module, x), lambda: x))
 
 
 def _apart(calls: tuple[UnitCall, ...]) -> tuple[tuple[UnitCall, ...], tuple[UnitCall, ...]]:

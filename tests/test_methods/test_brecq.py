@@ -11,6 +11,7 @@ from unit_methods import WATCHER, known  # noqa: F401
 from mmbitsplit.calibration import calibrate, read_request
 from mmbitsplit.functional import weight_scale
 from mmbitsplit.methods import BRECQ
+from mmbitsplit.methods.brecq import float_activations
 from mmbitsplit.methods.unit_problem import Snapshots
 
 INNER = dict(first_last=dict(weight_bits=None, activation_bits=None))
@@ -210,6 +211,37 @@ def test_squared_gradients_are_gathered_where_channels_are_weighed(residual_net,
         assert all(row.unit_figures['learned rounding']['hard_error'] < 1 for row in report.layers)
         codes[importance] = prepared.layers['blocks.1.conv2'].codes
     assert not torch.equal(codes['none'], codes['fisher'])
+
+
+def test_residual_streams_are_float_in_the_first_stage_and_keep_their_scales(
+        residual_net, images, run_model, monkeypatch):
+    levels = {}
+
+    def look(problem):
+        x = problem.fit[0].quantized_input
+        with torch.no_grad():
+            plain = len(problem.forward(x).unique())
+            with float_activations(problem):
+                levels[problem.unit.name] = len(problem.forward(x).unique())
+            assert len(problem.forward(x).unique()) == plain
+        if problem.unit.name == 'blocks.0':  # nothing adds to what the other gives
+            assert plain <= 8 < levels[problem.unit.name]
+        first, last = (solved(problem, stage) for stage in (0, 1))
+        for name, layer in problem.layers.items():
+            before, after = first[name].qparams, last[name].qparams
+            if before is not None:
+                shared = bool(layer.plan.stream)
+                assert torch.equal(before.scale, after.scale) == shared
+        return ()
+
+    def solved(problem, stage):
+        candidates = [*BRECQ(iterations=2, input_iterations=4, batch_size=4).solve_unit(problem)]
+        return candidates[min(stage, len(candidates) - 1)].solutions
+
+    monkeypatch.setitem(WATCHER, 'solve', look)
+    calibrate(residual_net(), images(), request(3, method=dict(type='Watched'), activation=dict(
+        num_bits=3, placement='residual')), run=run_model)
+    assert {'blocks.0', 'blocks.1'} <= set(levels)
 
 
 def test_weights_alone_have_no_second_stage(residual_net, images, run_model):

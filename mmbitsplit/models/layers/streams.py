@@ -92,4 +92,9 @@ def _rounded(module: nn.Module, args: Any, output: Any) -> Tensor:
     instead = _instead.get()
     if instead is not None:
         return instead(module, output)
+    return rounded(module, output)
+
+
+def rounded(module: nn.Module, output: Tensor) -> Tensor:
+    """What a stream carries of a module's output, with gradients for it."""
     return fake_quantize_ste(output.float(), stream_qparams(module)).to(output.dtype)
