@@ -1,7 +1,6 @@
 """BRECQ: learns the roundings of a block together, then the scales of its activations."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -12,10 +11,15 @@ from mmbitsplit.functional import round_weight, weight_scale
 from mmbitsplit.methods.base import Granularity, Need, register_method
 from mmbitsplit.methods.rounding import RoundingMethod, rounded_at
 from mmbitsplit.methods.unit_learning import Learned, Learning, LossForm, Push, learn
+from mmbitsplit.methods.unit_learning_activations import (
+    dropped_quantization,
+    learn_scales,
+    own_scales,
+)
 from mmbitsplit.methods.unit_learning_draws import Draw
 from mmbitsplit.methods.unit_learning_optimizers import ParameterGroup
-from mmbitsplit.methods.unit_learning_state import harden, learned_parameters, soften
-from mmbitsplit.methods.unit_problem import UnitCandidate, UnitLayer, UnitProblem
+from mmbitsplit.methods.unit_learning_state import harden, soften
+from mmbitsplit.methods.unit_problem import UnitCandidate, UnitProblem
 from mmbitsplit.structures import Range, WeightSolution
 
 NORM = 2.4  # of the errors that scales are searched and learned by
@@ -89,7 +93,7 @@ class BRECQ(RoundingMethod):
 
     def solve_unit(self, problem: UnitProblem) -> Iterable[UnitCandidate]:
         """See ``Method.solve_unit``."""
-        steps_after = self.input_iterations if any(map(_learns, problem.layers.values())) else 0
+        steps_after = self.input_iterations if own_scales(problem) else 0
         weights = self._learn_roundings(problem, steps_after)
         notes = tuple(f'{note}, with float activations inside' for note in weights.notes)
         yield problem.candidate('learned rounding', notes, weights.figures)
@@ -99,7 +103,7 @@ class BRECQ(RoundingMethod):
 
     def _learn_roundings(self, problem: UnitProblem, steps_after: int) -> Learned:
         group = ParameterGroup(parameters=soften(problem), learning_rate=self.learning_rate)
-        with float_activations(problem):
+        with dropped_quantization(problem, 1.0, torch.Generator()):  # none is quantized
             learned = learn(problem, Learning(
                 groups=[group], steps=self.iterations, batch_size=self.batch_size,
                 loss=self.loss, weighted=self.importance == 'fisher',
@@ -109,34 +113,14 @@ class BRECQ(RoundingMethod):
         return learned
 
     def _learn_input_scales(self, problem: UnitProblem, before: Learned) -> Learned:
-        for layer in problem.layers.values():
-            if _learns(layer):
-                layer.input_quantizer.learn(scale='raw', carrier=layer.weight_quantizer)
-        group = ParameterGroup(parameters=learned_parameters(problem, 'scale', inputs=True),
-                               learning_rate=self.input_rate, schedule='cosine')
+        group = ParameterGroup(parameters=learn_scales(problem), learning_rate=self.input_rate,
+                               schedule='cosine')
         learned = learn(problem, Learning(
             groups=[group], stage='input scales', steps=self.input_iterations,
             batch_size=self.batch_size, loss=self.loss, norm=NORM, feed=_float_input,
             weighted=self.importance == 'fisher', steps_before=self.iterations), before)
         harden(problem)
         return learned
-
-
-def _learns(layer: UnitLayer) -> bool:
-    """Whether the scale of a layer's input is its own: others share that of a residual stream."""
-    return layer.input_quantizer is not None and not layer.plan.stream
-
-
-@contextmanager
-def float_activations(problem: UnitProblem) -> Iterator[None]:
-    """Inputs of a unit's layers and residual streams are not rounded inside, and are again
-    afterwards."""
-    with ExitStack() as stack:
-        stack.enter_context(problem.streams(lambda rounded, plain: plain()))
-        for layer in problem.layers.values():
-            if layer.input_quantizer is not None:
-                stack.enter_context(layer.input_quantizer.dropping(1.0, torch.Generator()))
-        yield
 
 
 def _float_input(draw: Draw, generator: torch.Generator) -> Tensor:

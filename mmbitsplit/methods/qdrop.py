@@ -1,7 +1,6 @@
 """QDrop: roundings and input scales of a block learned at once, quantization dropped at random."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from mmbitsplit.functional.quantizers.random_drop import RandomDrop
 from mmbitsplit.methods.base import Granularity, register_method
 from mmbitsplit.methods.rounding import RoundingMethod, rounded_at
 from mmbitsplit.methods.unit_learning import Learning, LossForm, Push, learn
+from mmbitsplit.methods.unit_learning_activations import dropped_quantization, learn_scales
 from mmbitsplit.methods.unit_learning_draws import Draw
 from mmbitsplit.methods.unit_learning_optimizers import ParameterGroup
 from mmbitsplit.methods.unit_learning_state import harden, soften
@@ -88,7 +88,8 @@ class QDrop(RoundingMethod):
         """See ``Method.solve_unit``."""
         groups = [
             ParameterGroup(parameters=soften(problem), learning_rate=self.learning_rate),
-            ParameterGroup(parameters=learn_scales(problem), learning_rate=self.scale_rate,
+            ParameterGroup(parameters=learn_scales(problem, gradient_factor=True),
+                           learning_rate=self.scale_rate,
                            schedule='cosine')]
         learned = learn(problem, Learning(
             groups=groups, steps=self.iterations, batch_size=self.batch_size, loss=self.loss,
@@ -103,41 +104,3 @@ class QDrop(RoundingMethod):
         assert draw.float_input is not None
         return RandomDrop(self.drop_probability, generator)(
             draw.quantized_input, lambda: draw.float_input)
-
-
-@contextmanager
-def dropped_quantization(problem: UnitProblem, probability: float, generator: torch.Generator,
-                         ) -> Iterator[None]:
-    """Leaves elements of a unit's inner inputs and outputs unquantized at random inside.
-
-    Args:
-        problem: The unit.
-        probability: That an element is.
-        generator: Of the step.
-    """
-    with ExitStack() as stack:
-        for layer in problem.layers.values():
-            for quantizer in (layer.input_quantizer, layer.output_quantizer):
-                if quantizer is not None:
-                    stack.enter_context(quantizer.dropping(probability, generator))
-        yield
-
-
-def learn_scales(problem: UnitProblem) -> dict[str, Tensor]:
-    """Lets gradients move the scales of what is quantized in a unit, as they are (LSQ).
-
-    Biases are the float ones from here on, not in whole steps of scales that move.
-
-    Returns:
-        The scales by name, to be learned.
-    """
-    found = {}
-    for name, layer in problem.layers.items():
-        if layer.bias is not None:
-            layer.weight_quantizer.bias.copy_(layer.bias)
-        for side, quantizer in (('input', layer.input_quantizer),
-                                ('output', layer.output_quantizer)):
-            if quantizer is not None:
-                quantizer.learn('raw', gradient_factor=True, carrier=layer.weight_quantizer)
-                found[f'{name}.{side}_scale'] = quantizer.learned()['scale']
-    return found

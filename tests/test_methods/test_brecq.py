@@ -11,7 +11,7 @@ from unit_methods import WATCHER, known  # noqa: F401
 from mmbitsplit.calibration import calibrate, read_request
 from mmbitsplit.functional import weight_scale
 from mmbitsplit.methods import BRECQ
-from mmbitsplit.methods.brecq import float_activations
+from mmbitsplit.methods.unit_learning_activations import dropped_quantization
 from mmbitsplit.methods.unit_problem import Snapshots
 
 INNER = dict(first_last=dict(weight_bits=None, activation_bits=None))
@@ -221,7 +221,7 @@ def test_residual_streams_are_float_in_the_first_stage_and_keep_their_scales(
         x = problem.fit[0].quantized_input
         with torch.no_grad():
             plain = len(problem.forward(x).unique())
-            with float_activations(problem):
+            with dropped_quantization(problem, 1.0, torch.Generator()):
                 levels[problem.unit.name] = len(problem.forward(x).unique())
             assert len(problem.forward(x).unique()) == plain
         if problem.unit.name == 'blocks.0':  # nothing adds to what the other gives
