@@ -1,4 +1,9 @@
-"""The order of files."""
+"""The order of files, and where the plain files are that tests share."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / 'helpers'))
 
 
 def pytest_collection_modifyitems(items):

@@ -65,7 +65,8 @@ def check_reached(missing: Sequence[str], layers: Sequence[str]) -> None:
     raise ValueError(
         f'{len(missing)} layer(s) were never reached by the calibration images: {first}. '
         'Use images on which the model runs them (for a mask branch: images with detections), or '
-        f'leave them in float with overrides=[{", ".join(rows)}{more}].{names}')
+        f'leave them in float with overrides=[{", ".join(rows)}{more}], or all such layers with '
+        f"calibration.unreached='float' (of layers that only training calls).{names}")
 
 
 def covering_patterns(chosen: Sequence[str], layers: Sequence[str]) -> list[str]:

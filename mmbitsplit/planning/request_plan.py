@@ -31,6 +31,7 @@ from mmbitsplit.structures import (
 )
 
 NOT_CALLED = 'not called by what was watched'
+UNREACHED = f"no calibration image reaches it (calibration.unreached='float'), {NOT_CALLED}"
 
 
 def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
@@ -214,7 +215,8 @@ def _never_called(modules: dict[str, nn.Module], flow: DataFlow, spec: QuantSpec
             if reason := left_in_float(name, spec):
                 reasons[name] = f'{reason}, {NOT_CALLED}'
             else:
-                reasons[name] = _read_elsewhere(name, flow) if name in flow.read_elsewhere else ''
+                reasons[name] = _read_elsewhere(name, flow) if name in flow.read_elsewhere else \
+                    UNREACHED if spec.calibration.unreached == 'float' else ''
     check_reached([name for name, reason in reasons.items() if not reason], layers)
     return reasons
 

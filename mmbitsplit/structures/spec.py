@@ -142,6 +142,10 @@ class CalibrationSpec(Options):
         holdout: Part of them that no solver sees; the guard judges on it. 0 turns it off.
         memory_budget: Most memory that calibration may add, GB (10^9 bytes); ``None`` for 80 %
             of what is available. More is refused before anything is computed.
+        unreached: What becomes of layers that no calibration image reaches: ``'error'`` names
+            them, as others may need other images (a mask branch those with detections);
+            ``'float'`` leaves them in float and says so in the report, for layers that only
+            training calls.
         dataloader: An mmengine dataloader config of its own; ``None`` takes the training set
             with the test pipeline. ``quantize_model`` is given its batches instead.
     """
@@ -153,6 +157,7 @@ class CalibrationSpec(Options):
     sampling: Literal['even', 'importance', 'confidence'] = 'even'
     holdout: Annotated[float, Range(0, 0.5)] = 0.125
     memory_budget: Annotated[float, Range(0, math.inf, above=True)] | None = None
+    unreached: Literal['error', 'float'] = 'error'
     dataloader: Mapping[str, Any] | None = None
 
 

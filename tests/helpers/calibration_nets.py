@@ -24,6 +24,9 @@ from mmbitsplit.planning import make_plan
 from mmbitsplit.solving.solve_layer import solve_layer
 from mmbitsplit.structures import QuantSpec
 
+__all__ = ['assert_like_naive', 'assert_same_state', 'images', 'layer_calls', 'make_spec',
+           'residual_net', 'run_model', 'seeded']  # fixtures: what a folder's conftest takes
+
 
 def call(model: nn.Module, batch):
     return model(batch)

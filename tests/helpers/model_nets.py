@@ -12,6 +12,9 @@ from mmbitsplit.models import DataFlow, PreparedModel, apply, prepare, watch
 from mmbitsplit.planning import make_plan
 from mmbitsplit.structures import LayerSolution, QParams, QuantSpec
 
+__all__ = ['_settle', 'decoding_barrier', 'image', 'make_net', 'make_ready', 'one_thread',
+           'quantize_all', 'see']  # fixtures: what a folder's conftest takes
+
 
 @pytest.fixture(scope='package', autouse=True)
 def one_thread():

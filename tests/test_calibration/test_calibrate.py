@@ -192,7 +192,9 @@ def test_a_layer_that_is_never_reached(residual_net, images, make_spec, run_mode
     with pytest.raises(ValueError, match="never reached.*unused.*match='unused', skip=True"):
         calibrate(Extra(residual_net()), images(), make_spec(), run=run_model)
     skipped = make_spec(overrides=[dict(match='unused', skip=True)])
-    for spec, reason in ((skipped, 'skipped by an override'), (make_spec(scope='net'), 'scope')):
+    unreached = make_spec(calibration=dict(unreached='float'))
+    for spec, reason in ((skipped, 'skipped by an override'), (make_spec(scope='net'), 'scope'),
+                         (unreached, 'no calibration image reaches it')):
         _, report = calibrate(Extra(residual_net()), images(), spec, run=run_model)
         assert len(report.layers) == 7
         (kept,) = report.kept_float

@@ -107,6 +107,16 @@ def test_options_that_came_later_are_named_only_where_they_are_used(run):
     assert activation['placement'] == 'deploy' and 'output_bits' not in activation
 
 
+def test_the_memory_budget_counts_where_it_says_how_much_of_a_unit_is_kept(run):
+    layers = run.identity()
+    run.change('quantization.calibration.memory_budget', 3.0)
+    assert run.identity() == layers
+    run.change('quantization.method', dict(type='AdaRound'))
+    assert run.identity()['quantization']['calibration']['memory_budget'] == 3.0
+    run.change('quantization.calibration.memory_budget', None)
+    assert 'memory_budget' not in run.identity()['quantization']['calibration']
+
+
 def test_the_request_is_left_as_it_was(run):
     before, spec = run.cfg.pretty_text, read_spec(run.cfg)
     state = copy.deepcopy(run.model.state_dict())
@@ -130,6 +140,7 @@ def test_the_request_is_left_as_it_was(run):
     ('quantization.calibration.rows_per_layer', 100, 'quantization.calibration.rows_per_layer'),
     ('quantization.calibration.holdout', 0.0, 'quantization.calibration.holdout'),
     ('quantization.calibration.batch_size', 3, 'quantization.calibration.batch_size'),
+    ('quantization.calibration.unreached', 'float', 'quantization.calibration.unreached'),
     ('model.act.inplace', False, 'model.act.inplace is False, the journal has True'),
     ('model.depths', (2, 1), 'the 2 model.depths are in another order'),
     ('data_preprocessor.mean', [1.0, 2.0, 3.5], '1 of 3 data_preprocessor.mean differ'),

@@ -130,7 +130,7 @@ def test_a_layer_too_large_for_its_sums_is_refused_before_any_is_solved(
 
 @pytest.mark.parametrize(('declared', 'message'), [
     (dict(needs='sums'), "needs='sums' is not supported; it must be a tuple of 'sums', 'rows'"),
-    (dict(needs=('sums', 'outputs')), "'outputs'.*'unit_io', 'model_loss'"),
+    (dict(needs=('sums', 'outputs')), "'outputs'.*'unit_io', 'importance', 'model_loss'"),
     (dict(solves='model'), "solves='model' is not supported; it must be 'layer' or 'unit'"),
     (dict(granularity='row'), "granularity='row' is not supported; it must be 'layer', 'block', "),
     (dict(needs=('unit_io',)), "'unit_io', which is there for methods of solves='unit'"),

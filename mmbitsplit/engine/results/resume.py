@@ -16,14 +16,13 @@ from mmbitsplit.calibration.journal.identity import describe
 from mmbitsplit.engine.data.calibration_data import CalibrationData, calibration_dataset_config
 from mmbitsplit.engine.results.artifacts import CHECKPOINT, RESULTS, file_sha256, versions
 from mmbitsplit.engine.run.quantize_runner import bare_model
+from mmbitsplit.methods import build_method
 from mmbitsplit.structures import ActivationSpec, CalibrationSpec, QuantSpec
 
 FOLDER = 'journal'
-# Settings that change neither codes nor figures.
-WITHOUT_EFFECT = ('memory_budget',)
 # Options that journals of before their time do not name: at their default they are left out.
 LATER_OPTIONS = {'activation': (ActivationSpec(), ('placement', 'output_bits')),
-                 'calibration': (CalibrationSpec(), ('sampling',))}
+                 'calibration': (CalibrationSpec(), ('sampling', 'unreached'))}
 EVALUATION = ('test_dataloader', 'test_evaluator', 'test_cfg')
 
 
@@ -60,8 +59,10 @@ def identity(model: nn.Module, cfg: Config, spec: QuantSpec, data: CalibrationDa
              ) -> dict[str, Any]:
     """Returns everything that codes and figures depend on, as plain values."""
     quantization = spec.to_dict()
-    for name in WITHOUT_EFFECT:
-        quantization['calibration'].pop(name)
+    calibration = quantization['calibration']
+    # It changes codes only where it says how much of a unit is kept.
+    if calibration['memory_budget'] is None or build_method(spec.method).solves == 'layer':
+        calibration.pop('memory_budget')
     for part, (usual, names) in LATER_OPTIONS.items():
         for name in names:
             if quantization[part][name] == getattr(usual, name):
