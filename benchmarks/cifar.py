@@ -32,13 +32,15 @@ WEIGHTS = {20: 'resnet20-12fca82f.th', 56: 'resnet56-4bfd9763.th'}
 SHORT = {'rounding': 'MSE', 'paper': 'PublishedBitSplit', 'default': 'BitSplit'}
 
 
-def request(name: str, weight_bits: int, activation_bits: int, seed: int) -> dict:
+def request(name: str, weight_bits: int, activation_bits: int, seed: int,
+            sampling: str = 'even') -> dict:
     """Returns the quantization dict that a name on the command line stands for."""
     method, _, mode = name.partition(':')
     activation = dict(placement='deploy') if mode == 'deploy' else dict(mode=mode) if mode else {}
     return dict(weight=dict(num_bits=weight_bits),
                 activation=dict(num_bits=activation_bits, **activation),
-                method=dict(type=SHORT.get(method, method)), calibration=dict(seed=seed))
+                method=dict(type=SHORT.get(method, method)),
+                calibration=dict(seed=seed, sampling=sampling))
 
 
 class BasicBlock(nn.Module):
@@ -146,6 +148,7 @@ def main() -> None:
                         help=f"of {', '.join([*SHORT, *sorted(METHODS)])}; NAME:MODE with a mode "
                         'of the activations; all for every registered method')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--sampling', default='even', help='how positions are drawn')
     args = parser.parse_args()
     names = sorted(METHODS) if args.methods == ['all'] else args.methods
     for name in names:
@@ -167,7 +170,7 @@ def main() -> None:
                     model = load_model(args.data, depth)
                     started = time.perf_counter()
                     quantize_model(model, batches, request(
-                        name, weight_bits, activation_bits, seed))
+                        name, weight_bits, activation_bits, seed, args.sampling))
                     seconds.append(time.perf_counter() - started)
                     found.append(predict(model, images))
                 top1 = over_seeds([accuracy(logits, labels) for logits in found])

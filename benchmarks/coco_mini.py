@@ -157,6 +157,8 @@ def main() -> None:
     parser.add_argument('--searches', nargs='+', default=['default'])
     parser.add_argument('--method', default='BitSplit')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--sampling', default='even', help='how positions are drawn')
+    parser.add_argument('--rows', type=int, default=16384, help='positions of a layer')
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--layers', type=Path, help='where the reports of the layers are written')
     args = parser.parse_args()
@@ -176,6 +178,7 @@ def main() -> None:
                 rows, seconds = [], []
                 for seed in args.seeds:
                     spec = request(bits, mode, search, args.method, seed, half)
+                    spec['calibration'] |= dict(sampling=args.sampling, rows_per_layer=args.rows)
                     read_request(spec)
                     model = load_model(cfg, args.weights)
                     started = time.perf_counter()
