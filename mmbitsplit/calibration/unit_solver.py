@@ -111,12 +111,10 @@ class UnitSolver:
     def _side_by_side(self, waiting: list[WaitingUnit]) -> set[str]:
         """At most one for each process."""
         evidence, mine = [one.evidence for one in waiting], ()
-        for rank in range(len(waiting)):
-            one = waiting[rank]
-            calls = gather_calls(one.evidence, one.inputs, self.team, rank,
-                                 self._device(one.evidence))
+        for rank, one in enumerate(evidence):  # nothing of the others is held while one is learned
+            calls = gather_calls(one, waiting.pop(0).inputs, self.team, rank, self._device(one))
             mine = calls if rank == self.team.rank else mine
-        waiting.clear()
+        del calls
         own = evidence[self.team.rank] if self.team.rank < len(evidence) else None
         results = self.team.apart(
             lambda tell: None if own is None else self._learn(own, mine, tell),

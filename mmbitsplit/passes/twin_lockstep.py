@@ -225,8 +225,8 @@ class TwinLockstep(Lockstep):
         for name in list(offers):
             self._wake_floats(name, offers[name])
             super()._solve_all({name: offers.pop(name)})
-        for name, inputs in units.items():
-            self._wake_floats(STATION + name, inputs)
+        for name in units:
+            self._wake_floats(STATION + name, units[name])
         waiting = [WaitingUnit(self.progress.evidence.pop(name), units.pop(name))
                    for name in list(units)]
         self.progress.finished |= {one.evidence.function.unit.name for one in waiting}

@@ -25,8 +25,8 @@ def gather_calls(evidence: UnitEvidence, inputs: Mapping[int, list[Tensor]], tea
     """Gathers the calls of a unit from all processes.
 
     Args:
-        evidence: Of this process; learns of problems that others have, and in the process that
-            gets the calls how others call the unit.
+        evidence: Of this process; learns of problems that others have, and how they call the
+            unit. What it has kept of calls is given away.
         inputs: See ``UnitEvidence.calls``.
         team: The processes; all call this.
         to: Rank of the one that gets the calls.
@@ -37,6 +37,7 @@ def gather_calls(evidence: UnitEvidence, inputs: Mapping[int, list[Tensor]], tea
     """
     _share_what_is_known(evidence, team)
     mine = evidence.calls(inputs) if any(inputs.values()) else ()
+    evidence.floats.clear()
     if team.size == 1 or evidence.problem:
         return mine
     empty = torch.empty(0)

@@ -159,6 +159,7 @@ CASES = {
                                       unit_bytes=2_000),
     'units of two heads': Case(lambda: Detector(LevelHead(), LevelHead()),
                                sizes(8, 12, 8, 12, 8), LEARNED),
+    'QDrop': Case(ResidualNet, spec=dict(request(3, 4), method=dict(type='QDrop', iterations=20))),
     'units that the last reaches': Case(Optional, bright(6, 5), LEARNED),
     'AdaRound': Case(ResidualNet, spec=dict(request(2, 4, 'per_tensor'),
                                             method=dict(type='AdaRound', iterations=20))),
