@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from mmbitsplit.calibration import Journal, ProcessTeam, ReplayPoint, Team, calibrate, unit_solver
+from mmbitsplit.calibration.journal import unit_state
+from mmbitsplit.methods.unit_problem import UnitProblem
 from mmbitsplit.solving import statistics
 
 HERE = Path(__file__).parent
@@ -22,7 +24,7 @@ from calibration_nets import ResidualNet, _images, _seeded, _spec, call  # noqa:
 from own_classes import OwnClasses  # noqa: E402
 from pyramids import Detector, LevelHead  # noqa: E402
 from test_lockstep import Optional, TwoStage  # noqa: E402
-from unit_methods import WATCHER, register  # noqa: E402
+from unit_methods import STEPS, WATCHER, register  # noqa: E402
 
 register()
 
@@ -164,6 +166,8 @@ CASES = {
     'AdaRound': Case(ResidualNet, spec=dict(request(2, 4, 'per_tensor'),
                                             method=dict(type='AdaRound', iterations=20))),
 }
+SAVED = Case(ResidualNet, spec=dict(request(2, 4), method=dict(type='SavedScale', steps=12)))
+SAVED_IDENTITY = {'case': 'saved'}
 OF_UNITS = ('units', 'units in crops', 'units on part of the rows', 'units of two heads',
             'units that the last reaches', 'AdaRound')
 # Cases that three processes work on, too; all others two.
@@ -193,6 +197,14 @@ def calibrations(folder: Path, rank: int, size: int) -> None:
 
 class Interrupted(Exception):
     pass
+
+
+def goes_on_alone(folder: Path, rank: int, size: int) -> None:
+    """One process goes on where two were."""
+    journal = Journal.open(folder / 'journal', SAVED_IDENTITY, resume=True)
+    save(folder / 'alone.pt', *SAVED.run(Team(), journal=journal))
+    (folder / 'steps').write_text(repr([step for unit, step in STEPS if unit == 'blocks.1']))
+    save(folder / 'whole.pt', *SAVED.run(Team()))
 
 
 def resumed(folder: Path, rank: int, size: int) -> None:
@@ -270,6 +282,21 @@ def dies_waiting(folder: Path, rank: int, size: int) -> None:
     Case(ResidualNet, spec=WATCHED).run(ProcessTeam(), progress=progress)
 
 
+def dies_learning(folder: Path, rank: int, size: int) -> None:
+    """The first process ends without a word in the middle of a unit, whose state it has kept."""
+    unit_state.EVERY = 0.0
+    generator = UnitProblem.generator
+
+    def dying(problem, step):
+        if problem.unit.name == 'blocks.1' and step == 6:
+            os._exit(9)
+        return generator(problem, step)
+
+    UnitProblem.generator = dying
+    journal = Journal.open(folder / 'journal', SAVED_IDENTITY, resume=False) if rank == 0 else None
+    SAVED.run(ProcessTeam(), journal=journal)
+
+
 def refuses(folder: Path, rank: int, size: int) -> None:
     """What the first process learns is refused."""
     def solve(problem):
@@ -285,5 +312,5 @@ if __name__ == '__main__':
     distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank,
                                    world_size=size, timeout=TIMEOUT)
     {'calibrations': calibrations, 'resumed': resumed, 'dies': dies, 'fails': fails,
-     'learns_long': learns_long, 'dies_waiting': dies_waiting,
-     'refuses': refuses}[task](folder, rank, size)
+     'learns_long': learns_long, 'goes_on_alone': goes_on_alone, 'dies_waiting': dies_waiting,
+     'dies_learning': dies_learning, 'refuses': refuses}[task](folder, rank, size)

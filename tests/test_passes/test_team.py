@@ -130,6 +130,18 @@ def test_what_is_refused_in_the_process_that_learns_is_refused_in_all(tmp_path):
         assert 'ValueError: unit stem cannot be learned' in text, text
 
 
+def test_what_several_processes_were_learning_one_goes_on_with(tmp_path):
+    statuses, _ = finish(start('dies_learning', tmp_path, 2), 120)
+    assert statuses == [9, 1]
+    (tmp_path / 'store').unlink(missing_ok=True)
+    together('goes_on_alone', tmp_path, 1)
+    assert (tmp_path / 'steps').read_text() == repr([*range(6, 12)])
+    alone, whole = load(tmp_path / 'alone.pt'), load(tmp_path / 'whole.pt')
+    assert 'learned scale' in {layer['unit_taken'] for layer in whole['layers']}
+    for name, value in whole['state'].items():
+        assert torch.equal(alone['state'][name], value), name
+
+
 @pytest.mark.parametrize('task, size, status', [
     ('dies', 3, 9), ('fails', 2, 1), ('dies_waiting', 2, 9)])
 def test_the_others_end_with_an_error_when_one_is_lost(task, size, status, tmp_path):
