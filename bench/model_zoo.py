@@ -3,7 +3,7 @@
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ NOTICE = '# Written by tools/update_tables.py from the configs and results/; not
 NOT_RUN = 'not run'
 PAPER = {'Title': 'Towards Accurate Post-training Network Quantization via Bit-Split and Stitching',
          'URL': 'https://dl.acm.org/doi/abs/10.5555/3524938.3525851'}
+QDROP_PAPER = {'Title': 'QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training '
+                        'Quantization',
+               'URL': 'https://arxiv.org/abs/2203.05740'}
 DATASETS = {'digits': 'Digits demo', 'cifar': 'CIFAR-10', 'imagenet': 'ImageNet-1k',
             'coco': 'COCO'}
 # Task and the name that OpenMMLab's metafiles give a metric.
@@ -37,16 +40,23 @@ class Family:
         results: Stored runs of ``tools/quantize.py``, at most one a config.
         in_index: Whether ``model-index.yml`` names it: its configs work in an installed package,
             with nothing of the checkout.
+        paper: That the method is from.
+        like: The folder whose configs these stand on, each on the one of the same name without
+            this folder's before it; empty where they stand for themselves.
     """
 
     collection: str
     folder: str
     results: str
     in_index: bool = False
+    paper: Mapping[str, str] = field(default_factory=lambda: PAPER)
+    like: str = ''
 
 
 FAMILIES = {
     'bitsplit': Family('Bit-split', 'configs', 'results/openmmlab/configs.json', in_index=True),
+    'qdrop': Family('QDrop', 'configs/qdrop', 'results/openmmlab/qdrop.json', in_index=True,
+                    paper=QDROP_PAPER, like='configs'),
     'cifar': Family('Bit-split on CIFAR-10', 'configs/cifar', 'results/cifar/configs.json'),
     'demo': Family('Bit-split on the demo', 'configs/demo', 'results/demo/configs.json'),
 }
@@ -97,7 +107,7 @@ def entries(root: Path, name: str) -> list[ZooEntry]:
         if run['config'] in runs:
             raise ValueError(f"{family.results} has two runs of {run['config']}.")
         runs[run['config']] = run
-    found = [_entry(root, path, runs.pop(path.relative_to(root).as_posix(), None))
+    found = [_entry(root, path, family, runs.pop(path.relative_to(root).as_posix(), None))
              for path in sorted((root / family.folder).glob('*_w?a?.py'))]
     if runs:
         raise ValueError(f'{family.results} has runs of configs that are not in '
@@ -113,7 +123,8 @@ def zoo_table(root: Path, name: str) -> str:
         name: Key of ``FAMILIES``.
     """
     found = entries(root, name)
-    with_paper = any(entry.model.paper for entry in found)
+    # The paper's columns are Bit-split's.
+    with_paper = not FAMILIES[name].like and any(entry.model.paper for entry in found)
     header = ['Config', 'Bits', 'Metric', 'Float', 'Quantized', 'Drop', 'Float MB',
               'Quantized MB', 'Seconds', *(['Paper: float', 'Paper: Bit-split'] if with_paper
                                            else [])]
@@ -134,7 +145,8 @@ def metafile_text(root: Path, name: str) -> str:
         name: Key of ``FAMILIES``.
     """
     family = family_of(name)
-    collection = {'Name': family.collection, 'Paper': PAPER, 'README': f'{family.folder}/README.md',
+    collection = {'Name': family.collection, 'Paper': dict(family.paper),
+                  'README': f'{family.folder}/README.md',
                   'Metadata': {'Architecture': ['Post-training quantization']},
                   'Code': {'Version': f'v{__version__}'}}
     return NOTICE + _yaml({'Collections': [collection],
@@ -147,15 +159,17 @@ def model_index_text() -> str:
                                       for family in FAMILIES.values() if family.in_index]})
 
 
-def _entry(root: Path, path: Path, run: Mapping[str, Any] | None) -> ZooEntry:
+def _entry(root: Path, path: Path, family: Family, run: Mapping[str, Any] | None) -> ZooEntry:
     name = path.relative_to(root).as_posix()
     stem, weight, activation = re.fullmatch(r'(.+)_w(\d)a(\d)', path.stem).groups()
     bits = Bits(int(weight), int(activation))
     if run is not None and bits_of(run) != bits.label:
         raise ValueError(f'the stored run of {name} is {bits_of(run)}; store the one of the config '
                          'as it stands.')
-    model = _model_of(f'{path.parent.relative_to(root).as_posix()}/{stem}')
-    values = _assignments(path)
+    if family.like:
+        path = root / family.like / path.name.removeprefix(f'{path.parent.name}_')
+        stem = stem.removeprefix(f'{Path(family.folder).name}_')
+    model, values = _model_of(f'{family.like or family.folder}/{stem}'), _assignments(path)
     own_float = path.with_name(f'{stem}_float.py')
     float_config = own_float.relative_to(root).as_posix() if own_float.exists() \
         else values['_base_'][0]
@@ -190,7 +204,8 @@ def _measured(entry: ZooEntry) -> list[tuple[str, list[str]]]:
         return [(row[2], row[3:]) for row in results_rows(entry.run)]
     metrics = [metric for metric in HEADLINES
                if published_float(_tables(entry)[-1], entry.model.paper, metric) is not None]
-    return [(metric, [NOT_RUN, NOT_RUN, *'----']) for metric in metrics or ['-']]
+    usual = ['coco/bbox_mAP' if entry.model.detector else 'accuracy/top1']
+    return [(metric, [NOT_RUN, NOT_RUN, *'----']) for metric in metrics or usual]
 
 
 def _tables(entry: ZooEntry) -> Sequence[int]:

@@ -56,7 +56,8 @@ def test_the_metafile_has_results_of_what_was_run_alone(root):
 
 
 def test_the_index_names_what_works_without_the_checkout():
-    assert yaml.safe_load(model_index_text()) == {'Import': ['configs/metafile.yml']}
+    assert yaml.safe_load(model_index_text()) == {
+        'Import': ['configs/metafile.yml', 'configs/qdrop/metafile.yml']}
 
 
 def test_runs_that_are_not_the_config_as_it_stands(root, make_run):
@@ -76,3 +77,18 @@ def test_a_config_of_no_known_model(root):
     (root / 'configs/other_w4a8.py').write_text(CONFIG)
     with pytest.raises(ValueError, match='configs named configs/other'):
         entries(root, 'bitsplit')
+
+
+def test_configs_that_stand_on_others_have_their_float_model(root):
+    """And no columns of a paper whose method they do not have."""
+    (root / 'configs/qdrop').mkdir()
+    (root / 'configs/qdrop/qdrop_resnet18_w4a4.py').write_text("_base_ = '../resnet18_w4a4.py'\n")
+    (root / 'results/openmmlab/qdrop.json').write_text(stored_text([]))
+    entry, = entries(root, 'qdrop')
+    assert (entry.model.name, entry.weights) == ('resnet18', 'w.pth')
+    assert entry.float_config == 'mmpretrain::resnet/r.py'
+    assert rows(zoo_table(root, 'qdrop')) == [
+        ['[qdrop_resnet18_w4a4.py](qdrop_resnet18_w4a4.py)', 'W4A4', 'Top-1', 'not run', 'not run',
+         *'----']]
+    content = yaml.safe_load(metafile_text(root, 'qdrop'))
+    assert content['Collections'][0]['Paper']['Title'].startswith('QDrop')

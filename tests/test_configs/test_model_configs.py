@@ -21,15 +21,24 @@ OUR_KEYS = {'runner_type', 'quantization', 'load_from'}
 UPSTREAM = {
     'retinanet_r50': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
     'mask_rcnn_r50': 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+    'faster_rcnn_r50': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    'mobilenet_v2': 'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py',
+    'regnetx_3_2gf': 'mmpretrain::regnet/regnetx-3.2gf_8xb64_in1k.py',
     'resnet18': 'mmpretrain::resnet/resnet18_8xb32_in1k.py',
     'resnet50': 'mmpretrain::resnet/resnet50_8xb32_in1k.py',
     'resnet101': 'mmpretrain::resnet/resnet101_8xb32_in1k.py',
     'vgg16_bn': 'mmpretrain::vgg/vgg16bn_8xb32_in1k.py',
 }
-DETECTORS = ('retinanet_r50', 'mask_rcnn_r50')
-CLASSIFIER_BITS = ('w8a8', 'w4a8', 'w4a4', 'w3a3')
-NAMES = [f'{model}_w4a8' for model in DETECTORS] + [
-    f'{model}_{bits}' for model in UPSTREAM if model not in DETECTORS for bits in CLASSIFIER_BITS]
+DETECTORS = ('retinanet_r50', 'mask_rcnn_r50', 'faster_rcnn_r50')
+LOW_BITS = ('w4a4', 'w3a3', 'w2a4')
+# Of the paper's tables, and those that learned rounding is compared on.
+OF_THE_PAPER = {'resnet18', 'resnet50', 'resnet101', 'vgg16_bn'}
+COMPARED = [model for model in UPSTREAM if model not in ('resnet101', 'vgg16_bn')]
+NAMES = sorted({f'{model}_w4a8' for model in ('retinanet_r50', 'mask_rcnn_r50')}
+               | {f'{model}_{bits}' for model in OF_THE_PAPER
+                  for bits in ('w8a8', 'w4a8', 'w4a4', 'w3a3')}
+               | {f'{model}_{bits}' for model in COMPARED for bits in LOW_BITS})
+QDROP_NAMES = [f'qdrop_{model}_{bits}' for model in COMPARED for bits in LOW_BITS]
 
 
 def split_name(name):
@@ -119,3 +128,17 @@ def test_calibration_fits_the_task(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_weights_are_those_of_the_installed_metafile(name):
     assert load(name).load_from == published_weights(UPSTREAM[split_name(name)[0]])
+
+
+def test_the_qdrop_configs_are_there_and_no_others():
+    assert sorted(path.stem for path in (CONFIG_DIR / 'qdrop').glob('*.py')) == sorted(QDROP_NAMES)
+
+
+@pytest.mark.parametrize('name', QDROP_NAMES)
+def test_a_qdrop_config_is_ours_with_its_method_and_placement(name):
+    ours = load(name.removeprefix('qdrop_')).to_dict()
+    qdrop = load(f'qdrop/{name}').to_dict()
+    assert qdrop['quantization'].pop('method').pop('type') == 'QDrop'
+    assert qdrop['quantization']['activation'].pop('placement') == 'qdrop'
+    assert ours['quantization'].pop('method') == {'type': 'BitSplit'}
+    assert qdrop == ours

@@ -1,0 +1,3 @@
+_base_ = '../faster_rcnn_r50_w3a3.py'
+
+quantization = dict(method=dict(type='QDrop'), activation=dict(placement='qdrop'))

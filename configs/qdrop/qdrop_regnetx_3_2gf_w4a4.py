@@ -1,0 +1,3 @@
+_base_ = '../regnetx_3_2gf_w4a4.py'
+
+quantization = dict(method=dict(type='QDrop'), activation=dict(placement='qdrop'))

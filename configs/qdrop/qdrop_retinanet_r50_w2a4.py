@@ -1,0 +1,3 @@
+_base_ = '../retinanet_r50_w2a4.py'
+
+quantization = dict(method=dict(type='QDrop'), activation=dict(placement='qdrop'))
