@@ -13,6 +13,7 @@ are a checkpoint of mmdet's ``yolox_nano_8xb8-300e_coco.py``.
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -36,6 +37,12 @@ from torchvision.ops import box_iou
 
 import mmbitsplit.engine  # noqa: F401  declares operators that mmdet's import needs
 from benchmarks.cifar import over_seeds
+from benchmarks.method_names import (
+    add_method_arguments,
+    chosen_methods,
+    method_request,
+    own_options,
+)
 from mmbitsplit.apis import quantize_model
 from mmbitsplit.calibration import read_request
 from mmbitsplit.engine.run.presets import replay_points
@@ -135,16 +142,19 @@ def kept(results: Sequence, floats: Sequence) -> float:
     return 100.0 * again / max(total, 1)
 
 
-def request(bits: str, mode: str, search: str, method: str, seed: int, images: int) -> dict:
+def request(bits: str, mode: str, search: str, method: str, seed: int, images: int,
+            options: Sequence[str] = ()) -> dict:
     """Returns the quantization dict of a row of the command line; 'default' leaves it open."""
+    chosen, own = method_request(method)
     weight_bits, activation_bits = bits.lower().removeprefix('w').split('a')
     activation = {key: value for key, value in (('mode', mode), ('scale_search', search))
                   if value != 'default'}
     if int(activation_bits) > 8:
         activation_bits = 0
     return dict(weight=dict(num_bits=int(weight_bits)),
-                activation=dict(num_bits=int(activation_bits) or None, **activation),
-                method=dict(type=method), calibration=dict(seed=seed, num_images=images))
+                activation=dict(num_bits=int(activation_bits) or None, **{**own, **activation}),
+                method={**chosen, **own_options(chosen['type'], options)},
+                calibration=dict(seed=seed, num_images=images))
 
 
 def main() -> None:
@@ -155,7 +165,7 @@ def main() -> None:
                         help='wXaY; a32 leaves the inputs in float')
     parser.add_argument('--modes', nargs='+', default=['default', 'per_channel'])
     parser.add_argument('--searches', nargs='+', default=['default'])
-    parser.add_argument('--method', default='BitSplit')
+    add_method_arguments(parser, ['BitSplit'])
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--sampling', default='even', help='how positions are drawn')
     parser.add_argument('--rows', type=int, default=16384, help='positions of a layer')
@@ -171,30 +181,31 @@ def main() -> None:
         truth = COCO(str(args.data / 'instances_boxes.json'))
     floats = evaluate(load_model(cfg, args.weights), evaluation, truth)
     print(f'float: AP {floats.ap:.2f} on {len(evaluation)} images', flush=True)
+    names = chosen_methods(args)
+    for name in names:
+        read_request(request('w8a8', 'default', 'default', name, 0, half, args.method_options))
     reports = {}
-    for bits in args.bits:
-        for mode in args.modes:
-            for search in args.searches:
-                rows, seconds = [], []
-                for seed in args.seeds:
-                    spec = request(bits, mode, search, args.method, seed, half)
-                    spec['calibration'] |= dict(sampling=args.sampling, rows_per_layer=args.rows)
-                    read_request(spec)
-                    model = load_model(cfg, args.weights)
-                    started = time.perf_counter()
-                    report = quantize_model(
-                        model, calibration, spec, replay_points=replay_points(model),
-                        run=lambda model, batch: model.test_step(batch))
-                    seconds.append(time.perf_counter() - started)
-                    found = evaluate(model, evaluation, truth)
-                    rows.append((found.ap, raw_error(found.raw, floats.raw),
-                                 kept(found.results, floats.results)))
-                    reports[f'{bits} {mode} {search} {seed}'] = [
-                        vars(layer) | {'input_ranges': None} for layer in report.layers]
-                ap, error, again = zip(*rows)
-                print(f'{bits} {mode} {search}: AP {over_seeds(ap)}, raw error '
-                      f'{over_seeds(error, 5)}, kept {over_seeds(again)}  '
-                      f'({np.mean(seconds):.0f} s)', flush=True)
+    for bits, name, mode, search in itertools.product(args.bits, names, args.modes,
+                                                      args.searches):
+        rows, seconds = [], []
+        for seed in args.seeds:
+            spec = request(bits, mode, search, name, seed, half, args.method_options)
+            spec['calibration'] |= dict(sampling=args.sampling, rows_per_layer=args.rows)
+            model = load_model(cfg, args.weights)
+            started = time.perf_counter()
+            report = quantize_model(
+                model, calibration, spec, replay_points=replay_points(model),
+                run=lambda model, batch: model.test_step(batch))
+            seconds.append(time.perf_counter() - started)
+            found = evaluate(model, evaluation, truth)
+            rows.append((found.ap, raw_error(found.raw, floats.raw),
+                         kept(found.results, floats.results)))
+            reports[f'{bits} {name} {mode} {search} {seed}'] = [
+                vars(layer) | {'input_ranges': None} for layer in report.layers]
+        ap, error, again = zip(*rows)
+        print(f'{bits} {name} {mode} {search}: AP {over_seeds(ap)}, raw error '
+              f'{over_seeds(error, 5)}, kept {over_seeds(again)}  '
+              f'({np.mean(seconds):.0f} s)', flush=True)
     if args.layers:
         args.layers.write_text(json.dumps(reports))
 

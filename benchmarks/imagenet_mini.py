@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.cifar import accuracy, agreement, divergence, over_seeds, request
+from benchmarks.method_names import add_method_arguments, chosen_methods
 from mmbitsplit.apis import quantize_model
 from mmbitsplit.models import layer_kind
 from mmbitsplit.structures import QuantizationReport
@@ -124,8 +125,7 @@ def main() -> None:
     parser.add_argument('--weights', type=Path, required=True)
     parser.add_argument('--num-images', type=int, default=64)
     parser.add_argument('--bits', nargs='+', default=['8/8'], help='weight/activation bits')
-    parser.add_argument('--methods', nargs='+', default=['default'],
-                        help='as in benchmarks/cifar.py: a method, or NAME:MODE')
+    add_method_arguments(parser, ['default'])
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     args = parser.parse_args()
     images, labels = load_images(args.data)
@@ -133,7 +133,7 @@ def main() -> None:
     print(f'float: {accuracy(floats, labels):.2f} of all {len(images)} images')
     for bits in args.bits:
         weight_bits, activation_bits = map(int, bits.split('/'))
-        for name in args.methods:
+        for name in chosen_methods(args):
             rows = []
             for seed in args.seeds:
                 order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
@@ -141,7 +141,7 @@ def main() -> None:
                 model = load_model(args.weights)
                 started = time.perf_counter()
                 report = quantize_model(model, images[chosen].split(16), request(
-                    name, weight_bits, activation_bits, seed))
+                    name, weight_bits, activation_bits, seed, args.method_options))
                 seconds = time.perf_counter() - started
                 logits = predict(model, images[others])
                 rows.append((accuracy(floats[others], labels[others]),

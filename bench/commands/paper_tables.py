@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from mmbitsplit.cli.config_arguments import ConfigOptions
 
     parser.add_argument('--table', type=int, required=True, choices=sorted(TABLES),
-                        help='number of the table in the paper')
+                        help='number of the table in the paper; 6: learned rounding')
     parser.add_argument('--model', nargs='+', metavar='MODEL',
                         help=f'{", ".join(BENCH_MODELS)}, or paths of quantization configs; '
                         'default: the demo models, or all of the data set in --data')
@@ -33,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "number; default: the table's")
     parser.add_argument('--methods', nargs='+', default=[], metavar='METHOD',
                         help=f"default: the table's, of {', '.join(METHOD_ROWS)}")
+    parser.add_argument('--iterations', type=int, metavar='STEPS',
+                        help='steps of methods that learn, instead of as many as published (their '
+                        'further stages in proportion; NAME@STEPS in --methods sets them for one '
+                        'row); tables say the steps')
     parser.add_argument('--scopes', nargs='+', default=[], metavar='SCOPE',
                         help='table 5: all, backbone+neck; default both')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
@@ -70,18 +74,21 @@ def plan(args: argparse.Namespace) -> list:
     from mmengine.config import Config
 
     from bench.grid import plan_cells
-    from bench.paper import TABLES, cells_of, check_rows, parse_bits
+    from bench.paper import TABLES, at_iterations, cells_of, check_rows, parse_bits
     from mmbitsplit.cli.config_arguments import check_options
 
     table = TABLES[args.table]
-    check_rows(args.methods or table.methods)
+    if args.iterations is not None and args.iterations < 1:
+        raise ValueError(f'--iterations {args.iterations} is not supported; give 1 or more.')
+    methods = [at_iterations(name, args.iterations) for name in args.methods or table.methods]
+    check_rows(methods)
     bits = [parse_bits(table, text) for text in args.bits]
     models = choose_models(table, args.model, args.data)
     planned = []
     for model in models:
         if args.cfg_options and Path(model.config).is_file():
             check_options(Config.fromfile(model.config), args.cfg_options)
-        cells = cells_of(table, model.name, methods=args.methods, bits=bits, seeds=args.seeds,
+        cells = cells_of(table, model.name, methods=methods, bits=bits, seeds=args.seeds,
                          scopes=args.scopes)
         planned += plan_cells(model, cells, args.data, args.cfg_options)
     return planned

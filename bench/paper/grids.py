@@ -33,12 +33,13 @@ class PaperTable:
     """One table of the paper.
 
     Args:
-        number: 1 to 5.
+        number: 1 to 5; from 6 on they are no tables of the paper but made like them.
         title: What it compares.
         varies: Which bits one number of ``--bits`` stands for: ``'weight'`` (inputs in float),
             ``'activation'`` (weights 8 bits), ``'both'``, or ``'pairs'``: only pairs will do.
         bits: Of the columns.
-        methods: Rows, keys of ``METHOD_ROWS``.
+        methods: Rows, keys of ``METHOD_ROWS``; those of methods that learn with as many steps as
+            published.
         scopes: Which parts of the model are quantized, each of its own.
         detectors: Only detectors belong into it.
     """
@@ -81,6 +82,8 @@ TABLES = {table.number: table for table in (
     PaperTable(5, 'Detectors', 'pairs', (Bits(8, 8), Bits(4, 8), Bits(4, 4), Bits(3, 8)),
                ('tflite', 'bitsplit_published', DEFAULT), ('all', 'backbone+neck'),
                detectors=True),
+    PaperTable(6, 'Learned rounding', 'pairs', (Bits(4, 4), Bits(3, 3), Bits(2, 4)),
+               ('mse', 'adaround', 'adaquant', 'brecq', 'qdrop', DEFAULT)),
 )}
 
 
@@ -91,7 +94,7 @@ class Cell:
     Args:
         table: Number of the table.
         model: Name of a ``BenchModel``.
-        method: Key of ``METHOD_ROWS``.
+        method: Key of ``METHOD_ROWS``, also with steps: ``'qdrop@2000'``.
         bits: As the run has them.
         seed: Chooses calibration images and positions.
         scope: Which parts are quantized.

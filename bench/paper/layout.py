@@ -5,8 +5,8 @@ import io
 from collections.abc import Sequence
 
 from bench.paper.grids import TABLES, PaperTable
-from bench.paper.methods import METHOD_ROWS, method_row
-from bench.paper.summary import HEADINGS, SummaryRow, headlines_of, metrics_of
+from bench.paper.methods import method_row
+from bench.paper.summary import HEADINGS, SummaryRow, headlines_of, method_order, metrics_of
 from bench.paper.verdicts import verdicts
 from mmbitsplit.report.tables import text_table
 
@@ -62,11 +62,10 @@ def method_table(rows: Sequence[SummaryRow], metric: str | None = None) -> str:
     metrics = [metric or headlines_of([*found.values()])[0] for found in columns.values()]
     lines = [['float', *(_float(found.values(), name)
                          for found, name in zip(columns.values(), metrics))]]
-    for method in METHOD_ROWS.values():
-        if any(method.label in found for found in columns.values()):
-            lines.append([method.label, *(
-                _cell(found.get(method.label), name)
-                for found, name in zip(columns.values(), metrics))])
+    for label in dict.fromkeys(row.label for row in sorted(
+            rows, key=lambda row: method_order(row.method))):
+        lines.append([label, *(_cell(found.get(label), name)
+                               for found, name in zip(columns.values(), metrics))])
     return text_table(['Method', *columns], lines)
 
 
@@ -128,7 +127,7 @@ def paper_page(table: PaperTable, rows: Sequence[SummaryRow], left: int = 0) -> 
 def _set_up(rows: Sequence[SummaryRow]) -> list[str]:
     """What each method stands for, in the config's words."""
     names = dict.fromkeys(row.method for row in rows)
-    return [f'- {method_row(name).label} (`{name}`): method `{dict(method_row(name).method)}`, '
+    return [f'- {method_row(name).title} (`{name}`): method `{dict(method_row(name).method)}`, '
             f'activation `{dict(method_row(name).activation)}`'
             + (f', weight `{dict(method_row(name).weight)}`' if method_row(name).weight else '')
             for name in names]

@@ -1,7 +1,11 @@
-"""The rows of the tables: every quantizer of the bench as config dicts, one label each."""
+"""The rows of the tables: every quantizer of the bench as config dicts, one label each.
+
+Rows of methods that learn say their steps. ``'qdrop@2000'`` is the row ``'qdrop'`` with fewer, all
+its stages in proportion, under a label that says so.
+"""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmbitsplit.calibration import build_method, read_request
@@ -19,6 +23,8 @@ class MethodRow:
             own, whatever the table says.
         weight: Keys of ``quantization.weight`` besides ``num_bits``.
         paper: What the paper's tables call the same set-up; ``None`` where it is not in them.
+        steps: Of a method that learns, the options that are numbers of steps, as published; the
+            first is what ``--iterations`` sets.
     """
 
     label: str
@@ -26,11 +32,25 @@ class MethodRow:
     activation: Mapping[str, Any] = field(default_factory=dict)
     weight: Mapping[str, Any] = field(default_factory=dict)
     paper: str | None = None
+    steps: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def looks_at_images(self) -> bool:
         """Whether weight codes depend on calibration images; else seeds repeat the same ones."""
         return build_method(self.method).looks_at_images
+
+
+    @property
+    def title(self) -> str:
+        """The label with the steps of a method that learns."""
+        return self.label + (f', {sum(self.steps.values())} steps' if self.steps else '')
+
+    def with_steps(self, iterations: int) -> 'MethodRow':
+        """The same with other steps, those of further stages in proportion."""
+        first = next(iter(self.steps.values()))
+        steps = {name: max(1, round(count * iterations / first))
+                 for name, count in self.steps.items()}
+        return replace(self, steps=steps, method={**self.method, **steps})
 
 
 PER_TENSOR = {'mode': 'per_tensor', 'scale_search': 'mse'}
@@ -39,6 +59,8 @@ ECAQ_PAPER = {'mode': 'ecaq', 'scale_search': 'mse', 'strength': 1.0}
 ECAQ_DEFAULT = {'mode': 'ecaq', 'scale_search': 'auto', 'strength': 'auto'}
 AS_PUBLISHED = {'type': 'PublishedBitSplit'}
 DEFAULT = 'bitsplit'
+BRECQ_STEPS = {'iterations': 20000, 'input_iterations': 5000}
+QDROP_STEPS = {'iterations': 20000}
 
 METHOD_ROWS = {
     'tflite': MethodRow(
@@ -59,7 +81,19 @@ METHOD_ROWS = {
     # The norm it starts from is the method's own first one.
     'lapq': MethodRow('LAPQ', {'type': 'LAPQ'}, {'mode': 'per_tensor', 'scale_search': 'lp'},
                       paper='LAPQ'),
-    'adaround': MethodRow('AdaRound', {'type': 'AdaRound'}, PER_TENSOR),
+    # Learned, with the scales that each method stands for.
+    'adaround': MethodRow('AdaRound', {'type': 'AdaRound'}, PER_TENSOR,
+                          steps={'iterations': 10000}),
+    'adaquant': MethodRow('AdaQuant', {'type': 'AdaQuant'}, steps={'iterations': 1000}),
+    'brecq': MethodRow('BRECQ', {'type': 'BRECQ'}, steps=BRECQ_STEPS),
+    'qdrop': MethodRow('QDrop', {'type': 'QDrop'}, steps=QDROP_STEPS),
+    # With quantizers where the papers have them; the default beside them.
+    'adaquant_placed': MethodRow('AdaQuant, placed as published', {'type': 'AdaQuant'},
+                                 {'placement': 'calibtip'}, steps={'iterations': 1000}),
+    'brecq_placed': MethodRow('BRECQ, placed as published', {'type': 'BRECQ'},
+                              {'placement': 'brecq'}, steps=BRECQ_STEPS),
+    'qdrop_placed': MethodRow('QDrop, placed as published', {'type': 'QDrop'},
+                              {'placement': 'qdrop'}, steps=QDROP_STEPS),
     'error_feedback': MethodRow('Error feedback (GPTQ)', {'type': 'ErrorFeedback'}, PER_TENSOR),
     'bitsplit_published': MethodRow('Bit-split as published', AS_PUBLISHED, ECAQ_PAPER,
                                     paper='Bit-split'),
@@ -77,18 +111,34 @@ METHOD_ROWS = {
                                       {**PER_CHANNEL, 'scale_search': 'auto'}),
     'bitsplit_deploy': MethodRow('mmbitsplit default, deploy', {'type': 'BitSplit'},
                                  {**ECAQ_DEFAULT, 'placement': 'deploy'}),
+    'bitsplit_placed': MethodRow('mmbitsplit default, placed as QDrop', {'type': 'BitSplit'},
+                                 {**ECAQ_DEFAULT, 'placement': 'qdrop'}),
 }
 
 
 def method_row(name: str) -> MethodRow:
-    """Returns a row by name.
+    """Returns a row by name, ``NAME@STEPS`` with other steps than published.
 
     Raises:
-        ValueError: There is none of that name; names the nearest.
+        ValueError: There is none of that name, names the nearest; or it takes no steps.
     """
-    if name not in METHOD_ROWS:
-        raise ValueError(f"method '{name}' is not known; {nearest(name, METHOD_ROWS)}.")
-    return METHOD_ROWS[name]
+    known, _, steps = name.partition('@')
+    if known not in METHOD_ROWS:
+        raise ValueError(f"method '{known}' is not known; {nearest(known, METHOD_ROWS)}.")
+    row = METHOD_ROWS[known]
+    if known == name:
+        return row
+    if not row.steps or not steps.isdigit() or not int(steps):
+        learn = ', '.join(name for name, row in METHOD_ROWS.items() if row.steps)
+        raise ValueError(f"method '{name}': only methods that learn take steps, a number from 1 "
+                         f'after the @; these are {learn}.')
+    return row.with_steps(int(steps))
+
+
+def at_iterations(name: str, iterations: int | None) -> str:
+    """The name of a row with other steps, where it takes any and says none itself."""
+    takes = iterations is not None and '@' not in name and method_row(name).steps
+    return f'{name}@{iterations}' if takes else name
 
 
 def check_rows(names: Iterable[str]) -> None:

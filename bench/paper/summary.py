@@ -70,7 +70,7 @@ class SummaryRow:
     @property
     def label(self) -> str:
         """The method's name in tables."""
-        return method_row(self.method).label
+        return method_row(self.method).title
 
     @property
     def model_label(self) -> str:
@@ -92,11 +92,16 @@ def headlines_of(rows: Sequence[SummaryRow]) -> list[str]:
 
 def cell_order(cell: Mapping[str, Any]) -> tuple:
     """Sorts cells as tables have them: models, parts, many bits first, methods, seeds."""
-    models, methods = list(BENCH_MODELS), list(METHOD_ROWS)
+    models = list(BENCH_MODELS)
     return (cell['table'],
             models.index(cell['model']) if cell['model'] in models else len(models),
             cell['model'], cell['scope'] != 'all', cell['scope'], -cell['weight_bits'],
-            -(cell['activation_bits'] or 32), methods.index(cell['method']), cell['seed'])
+            -(cell['activation_bits'] or 32), *method_order(cell['method']), cell['seed'])
+
+
+def method_order(name: str) -> tuple[int, int]:
+    """Rows as they stand in ``METHOD_ROWS``, those of one method by their steps."""
+    return ([*METHOD_ROWS].index(name.partition('@')[0]), sum(method_row(name).steps.values()))
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> list[SummaryRow]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.paper.grids import TABLES, Bits
-from bench.paper.methods import DEFAULT, METHOD_ROWS
+from bench.paper.methods import DEFAULT, method_row
 from bench.paper.summary import HEADINGS, Figure, SummaryRow, headlines_of
 
 LOW_BITS = 4  # from here down the paper's differences are large
@@ -60,6 +60,12 @@ def _orders(figures: dict[str, Figure], where: str, bits: Bits) -> Iterator[Verd
                       f'{where}: TF-Lite {low} below bit-split as published {high}')
     if {'ecaq', 'per_tensor'} <= set(figures) and (bits.activation or 32) <= LOW_BITS:
         yield _at_least(where, 'ecaq', 'per_tensor', figures)
+    if bits.weight < LOW_BITS:  # what the papers of these methods report
+        for better, other in (('qdrop', 'brecq'), ('brecq', 'adaround')):
+            for name in figures:
+                same = name.replace(better, other, 1)
+                if name.partition('@')[0] == better and same in figures:
+                    yield _at_least(where, name, same, figures)
 
 
 def _at_least(where: str, name: str, other: str, figures: dict[str, Figure]) -> Verdict:
@@ -68,8 +74,8 @@ def _at_least(where: str, name: str, other: str, figures: dict[str, Figure]) -> 
     holds: bool | None = theirs.mean <= ours.mean
     if not holds:
         holds = None if noise is None else theirs.mean - ours.mean <= noise
-    return Verdict(holds, f'{where}: {METHOD_ROWS[name].label} {ours} at least as good as '
-                          f'{METHOD_ROWS[other].label} {theirs}')
+    return Verdict(holds, f'{where}: {method_row(name).title} {ours} at least as good as '
+                          f'{method_row(other).title} {theirs}')
 
 
 def _noise(one: Figure, other: Figure, unknown: float | None) -> float | None:

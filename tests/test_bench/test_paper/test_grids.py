@@ -8,14 +8,16 @@ from bench.paper import (
     TABLES,
     Bits,
     Cell,
+    at_iterations,
     bench_model,
     cells_of,
     check_rows,
     data_kind,
+    method_row,
     parse_bits,
 )
 from bench.paper import methods as methods_module
-from mmbitsplit.calibration import METHODS, read_request
+from mmbitsplit.calibration import METHODS, build_method, read_request
 
 BASE = {'weight': {'num_bits': 8}, 'activation': {'num_bits': 8, 'mode': 'ecaq', 'symmetry':
         'signed'}, 'method': {'type': 'BitSplit', 'guard': False},
@@ -116,7 +118,7 @@ def test_scopes_of_other_tables_are_refused():
 
 
 def test_labels_are_unique():
-    for names in ([row.label for row in METHOD_ROWS.values()],
+    for names in ([row.title for row in METHOD_ROWS.values()],
                   [model.label for model in BENCH_MODELS.values()]):
         assert len(set(names)) == len(names)
 
@@ -135,3 +137,27 @@ def test_data_are_known_by_what_lies_there(tmp_path):
     for name in ('calib', 'test'):
         (tmp_path / name).mkdir()
     assert data_kind(str(tmp_path)) == 'cifar'
+
+
+def test_rows_that_learn_say_their_steps_and_can_have_others():
+    """Published: as the methods have them by default; all stages in the same proportion."""
+    for name, row in METHOD_ROWS.items():
+        for option, count in row.steps.items():
+            assert getattr(build_method(row.method), option) == count, name
+    assert method_row('brecq').title == 'BRECQ, 25000 steps'
+    row = method_row('brecq@400')
+    assert row.title == 'BRECQ, 500 steps'
+    assert row.method == {'type': 'BRECQ', 'iterations': 400, 'input_iterations': 100}
+    assert [at_iterations(name, 400) for name in ('brecq', 'mse', 'adaround@5')] == [
+        'brecq@400', 'mse', 'adaround@5']
+    assert at_iterations('brecq', None) == 'brecq'
+    check_rows(['brecq@400'])
+    cell, = cells_of(TABLES[6], 'resnet18', methods=['brecq@400'], bits=[Bits(3, 3)])
+    assert 'brecq@400' in str(cell.folder)
+    assert cell.quantization(BASE)['method'] == row.method
+
+
+@pytest.mark.parametrize('name', ['mse@3', 'brecq@', 'brecq@0', 'brecq@x'])
+def test_steps_of_what_does_not_learn_and_no_steps(name):
+    with pytest.raises(ValueError, match=f"'{name}': only methods that learn.*adaround"):
+        method_row(name)
