@@ -13,7 +13,8 @@ from mmbitsplit.models import describe, quantized_layers, rebuild
 from mmbitsplit.models.layers.streams import rounded_streams, stream_qparams, streams_through
 
 W3A3 = {'weight': {'num_bits': 3}, 'activation': {'num_bits': 3, 'placement': 'qdrop'}}
-METHODS = [{'type': 'BitSplit'}, {'type': 'AdaRound', 'iterations': 5}]
+METHODS = [{'type': 'BitSplit'}, {'type': 'AdaRound', 'iterations': 5},
+           {'type': 'BRECQ', 'iterations': 5, 'input_iterations': 5, 'input_rate': 0.1}]
 ADDED_UP = dict(atol=1e-5, rtol=1e-5)
 
 
