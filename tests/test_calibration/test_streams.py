@@ -13,15 +13,16 @@ from mmbitsplit.models import describe, quantized_layers, rebuild
 from mmbitsplit.models.layers.streams import rounded_streams, stream_qparams, streams_through
 
 W3A3 = {'weight': {'num_bits': 3}, 'activation': {'num_bits': 3, 'placement': 'qdrop'}}
-METHODS = [{'type': 'BitSplit'}, {'type': 'AdaRound', 'iterations': 5},
-           {'type': 'BRECQ', 'iterations': 5, 'input_iterations': 5, 'input_rate': 0.1}]
+METHODS = [{'type': 'BitSplit'}, {'type': 'QDrop', 'iterations': 3, 'scale_rate': 0.1}]
+LEARN_SCALES = [{'type': 'BRECQ', 'iterations': 3, 'input_iterations': 3, 'input_rate': 0.1},
+                {'type': 'AdaQuant', 'iterations': 3}]
 ADDED_UP = dict(atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture(params=METHODS, ids=lambda method: method['type'])
 def solved(request, residual_net, images, make_spec, run_model):
     """A residual net with its streams quantized, its images, its report."""
-    model, batches = residual_net(), images(8)
+    model, batches = residual_net(), images(4)
     prepared, report = calibrate(model, batches, make_spec(**W3A3, method=request.param),
                                  run=run_model)
     return prepared, batches, report
@@ -58,17 +59,29 @@ def test_the_skip_carries_quantized_values(solved):
     assert 2 < len(seen[0].unique()) <= 8  # codes of 3 bits
 
 
-def test_who_reads_a_stream_has_its_codes(solved):
-    prepared, _, report = solved
+def assert_shared(prepared):
+    """Layers that read a stream have its scale and range."""
     streams = {name: stream_qparams(module) for name, module in rounded_streams(prepared.model)}
     for plan in prepared.plan.layers:
         qparams = prepared.layers[plan.name].qparams
         if plan.stream:
             assert torch.equal(qparams.scale, streams[plan.stream].scale)
             assert (qparams.quant_min, qparams.quant_max) == (0, 7 if plan.role == 'inner' else 255)
+
+
+def test_who_reads_a_stream_has_its_codes(solved):
+    prepared, _, report = solved
+    assert_shared(prepared)
     searches = {layer.name: layer.scale_search for layer in report.layers}
     assert [name for name, search in searches.items() if search == 'shared'] == [
         'blocks.0.conv1', 'blocks.1.conv1', 'regress']
+
+
+@pytest.mark.parametrize('method', LEARN_SCALES, ids=lambda method: method['type'])
+def test_methods_that_learn_input_scales_leave_a_stream_s_alone(residual_net, images, make_spec,
+                                                                run_model, method):
+    assert_shared(calibrate(residual_net(), images(4), make_spec(**W3A3, method=method),
+                            run=run_model)[0])
 
 
 def test_the_model_is_the_same_when_it_is_loaded_again_and_when_it_is_copied(solved, residual_net):
