@@ -6,8 +6,8 @@ path; no OpenMMLab package. On a bare machine:
     PYTHONPATH=. python benchmarks/gpu.py --json gpu.json
     PYTHONPATH=. python benchmarks/gpu.py --json gpu.json --parts qdrop_resnet50 retinanet_default
 
-The second line runs what takes longer: QDrop with its 20 000 steps on ResNet-50 and 1024 images, the
-default on RetinaNet R50-FPN and 32 images of 800x1344; each says whether it kept to its time.
+The second line runs what takes longer: QDrop with its 20 000 steps on ResNet-50 and 1024 images,
+the default on RetinaNet R50-FPN and 32 images of 800x1344; each says whether it kept to its time.
 
 Weights are random (batch norms are given statistics by a few forwards), images noise: nothing about
 accuracy follows. What follows: whether all layers are found with torch's defaults (TF32), whether

@@ -93,8 +93,8 @@ def choose_units(units: Sequence[Unit], count: int) -> list[Unit]:
     """Units of several layers at even distances, or any where there are too few of these."""
     found = [unit for unit in units if len(unit.layers) > 1]
     found = found if len(found) >= count else [*units]
-    return [found[(2 * place + 1) * len(found) // (2 * count)]
-            for place in range(min(count, len(found)))]
+    count = min(count, len(found))
+    return [found[(2 * place + 1) * len(found) // (2 * count)] for place in range(count)]
 
 
 def request_of(name: str, bits: str, steps: int | None = None, layers: Sequence[str] = (),

@@ -143,7 +143,7 @@ class AdaQuant(RoundingMethod):
                  'offset': self.weight_range_rate * carried}
         groups = [_group(name, 'weight', part, value, rates[part])
                   for part, value in weights.learned().items()]
-        if inputs is None:
+        if inputs is None or layer.plan.stream:  # others read the stream by the same scale
             return groups
         two_sided = inputs.quant_min == 0 and bool((inputs.zero_point > 0).any())
         step = float(inputs.scale.mean())
@@ -162,7 +162,7 @@ class AdaQuant(RoundingMethod):
         if len(problem.layers) > 1:
             return
         (name, layer), = problem.layers.items()
-        if layer.input_quantizer is None:
+        if layer.input_quantizer is None or layer.plan.stream:
             return
         spec, geometry = layer.plan.activation, layer.geometry
         if spec.mode == 'ecaq':
