@@ -42,7 +42,7 @@ class AdaRound(RoundingMethod):
             channels.
         warm_start: Part of the iterations that have no push.
         loss: ``'published'``, or ``'scale_free'``: relative to the variance of the layer's
-            outputs, with a regularization of 1 or so.
+            outputs, with a regularization of 500 or so.
     """
 
     iterations: Annotated[int, Range(0)] = 10000

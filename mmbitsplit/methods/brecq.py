@@ -61,7 +61,7 @@ class BRECQ(RoundingMethod):
         granularity: What is learned together: ``'layer'``, ``'block'``, ``'stage'``, ``'net'``;
             see ``Method``.
         loss: ``'published'``, or ``'scale_free'``: relative to the variance of the unit's
-            outputs, with a regularization of 1 or so.
+            outputs, with a regularization of 500 or so.
     """
 
     iterations: Annotated[int, Range(0)] = 20000

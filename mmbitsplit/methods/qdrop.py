@@ -58,7 +58,7 @@ class QDrop(RoundingMethod):
         granularity: What is learned together: ``'layer'``, ``'block'``, ``'stage'``, ``'net'``;
             see ``Method``.
         loss: ``'published'``, or ``'scale_free'``: relative to the variance of the block's
-            outputs, with a regularization of 1 or so.
+            outputs, with a regularization of 500 or so.
     """
 
     iterations: Annotated[int, Range(0)] = 20000

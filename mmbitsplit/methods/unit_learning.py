@@ -42,7 +42,9 @@ class Push:
     Args:
         weight: Of the regulariser. In the published form it is summed over weights, and means as
             much as outputs are large. In the scale-free form it is their mean, in parts of the
-            relative error that the whole codes of the start have, and the weight a pure number.
+            relative error that the whole codes of the start have, and the weight a pure number:
+            100 to 1000 where roundings are free from the start, as in the papers; 1 is too little
+            to decide anything, which is left to extra steps then.
         warm_start: Part of the steps that have no push.
         beta_start, beta_end: Its exponent, falling along a line.
     """

@@ -15,7 +15,10 @@ from mmbitsplit.functional import (
     weight_rows,
     weight_scale,
 )
-from mmbitsplit.functional.quantizers.soft_rounding import rectified_sigmoid
+from mmbitsplit.functional.quantizers.soft_rounding import (
+    inverse_rectified_sigmoid,
+    rectified_sigmoid,
+)
 from mmbitsplit.functional.solvers.learned_rounding import most_decided
 from mmbitsplit.methods.unit_problem import UnitCall, UnitLayer, UnitProblem, positions
 from mmbitsplit.structures import LayerSolution
@@ -24,7 +27,8 @@ Start = Literal['solver', 'nearest']
 FAR = 6.0  # a v so far from 0 that h is 0 or 1 and has no gradient, whatever the last steps add
 
 
-def soften(problem: UnitProblem, start: Start = 'solver') -> dict[str, Tensor]:
+def soften(problem: UnitProblem, start: Start = 'solver', reach: float = 1.0,
+           ) -> dict[str, Tensor]:
     """Lets gradients choose between two neighbouring codes of each weight.
 
     Args:
@@ -33,6 +37,9 @@ def soften(problem: UnitProblem, start: Start = 'solver') -> dict[str, Tensor]:
             what they are made whole to as long as nothing is learned. ``'nearest'`` for the codes
             below and above the float weight, at the scale of least squared error, as papers have
             it.
+        reach: Soft codes begin this part of the way from the whole code to the float weight. At 1
+            a unit begins as the float unit, and what a solver has made good between codes is
+            forgotten; at 0.2 to 0.5 it begins near the solver's error, and few codes move.
 
     Returns:
         v of each layer's ``h(v)`` by name, to be learned.
@@ -41,7 +48,20 @@ def soften(problem: UnitProblem, start: Start = 'solver') -> dict[str, Tensor]:
         if start == 'nearest':
             layer.install(rounded(layer))
         layer.weight_quantizer.soften(positions(layer))
-    return roundings(problem)
+    soft = roundings(problem)
+    if reach != 1.0:
+        with torch.no_grad():
+            for v in soft.values():
+                v.copy_(_nearer(v, reach))
+    return soft
+
+
+def _nearer(v: Tensor, reach: float) -> Tensor:
+    """v with h the given part as far from where it rounds to, on the same side of one half."""
+    up, h = v >= 0, rectified_sigmoid(v)
+    away = torch.where(up, 1 - h, h) * reach
+    moved = inverse_rectified_sigmoid(torch.where(up, 1 - away, away))
+    return torch.where(up, moved.clamp(min=0.0), torch.minimum(moved, v))
 
 
 def roundings(problem: UnitProblem) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from mmbitsplit.methods.unit_learning_state import (
     FAR,
     decide,
     harden,
+    learned_parameters,
     repair,
     roundings,
     soften,
@@ -48,8 +49,8 @@ def solved(make_spec, run_model, monkeypatch):
     return solve
 
 
-def rounding_group(problem, start='solver', rate=0.02, **options):
-    return ParameterGroup(parameters=soften(problem, start), learning_rate=rate, **options)
+def rounding_group(problem, start='solver', rate=0.02, reach=1.0):
+    return ParameterGroup(parameters=soften(problem, start, reach), learning_rate=rate)
 
 
 def chain(seed, *sizes):
@@ -184,6 +185,25 @@ def test_deciding_takes_the_nearest_half_for_good():
     v = torch.tensor([0.1, -1.0, 2.0, -2.2, 5.0, 0.0], requires_grad=True)
     decide({'v': v})
     assert v.tolist() == [pytest.approx(0.1), -FAR, FAR, -FAR, 5.0, 0.0]
+
+
+@pytest.mark.parametrize('reach', [0.0, 0.3])
+def test_soft_codes_can_begin_near_the_whole_ones(reach, solved, residual_net, images):
+    def compare(problem):
+        before = problem.solutions()
+        for name, layer in problem.layers.items():
+            quantizer, codes = layer.weight_quantizer, before[name].codes
+            soften(problem)
+            away = (quantizer.soft_codes() - codes).abs().detach()
+            harden(problem)
+            soften(problem, reach=reach)
+            torch.testing.assert_close((quantizer.soft_codes() - codes).abs().detach(),
+                                       reach * away, rtol=0, atol=1e-5)
+            harden(problem)
+            assert torch.equal(layer.solution().codes, codes)
+        return problem.unit
+
+    assert solved(residual_net(), images(), compare)
 
 
 class Broken(BaseException):
@@ -532,6 +552,32 @@ def test_steps_by_signs_follow_their_schedule_and_stop_at_the_least_value():
         seen.append(one.tolist())
     torch.testing.assert_close(torch.tensor(seen), torch.tensor(
         [[1.1, 0.01], [1.15, 0.01], [1.16, 0.01]]))  # a tenth of the rate after the schedule
+
+
+def test_what_quantizers_learn_is_found_by_kind_and_learned_beside_roundings(solved, residual_net,
+                                                                             images):
+    def improve(problem):
+        before = problem.solutions(), problem.error(problem.judge)
+        group = rounding_group(problem, rate=0.01, reach=0.3)
+        for layer in problem.layers.values():
+            layer.weight_quantizer.learn(scale='log', bias=True)
+            if layer.input_quantizer is not None:
+                layer.input_quantizer.learn(scale='log', carrier=layer.weight_quantizer)
+        scales, biases, inputs = (learned_parameters(problem, *kind) for kind in (
+            ('scale',), ('bias',), ('scale', True)))
+        assert len(scales) == len(biases) == len(problem.layers)
+        assert len(inputs) == sum(layer.input_quantizer is not None
+                                  for layer in problem.layers.values())
+        learn(problem, Learning(
+            groups=[group, *(ParameterGroup(parameters=one, learning_rate=2e-3, schedule='cosine')
+                             for one in (scales, biases, inputs))],
+            steps=40, batch_size=4, judge_every=10, extra_steps=20, **SCALE_FREE))
+        harden(problem)
+        assert problem.error(problem.judge) <= before[1]
+        return any(not torch.equal(solution.weight_scale, before[0][name].weight_scale)
+                   for name, solution in problem.solutions().items())
+
+    assert any(solved(residual_net(), images(8), improve).values())
 
 
 def test_nothing_soft_has_nothing_to_say():
