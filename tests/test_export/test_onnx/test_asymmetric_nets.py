@@ -8,6 +8,7 @@ from torch import nn
 from mmbitsplit.calibration import calibrate, read_request
 from mmbitsplit.export import pack_checkpoint, unpack_state
 from mmbitsplit.models import describe, quantized_layers, rebuild
+from mmbitsplit.solving.tuning import LearnedValues
 
 pytest.importorskip('onnx_ir')
 pytest.importorskip('onnxscript')
@@ -99,3 +100,28 @@ def test_a_packed_file_keeps_the_zero_points(net_of):
     other.load_state_dict(packed.state)
     with torch.no_grad():
         assert torch.equal(other(images), net(images))
+
+
+@pytest.mark.parametrize('placement', ['inputs', 'deploy'])
+def test_a_tuned_net_comes_back_from_files_and_runs_in_a_runtime(net_of, tmp_path, placement):
+    """At a point far from the start: scales 5 % off, biases for layers that had none."""
+    prepared, images = net_of('silu', placement=placement)
+    net, other = prepared.model, Net(ACTIVATIONS['silu']).eval()
+    with torch.no_grad():
+        before = net(images)
+    values = LearnedValues(prepared.layers, ('scales', 'biases', 'input_scales'), {
+        name: torch.ones(layer.geometry.out_channels, dtype=torch.float64)
+        for name, layer in prepared.layers.items()})
+    values.write(0.05 * torch.randn(values.size, dtype=torch.float64,
+                                    generator=torch.Generator().manual_seed(2)))
+    values.end()
+    packed = unpack_state(pack_checkpoint(net.state_dict(), describe(prepared), {})['state_dict'])
+    rebuild(other, packed.description)
+    other.load_state_dict(packed.state)
+    file = write_onnx(GraphRequest('net', net, (images[:1],), ('image',)), tmp_path / 'net.onnx')
+    with torch.no_grad():
+        expected = net(images)
+        assert torch.equal(other(images), expected) and not torch.equal(before, expected)
+    agreement = compare_outputs([expected], [OnnxGraph(file.path, 'onnxruntime', threads=1)(
+        images)[0]])
+    assert agreement.share > 0.9 and agreement.largest < 6, agreement
