@@ -32,7 +32,7 @@ def tune(stages: Sequence[TuningStage], look: Watching, calibration: Calibration
     Args:
         stages: In order.
         look: What is known of the model, and its batches.
-        calibration: Seed.
+        calibration: Seed, and what no layer was solved on.
         solved: All layers; their reports are brought up to date.
         stopwatch: Told what it takes.
 
@@ -53,7 +53,7 @@ def tune(stages: Sequence[TuningStage], look: Watching, calibration: Calibration
 def _tune(stage: TuningStage, index: int, look: Watching, calibration: CalibrationSpec,
           solved: SolvedLayers) -> dict[str, Any]:
     forwards, layers, seed = look.forwards, solved.prepared.layers, calibration.seed
-    fit, held_out = split_batches(forwards.total, stage.holdout, seed)
+    fit, held_out, unseen = split_batches(forwards.total, calibration, stage.holdout)
     raw = RawOutputs.of(forwards, look.flow, Tape())
     loss = OutputLoss(raw, stage.loss, seed)
     spreads = record_float(raw, layers, loss)
@@ -70,7 +70,7 @@ def _tune(stage: TuningStage, index: int, look: Watching, calibration: Calibrati
     unreached = [name for name in layers if name not in reached]
     return {'type': type(stage).__name__, **outcome,
             'loss': loss.kind, 'options': asdict(stage), 'learned': values.counts(),
-            'fit_batches': len(fit), 'held_out_batches': len(held_out),
+            'fit_batches': len(fit), 'held_out_batches': len(held_out), 'unseen': unseen,
             **({'unreached': unreached} if reached and unreached else {})}
 
 

@@ -99,3 +99,9 @@ def is_held_out(batch: int, num_batches: int, num_rows: int, holdout: float) -> 
         return torch.full((num_rows,), (batch + 1) * part // of > batch * part // of)
     rows = torch.arange(num_rows)
     return (rows + 1) * part // of > rows * part // of
+
+
+def unseen_batches(num_batches: int, holdout: float) -> list[int]:
+    """Batches of which no solver sees a row; none where rows are held out instead of batches."""
+    return [batch for batch in range(num_batches)
+            if bool(is_held_out(batch, num_batches, 2, holdout).all())]

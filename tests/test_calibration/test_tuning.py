@@ -7,6 +7,9 @@ from torch import nn
 from mmbitsplit.apis import quantize_model
 from mmbitsplit.calibration import Journal, ReplayPoint, calibrate
 from mmbitsplit.models import quantized_layers
+from mmbitsplit.passes.capture import Sampler
+from mmbitsplit.solving.tuning import split_batches
+from mmbitsplit.structures import CalibrationSpec
 
 LOW = dict(weight=dict(num_bits=2), activation=dict(num_bits=2))
 STAGE = dict(type='OutputTuning', steps=30, learning_rate=5e-3, judge_every=10)
@@ -53,7 +56,7 @@ def test_a_classifier_comes_nearer_to_the_float_model(seeded):
     assert not reports[0].tuning and 'tuning' not in reports[0].seconds
     assert (found['type'], found['loss'], found['kept']) == ('OutputTuning', 'kl', 'tuned')
     assert found['held_out_after'] < found['held_out_before']
-    assert (found['fit_batches'], found['held_out_batches']) == (6, 2)
+    assert (found['fit_batches'], found['held_out_batches'], found['unseen']) == (7, 1, True)
     assert found['learned'] == {'scales': 53, 'input_scales': 48, 'output_scales': 0, 'biases': 53}
     assert 0 < found['seconds'] <= reports[1].seconds['tuning'] + 1
     for name, value in codes(models[0]).items():  # what is learned is what is beside the codes
@@ -68,6 +71,7 @@ def test_a_classifier_comes_nearer_to_the_float_model(seeded):
 def test_losses_of_the_report_are_those_of_the_model(seeded):
     model = seeded(Classifier)
     report = quantize_model(model, inputs(4), dict(**LOW, tuning=dict(STAGE, holdout=0.5)))
+    assert not report.tuning[0]['unseen']  # an eighth of four batches is none
     found, wanted = report.tuning[0], seeded(Classifier)
     both = (found['fit_after'] + found['held_out_after']) / 2
     assert both == pytest.approx(divergence(model, wanted, inputs(4)), rel=1e-4)
@@ -124,6 +128,19 @@ def test_outputs_are_tuned_too_where_they_are_quantized(residual_net, images):
         tuning=dict(STAGE, scales=False, biases=False)))
     assert report.tuning[0]['learned']['output_scales'] > 0
     assert report.tuning[0]['held_out_after'] <= report.tuning[0]['held_out_before']
+
+
+def test_batches_to_judge_on_are_those_that_no_layer_was_solved_on():
+    """And no others: learning from them would not be seen, layers would not be judged on them."""
+    spec = CalibrationSpec(holdout=0.25)
+    fit, held_out, unseen = split_batches(10, spec, 0.5)
+    sampler = Sampler(spec, 10, {'it': 1})
+    for batch in range(10):
+        rows = sampler.held_out('it', batch, 5)
+        assert bool(rows.all()) == (batch in held_out) != (batch in fit) == (not rows.any())
+    assert unseen and len(held_out) == 2
+    fit, held_out, unseen = split_batches(3, spec, 0.4)
+    assert sorted(fit + held_out) == [0, 1, 2] and len(held_out) == 1 and not unseen
 
 
 class Decides(nn.Module):

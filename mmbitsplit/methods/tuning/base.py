@@ -17,7 +17,8 @@ class TuningStage(Options):
 
     Attributes:
         loss: ``'kl'``, ``'raw'`` or ``'auto'``, see ``solving.tuning.OutputLoss``.
-        holdout: Part of the calibration batches that ``tune`` only judges on.
+        holdout: Part of the calibration batches that ``tune`` only judges on, where there is none
+            that no layer was solved on.
     """
 
     loss: str = 'auto'

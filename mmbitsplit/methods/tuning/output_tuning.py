@@ -18,8 +18,9 @@ class OutputTuning(TuningStage):
     """Learns scales and biases of all layers against what the float model's last layers give.
 
     No labels are needed. What depends on data in jumps (proposals) is replayed as the float model
-    had it. Some of the calibration batches are held out: the point that is best on these is kept,
-    and where none is better than the start, the start stays, bit for bit.
+    had it. Batches that no layer was solved on (``calibration.holdout``) are held out here, too:
+    the point that is best on these is kept, and where none is better than the start, the start
+    stays, bit for bit.
 
     Costs about three forwards a batch of a step, and the held-out batches each time they are
     judged. An interrupted stage starts again from the solved layers.
@@ -37,7 +38,9 @@ class OutputTuning(TuningStage):
         loss: ``'kl'``: divergence of the class probabilities from the float model's, for a model
             that ends in one layer of class scores; ``'raw'``: squared change of each raw output,
             relative to its variance; ``'auto'``: the former where it is possible.
-        holdout: Part of the calibration batches that are judged on and not learned from.
+        holdout: Part of the calibration batches that are judged on and not learned from, where
+            there are too few for whole ones that no layer was solved on. Layers do better on
+            what they were solved on than elsewhere, so judging there favours the start.
         judge_every: Steps between two looks at these.
     """
 

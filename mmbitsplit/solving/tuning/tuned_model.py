@@ -10,8 +10,10 @@ from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.models.layers.streams import streams_through
 from mmbitsplit.passes.raw_outputs import RawOutputs
 from mmbitsplit.passes.replay import ReplayPoint, patched
+from mmbitsplit.passes.sampling import unseen_batches
 from mmbitsplit.solving.tuning.learned_values import LearnedValues, output_spreads, spread
 from mmbitsplit.solving.tuning.output_loss import OutputLoss
+from mmbitsplit.structures import CalibrationSpec
 
 SPREAD_BATCHES = 8  # that the spread of outputs is taken from
 
@@ -126,19 +128,39 @@ def record_float(raw: RawOutputs, layers: Mapping[str, QuantizedLayer], loss: Ou
             for name, layer in layers.items()}
 
 
-def split_batches(total: int, holdout: float, seed: int) -> tuple[list[int], list[int]]:
+def split_batches(total: int, calibration: CalibrationSpec, holdout: float,
+                  ) -> tuple[list[int], list[int], bool]:
     """Chooses which batches are learned from and which are judged on.
 
+    Layers are fitted to the very roundings of the layers before them, on the images that they were
+    solved on: there the model is better than elsewhere, and any change of it seems to be for the
+    worse. So it is judged on batches that no layer was solved on, where there are such.
+
+    Args:
+        total: Batches of all processes.
+        calibration: Seed, and the part that no layer was solved on.
+        holdout: Part to judge on where no whole batch is kept from the layers.
+
+    Returns:
+        Both, and whether the latter are new to the layers.
+
     Raises:
-        ValueError: There is only one.
+        ValueError: There is only one batch.
     """
     if total < 2:
         raise ValueError('quantization.tuning holds calibration batches out to judge on, and there '
                          f'is {total} in all. Set quantization.calibration.batch_size lower or '
                          'num_images higher, or leave quantization.tuning out.')
-    count = min(total - 1, max(1, round(holdout * total)))
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
-    return sorted(order[count:]), sorted(order[:count])
+    chosen = unseen_batches(total, calibration.holdout)
+    if not chosen:
+        count = min(total - 1, max(1, round(holdout * total)))
+        generator = torch.Generator().manual_seed(calibration.seed)
+        return (*_parted(total, torch.randperm(total, generator=generator)[:count].tolist()), False)
+    return (*_parted(total, chosen), True)
+
+
+def _parted(total: int, held_out: Sequence[int]) -> tuple[list[int], list[int]]:
+    return sorted(set(range(total)) - set(held_out)), sorted(held_out)
 
 
 def _as_float(forward: Callable) -> Callable:
