@@ -165,7 +165,7 @@ def test_recorded_decisions_are_replayed(seeded):
                             replay_points=[ReplayPoint(model, 'choose')])
     found = report.tuning[0]
     # Rows stay aligned: even at 2 bits the outputs are near, not those of other rows.
-    assert found['held_out_after'] < found['held_out_before'] < 0.3
+    assert found['held_out_after'] < found['held_out_before'] < 0.6  # of other rows: about 2
     assert 'unreached' not in found
 
 
