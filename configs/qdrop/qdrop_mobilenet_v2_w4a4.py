@@ -1,3 +1,5 @@
 _base_ = '../mobilenet_v2_w4a4.py'
 
-quantization = dict(method=dict(type='QDrop'), activation=dict(placement='qdrop'))
+quantization = dict(
+    method=dict(type='QDrop', regularization=0.1),  # as published for MobileNetV2
+    activation=dict(placement='qdrop'))

@@ -15,6 +15,8 @@ for package in ('mmengine', 'mmdet', 'mmpretrain'):
 import yaml  # noqa: E402  (comes with mmengine)
 from mmengine.config import Config  # noqa: E402
 
+from mmbitsplit.calibration import read_request  # noqa: E402
+
 CONFIG_DIR = Path(__file__).resolve().parents[2] / 'configs'
 OUR_KEYS = {'runner_type', 'quantization', 'load_from'}
 
@@ -138,7 +140,11 @@ def test_the_qdrop_configs_are_there_and_no_others():
 def test_a_qdrop_config_is_ours_with_its_method_and_placement(name):
     ours = load(name.removeprefix('qdrop_')).to_dict()
     qdrop = load(f'qdrop/{name}').to_dict()
-    assert qdrop['quantization'].pop('method').pop('type') == 'QDrop'
+    method = qdrop['quantization'].pop('method')
+    assert method.pop('type') == 'QDrop'
+    assert method == ({'regularization': 0.1} if 'mobilenet' in name else {})
     assert qdrop['quantization']['activation'].pop('placement') == 'qdrop'
     assert ours['quantization'].pop('method') == {'type': 'BitSplit'}
     assert qdrop == ours
+    spec = read_request(load(f'qdrop/{name}').quantization.to_dict())
+    assert (spec.activation.mode, spec.activation.placement) == ('per_tensor', 'qdrop')
