@@ -12,6 +12,7 @@ from mmbitsplit.passes.replay import Tape
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.solving.tuning import (
+    InnerLoss,
     LearnedValues,
     OutputLoss,
     TunedModel,
@@ -62,14 +63,16 @@ def _tune(stage: TuningStage, index: int, look: Watching, calibration: Calibrati
               for name in (stream.name, *stream.readers)}
     values = LearnedValues(layers, stage.learns, spreads, shared)
     model = TunedModel(
-        raw, values, loss, fit, held_out, seed + index,
+        raw, values, loss, fit, held_out, seed + index, InnerLoss(layers), stage.inner,
         lambda step, steps: solved.progress(Progress('tuning', step, steps)))
     outcome = stage.tune(model)
+    changed = values.changed_codes()
     values.end()
     reached = set().union(*forwards.team.gather(model.reached))
     unreached = [name for name in layers if name not in reached]
     return {'type': type(stage).__name__, **outcome,
             'loss': loss.kind, 'options': asdict(stage), 'learned': values.counts(),
+            'changed_codes': changed,
             'fit_batches': len(fit), 'held_out_batches': len(held_out), 'unseen': unseen,
             **({'unreached': unreached} if reached and unreached else {})}
 

@@ -57,7 +57,8 @@ def test_a_classifier_comes_nearer_to_the_float_model(seeded):
     assert (found['type'], found['loss'], found['kept']) == ('OutputTuning', 'kl', 'tuned')
     assert found['held_out_after'] < found['held_out_before']
     assert (found['fit_batches'], found['held_out_batches'], found['unseen']) == (7, 1, True)
-    assert found['learned'] == {'scales': 53, 'input_scales': 48, 'output_scales': 0, 'biases': 53}
+    assert found['learned'] == {'scales': 53, 'input_scales': 48, 'output_scales': 0, 'biases': 53,
+                                'codes': 0}
     assert 0 < found['seconds'] <= reports[1].seconds['tuning'] + 1
     for name, value in codes(models[0]).items():  # what is learned is what is beside the codes
         assert torch.equal(value, codes(models[1])[name])

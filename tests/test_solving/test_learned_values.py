@@ -8,7 +8,9 @@ from torch import nn
 from mmbitsplit.apis import quantize_model
 from mmbitsplit.functional.quantizers.integer_bias import whole_steps
 from mmbitsplit.models import quantized_layers
+from mmbitsplit.models.layers.float_weights import FloatWeights
 from mmbitsplit.solving.tuning import LearnedValues
+from mmbitsplit.solving.tuning.learned_values import CODE_STEP
 
 ALL = ('scales', 'biases', 'input_scales')
 
@@ -118,3 +120,47 @@ def test_an_input_scale_moves_what_is_clipped_and_not_how_large_the_output_is(se
         values.write(torch.full((1,), 0.05, dtype=torch.float64))
         moved = layer(x) - layer.bias
     assert float(moved.norm() / output.norm()) == pytest.approx(1, abs=0.05)
+
+
+def layer_in_calibration(seeded, **options):
+    """As ``layer_of``, its float weight still there."""
+    before = seeded(lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 5)))[2]
+    _, layer = layer_of(seeded, **options)
+    layer._kept = FloatWeights(before.weight, before.bias)
+    return layer
+
+
+@pytest.mark.parametrize('mode', ['per_tensor', 'per_channel', 'ecaq'])
+def test_gradients_of_codes_are_those_of_a_loose_quantizer(seeded, mode):
+    """Two ways: from the gradient of the weight as a whole, and by autograd through rounding."""
+    layer = layer_in_calibration(seeded, mode=mode)
+    values, x = values_of(layer, ('scales', 'codes')), inputs(1, seed=3)[0]
+    mix = torch.randn(64, 5, generator=torch.Generator().manual_seed(2))
+    with values.recorded() as leaves:
+        gradient = values.gradient(torch.autograd.grad((layer(x) * mix).sum(), leaves))
+    position, quantizer = values.parts[0].position, layer.weight_quantizer
+    quantizer.loosen(position, steps=CODE_STEP, everywhere=True)
+    quantizer.learn(scale='log')
+    learned = quantizer.learned()
+    expected = torch.autograd.grad((layer(x) * mix).sum(), [learned['scale'], learned['codes']])
+    inside = (position.abs() < quantizer_end(layer) + 0.5).flatten()
+    assert inside.sum() > 20
+    assert torch.allclose(gradient[:5], expected[0].double(), rtol=1e-4)
+    assert torch.allclose(gradient[5:][inside], expected[1].double().flatten()[inside], rtol=1e-4,
+                          atol=1e-6)
+
+
+def quantizer_end(layer):
+    return 2 ** (layer.num_bits - 1) - 1
+
+
+def test_codes_move_by_whole_steps_within_the_range_and_come_back(seeded):
+    layer = layer_in_calibration(seeded, mode='ecaq', bits=3)
+    codes, values = layer.codes.clone(), values_of(layer, ('codes',))
+    values.write(torch.full((values.size,), 2 / CODE_STEP, dtype=torch.float64))
+    assert torch.equal(layer.codes, (codes + 2).clamp(max=3)) and layer.codes.dtype == torch.int8
+    assert values.changed_codes() == int((codes < 3).sum())
+    values.write(torch.zeros(values.size, dtype=torch.float64))
+    assert torch.equal(layer.codes, codes) and values.changed_codes() == 0
+    # No further than half a step from its code, where the float weight is farther.
+    assert float((values.parts[0].position - codes).abs().max()) < 0.5

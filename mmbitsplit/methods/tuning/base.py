@@ -7,21 +7,23 @@ from mmbitsplit.methods.tuning.problem import TuningProblem
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import Options, from_mapping
 
-Learned = Literal['scales', 'biases', 'input_scales']
+Learned = Literal['scales', 'biases', 'input_scales', 'codes']
 
 
 class TuningStage(Options):
-    """Improves the whole model after all layers have been solved; codes stay as they are.
+    """Improves the whole model after all layers have been solved.
 
     Its fields are the options of a config; their annotations say what is allowed.
 
     Attributes:
         loss: ``'kl'``, ``'raw'`` or ``'auto'``, see ``solving.tuning.OutputLoss``.
+        inner: Weight of what inner layers read beside the outputs.
         holdout: Part of the calibration batches that ``tune`` only judges on, where there is none
             that no layer was solved on.
     """
 
     loss: str = 'auto'
+    inner: float = 0.0
     holdout: float = 0.25
 
     @property

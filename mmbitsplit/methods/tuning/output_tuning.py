@@ -1,4 +1,4 @@
-"""Scales and biases of all layers, learned together against the float model's raw outputs."""
+"""Codes, scales and biases of all layers, learned together against the float model's outputs."""
 
 import math
 from collections.abc import Sequence
@@ -12,10 +12,13 @@ from mmbitsplit.methods.tuning.problem import TuningProblem
 from mmbitsplit.structures import Range
 
 
+WARM_UP = 0.1  # of the steps
+
+
 @register_stage
 @dataclass(frozen=True)
 class OutputTuning(TuningStage):
-    """Learns scales and biases of all layers against what the float model's last layers give.
+    """Learns all layers at once against what the float model's last layers give.
 
     No labels are needed. What depends on data in jumps (proposals) is replayed as the float model
     had it. Batches that no layer was solved on (``calibration.holdout``) are held out here, too:
@@ -26,18 +29,23 @@ class OutputTuning(TuningStage):
     judged. An interrupted stage starts again from the solved layers.
 
     Args:
-        steps: Of the optimizer; its learning rate falls to zero over them, as a cosine.
-        learning_rate: Of logarithms of scales, and of biases in units of the spread of the
-            channel's output.
+        steps: Of the optimizer; its learning rate rises over the first tenth and falls to
+            zero, as a cosine.
+        learning_rate: Of logarithms of scales, of biases in units of the spread of the channel's
+            output, and of codes in double code steps.
         batch_size: Calibration batches of a step, as they come.
         scales: Weight scales, and offsets with them, are learned.
         biases: Biases are learned; a layer without one gets one.
         input_scales: Scales of layer inputs, and of outputs where these are quantized, are
             learned; but for those that a quantized residual stream shares with others.
+        codes: Codes are learned, straight through rounding, from where the float weight is near
+            the solver's code; those of layers with several widths stay.
         optimizer: ``'adam'``, or ``'sgd'`` with momentum 0.9.
         loss: ``'kl'``: divergence of the class probabilities from the float model's, for a model
             that ends in one layer of class scores; ``'raw'``: squared change of each raw output,
             relative to its variance; ``'auto'``: the former where it is possible.
+        inner: Weight of the squared change of what inner layers read, relative to its variance,
+            beside the loss of the outputs; 0 looks at outputs alone. Costs a float forward more.
         holdout: Part of the calibration batches that are judged on and not learned from, where
             there are too few for whole ones that no layer was solved on. Layers do better on
             what they were solved on than elsewhere, so judging there favours the start.
@@ -50,22 +58,24 @@ class OutputTuning(TuningStage):
     scales: bool = True
     biases: bool = True
     input_scales: bool = True
+    codes: bool = False
     optimizer: Literal['adam', 'sgd'] = 'adam'
     loss: Literal['auto', 'kl', 'raw'] = 'auto'
+    inner: Annotated[float, Range(0)] = 0.0
     holdout: Annotated[float, Range(0, 0.9, above=True)] = 0.25
     judge_every: Annotated[int, Range(1)] = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.learns:
-            raise ValueError('scales, biases and input_scales are all False: nothing is left to '
+            raise ValueError('scales, biases, input_scales and codes are all False: nothing is left to '
                              'learn. Set one of them, or leave the stage out.')
 
     @property
     def learns(self) -> Sequence[Learned]:
         """See ``TuningStage.learns``."""
         wanted: dict[Learned, bool] = {'scales': self.scales, 'biases': self.biases,
-                                       'input_scales': self.input_scales}
+                                       'input_scales': self.input_scales, 'codes': self.codes}
         return tuple(name for name, on in wanted.items() if on)
 
     def tune(self, problem: TuningProblem) -> dict[str, Any]:
@@ -81,7 +91,7 @@ class OutputTuning(TuningStage):
             if not bool(gradient.isfinite().all()):
                 stopped = step
                 break
-            optimizer.param_groups[0]['lr'] = self.learning_rate * cosine(step, self.steps)
+            optimizer.param_groups[0]['lr'] = self.learning_rate * rate(step, self.steps)
             point.grad = gradient
             optimizer.step()
             problem.move_to(point.detach())
@@ -109,6 +119,10 @@ class OutputTuning(TuningStage):
         return sorted(chosen)
 
 
-def cosine(step: int, steps: int) -> float:
-    """Falls from 1 at the first step to nearly 0 at the last."""
-    return 0.5 * (1 + math.cos(math.pi * step / steps))
+def rate(step: int, steps: int) -> float:
+    """Rises over the first tenth of the steps to a cosine, which falls from 1 to nearly 0.
+
+    Adam's first steps have their full size whatever the gradients are: without the rise they
+    take the model far from where the solver has left it.
+    """
+    return 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1.0, (step + 1) / (WARM_UP * steps))

@@ -1,7 +1,8 @@
 """The whole model as a tuning stage sees it, see ``methods.tuning``."""
 
+from mmbitsplit.solving.tuning.inner_loss import InnerLoss
 from mmbitsplit.solving.tuning.learned_values import LearnedValues
 from mmbitsplit.solving.tuning.output_loss import OutputLoss
 from mmbitsplit.solving.tuning.tuned_model import TunedModel, record_float, split_batches
 
-__all__ = ['LearnedValues', 'OutputLoss', 'TunedModel', 'record_float', 'split_batches']
+__all__ = ['InnerLoss', 'LearnedValues', 'OutputLoss', 'TunedModel', 'record_float', 'split_batches']

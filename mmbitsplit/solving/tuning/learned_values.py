@@ -7,19 +7,24 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mmbitsplit.functional import code_range, per_output, weight_rows
 from mmbitsplit.functional.quantizers.integer_bias import whole_steps
 from mmbitsplit.methods.tuning import Learned
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.models.layers.quantizers import ActivationQuantizer, WeightQuantizer
+from mmbitsplit.solving.tuning.code_positions import nearby, positions_of
 
+CODE_STEP = 0.5  # code steps a unit of the vector: codes move half as fast as logarithms
 LEAST_SPREAD = 0.1  # of a channel's output, of the layer's
 
 
 @dataclass
 class LearnedValues:
-    """Scales and biases of all layers as one vector of real numbers.
+    """Codes, scales and biases of all layers as one vector of real numbers.
 
-    A weight scale is ``start * exp(w)``, an input scale ``start * exp(x)``, a bias
+    A code is ``position + c`` rounded, with gradients straight through; the position is that of
+    the float weight, or just within half a step of the code where that is farther away. Layers of
+    several widths keep their codes. A weight scale is ``start * exp(w)``, an input scale ``start * exp(x)``, a bias
     ``start + spread * b``. Where codes of inputs enter the product (``unit``), the weight scale
     holds the input scale, too: it grows with the mean ``x``, so that ``x`` moves what is clipped
     and how finely it is rounded, and not how large the output is.
@@ -51,7 +56,12 @@ class LearnedValues:
         """How many numbers there are of each kind."""
         return {kind: sum(len(range(*place.indices(self.size))) for part in self.parts
                           for which, place in part.places.items() if which == kind)
-                for kind in ('scales', 'input_scales', 'output_scales', 'biases')}
+                for kind in ('scales', 'input_scales', 'output_scales', 'biases', 'codes')}
+
+    def changed_codes(self) -> int:
+        """How many codes are others than in the beginning."""
+        return sum(int((part.weight.codes != part.start_codes).sum())
+                   for part in self.parts if part.start_codes is not None)
 
     def write(self, point: Tensor) -> None:
         """Writes a point (size,) into the layers; at zero all is as it was, bit for bit."""
@@ -107,6 +117,11 @@ class _Part:
             sizes['input_scales'] = 0 if self.input is None else self.input.scale.numel()
             sizes['output_scales'] = 0 if self.output is None else self.output.scale.numel()
         sizes['biases'] = channels if 'biases' in learns else 0
+        self.start_codes: Tensor | None = None
+        if 'codes' in learns and len(layer.weight_quantizer.widths) == 1:
+            sizes['codes'] = self.weight.codes.numel()
+            self.start_codes = self.weight.codes.clone()
+            self.position = self.moved = nearby(positions_of(layer), self.start_codes)
         self.made_bias = bool(sizes['biases']) and self.weight.bias is None
         if self.made_bias:
             self.weight.bias = torch.nn.Parameter(
@@ -128,6 +143,8 @@ class _Part:
         moved = point[self.places_range()]
         for name, start in self.start.items():
             self.tensors[name].copy_(start)
+        if self.start_codes is not None:
+            self.weight.codes, self.moved = self.start_codes, self.position
         if bool((moved != 0).any()):
             self._move(point.to(self.weight.scale.device))
         self.weight.refresh()
@@ -138,7 +155,16 @@ class _Part:
         return slice(min((place.start for place in places), default=0),
                      max((place.stop for place in places), default=0))
 
+    def _place_codes(self, point: Tensor) -> Tensor:
+        """Where codes are at a point, before they are rounded; shape of the weight."""
+        return self.position + CODE_STEP * point[self.places['codes']].to(
+            self.position).view_as(self.position)
+
     def _move(self, point: Tensor) -> None:
+        if 'codes' in self.places:
+            self.moved = self._place_codes(point)
+            self.weight.codes = self.moved.round().clamp_(*self._range()).to(
+                self.start_codes.dtype)
         factor = point[self.places['scales']].exp() if 'scales' in self.places else 1.0
         if 'input_scales' in self.places:
             moved = point[self.places['input_scales']]
@@ -160,13 +186,19 @@ class _Part:
             total = whole_steps(total, self.tensors['scale'])
         bias.copy_(total)
 
+    def _range(self) -> tuple[int, int]:
+        return code_range(self.weight.num_bits, signed=True, narrow_range=True)
+
     def leaves(self) -> list[Tensor]:
         """Tensors whose gradients make those of this layer's numbers."""
-        return [self.tensors[name] for name in self._names()]
+        return [self.weight.hard_weight if name == 'weight' else self.tensors[name]
+                for name in self._names()]
 
     def _names(self) -> list[str]:
         names = []
-        if 'scales' in self.places or ('input_scales' in self.places and self.unit):
+        if 'codes' in self.places:  # all that the weight is made of has its gradients from it
+            names += ['weight']
+        elif 'scales' in self.places or ('input_scales' in self.places and self.unit):
             names += ['scale'] + (['offset'] if self.tensors['offset'] is not None else [])
         names += [name for kind, name in (('input_scales', 'input'), ('output_scales', 'output'),
                                           ('biases', 'bias')) if kind in self.places]
@@ -176,6 +208,8 @@ class _Part:
         """Adds by the chain rule: of a logarithm, the gradient times the value."""
         gradients = {name: gradient.detach().double() for name, gradient
                      in zip(self._names(), found) if gradient is not None}
+        if 'weight' in gradients:
+            gradients |= self._of_weight(gradients.pop('weight'), total)
         relative = {name: (gradient * self.tensors[name].detach().double()).cpu()
                     for name, gradient in gradients.items()}
         of_weight = sum((relative[name] for name in ('scale', 'offset') if name in relative),
@@ -192,6 +226,20 @@ class _Part:
             total[self.places['output_scales']] += relative['output']
         if 'bias' in gradients:
             total[self.places['biases']] += gradients['bias'].cpu() * self.spread
+
+    def _of_weight(self, gradient: Tensor, total: Tensor) -> dict[str, Tensor]:
+        """Adds the gradients of the codes; returns those of scale and offset."""
+        geometry = self.weight.geometry
+        low, high = self._range()
+        # A code at the end of the range comes back from where rounding would still give it.
+        inside = (self.moved > low - 0.5) & (self.moved < high + 0.5)
+        steps = gradient * per_output(self.weight.scale, geometry) * inside
+        total[self.places['codes']] += CODE_STEP * steps.flatten().cpu()
+        rows = weight_rows(gradient * self.weight.codes, geometry)
+        found = {'scale': rows.sum(-1).flatten()}
+        if self.weight.offset is not None:
+            found['offset'] = weight_rows(gradient, geometry).sum(-1).flatten()
+        return found
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The quantized model as a tuning stage moves it: see ``methods.tuning.TuningProblem``."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,7 @@ from mmbitsplit.models.layers.streams import streams_through
 from mmbitsplit.passes.raw_outputs import RawOutputs
 from mmbitsplit.passes.replay import ReplayPoint, patched
 from mmbitsplit.passes.sampling import unseen_batches
+from mmbitsplit.solving.tuning.inner_loss import InnerLoss, mean_of
 from mmbitsplit.solving.tuning.learned_values import LearnedValues, output_spreads, spread
 from mmbitsplit.solving.tuning.output_loss import OutputLoss
 from mmbitsplit.structures import CalibrationSpec
@@ -29,6 +31,8 @@ class TunedModel:
         fit: Numbers of the batches to learn from, of all processes.
         held_out: Of those to judge on.
         seed: Of this stage.
+        inner: What inner layers read is compared by, times ``inner_weight``.
+        inner_weight: 0 for outputs alone.
         progress: Told (steps done, steps in all).
 
     Attributes:
@@ -41,6 +45,8 @@ class TunedModel:
     fit: Sequence[int]
     held_out: Sequence[int]
     seed: int
+    inner: InnerLoss
+    inner_weight: float = 0.0
     progress: Callable[[int, int], None] = lambda step, steps: None
     reached: set[str] = field(default_factory=set)
 
@@ -91,9 +97,17 @@ class TunedModel:
                 if batch in self.raw.forwards.batches]
 
     def _loss(self, batch: int, gradients: bool) -> Tensor:
-        outputs = self.raw.replay(batch, len(self.output_loss.wanted[batch]), gradients=gradients)
+        count = len(self.output_loss.wanted[batch])
+        if not self.inner_weight:
+            outputs, terms = self.raw.replay(batch, count, gradients=gradients), []
+        else:
+            # Run again in each step, as what all layers read of all batches is too much to keep.
+            with as_float(self.inner.layers), self.inner.recording():
+                self.raw.replay(batch, count)
+            with self.inner.comparing() as terms:
+                outputs = self.raw.replay(batch, count, gradients=gradients)
         with torch.set_grad_enabled(gradients):
-            return self.output_loss(batch, outputs)
+            return self.output_loss(batch, outputs) + self.inner_weight * mean_of(terms)
 
 
 def record_float(raw: RawOutputs, layers: Mapping[str, QuantizedLayer], loss: OutputLoss,
@@ -110,8 +124,7 @@ def record_float(raw: RawOutputs, layers: Mapping[str, QuantizedLayer], loss: Ou
     """
     team, first = raw.forwards.team, range(min(SPREAD_BATCHES, raw.forwards.total))
     sums: dict[int, dict[str, Tensor]] = {}
-    points = [ReplayPoint(layer, 'forward') for layer in layers.values()]
-    with patched(points, _as_float), streams_through():
+    with as_float(layers):
         for batch in raw.forwards.batches:
             with output_spreads(layers if batch in first else {}) as found:
                 loss.add(batch, raw.record(batch))
@@ -163,9 +176,16 @@ def _parted(total: int, held_out: Sequence[int]) -> tuple[list[int], list[int]]:
     return sorted(set(range(total)) - set(held_out)), sorted(held_out)
 
 
-def _as_float(forward: Callable) -> Callable:
-    layer = forward.__self__
-    return lambda input, *args, **kwargs: layer.float_forward(input)
+@contextmanager
+def as_float(layers: Mapping[str, QuantizedLayer]) -> Iterator[None]:
+    """Inside, layers answer as in the float model."""
+    def of(forward: Callable) -> Callable:
+        layer = forward.__self__
+        return lambda input, *args, **kwargs: layer.float_forward(input)
+
+    points = [ReplayPoint(layer, 'forward') for layer in layers.values()]
+    with patched(points, of), streams_through():
+        yield
 
 
 def _mean(rows: Tensor) -> Tensor:
