@@ -31,6 +31,7 @@ from benchmarks.method_names import (
     chosen_methods,
     method_request,
     own_options,
+    tuning_request,
 )
 from mmbitsplit.apis import quantize_model
 from mmbitsplit.calibration import read_request
@@ -257,8 +258,9 @@ def measure(network: Network, names: Sequence[str], args: argparse.Namespace) ->
                 batches = calib[chosen[:args.num_images]].split(64)
                 model = load_model(network, folders)
                 started = time.perf_counter()
-                quantize_model(model, batches, request(
-                    name, weight_bits, activation_bits, seed, args.method_options, args.sampling))
+                quantize_model(model, batches, {**request(
+                    name, weight_bits, activation_bits, seed, args.method_options, args.sampling),
+                    'tuning': tuning_request(args)})
                 seconds.append(time.perf_counter() - started)
                 found.append(predict(model, images))
             top1 = over_seeds([accuracy(logits, labels) for logits in found])

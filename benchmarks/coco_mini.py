@@ -42,6 +42,7 @@ from benchmarks.method_names import (
     chosen_methods,
     method_request,
     own_options,
+    tuning_request,
 )
 from mmbitsplit.apis import quantize_model
 from mmbitsplit.calibration import read_request
@@ -191,6 +192,7 @@ def main() -> None:
         for seed in args.seeds:
             spec = request(bits, mode, search, name, seed, half, args.method_options)
             spec['calibration'] |= dict(sampling=args.sampling, rows_per_layer=args.rows)
+            spec['tuning'] = tuning_request(args)
             model = load_model(cfg, args.weights)
             started = time.perf_counter()
             report = quantize_model(

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.cifar import accuracy, agreement, divergence, over_seeds, request
-from benchmarks.method_names import add_method_arguments, chosen_methods
+from benchmarks.method_names import add_method_arguments, chosen_methods, tuning_request
 from mmbitsplit.apis import quantize_model
 from mmbitsplit.models import layer_kind
 from mmbitsplit.structures import QuantizationReport
@@ -140,8 +140,9 @@ def main() -> None:
                 chosen, others = order[:args.num_images], order[args.num_images:]
                 model = load_model(args.weights)
                 started = time.perf_counter()
-                report = quantize_model(model, images[chosen].split(16), request(
-                    name, weight_bits, activation_bits, seed, args.method_options))
+                report = quantize_model(model, images[chosen].split(16), {**request(
+                    name, weight_bits, activation_bits, seed, args.method_options),
+                    'tuning': tuning_request(args)})
                 seconds = time.perf_counter() - started
                 logits = predict(model, images[others])
                 rows.append((accuracy(floats[others], labels[others]),

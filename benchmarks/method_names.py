@@ -20,7 +20,7 @@ STEPS = 'iterations'
 
 
 def add_method_arguments(parser: argparse.ArgumentParser, default: Sequence[str]) -> None:
-    """Adds ``--methods``, ``--iterations`` and ``--method-options``."""
+    """Adds ``--methods``, ``--iterations``, ``--method-options`` and ``--tuning``."""
     parser.add_argument('--methods', '--method', nargs='+', default=list(default), metavar='METHOD',
                         help=f'NAME[@STEPS][:MODE], of {", ".join([*SHORT, *sorted(METHODS)])}; '
                         'all for every registered one')
@@ -29,12 +29,22 @@ def add_method_arguments(parser: argparse.ArgumentParser, default: Sequence[str]
                         'in the output say them')
     parser.add_argument('--method-options', nargs='+', default=[], metavar='KEY=VALUE',
                         help='options of the methods, each for those that have it')
+    parser.add_argument('--tuning', nargs='*', metavar='KEY=VALUE',
+                        help='OutputTuning comes after each method, with these options')
 
 
 def chosen_methods(args: argparse.Namespace) -> list[str]:
     """Names that the arguments ask for, each with its steps where they are not as published."""
     names = sorted(METHODS) if args.methods == ['all'] else args.methods
     return [with_steps(name, args.iterations) for name in names]
+
+
+def tuning_request(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """``quantization.tuning``: one stage where ``--tuning`` is given."""
+    if args.tuning is None:
+        return []
+    pairs = (text.split('=', 1) for text in args.tuning)
+    return [{'type': 'OutputTuning', **{key: _value(text) for key, text in pairs}}]
 
 
 def with_steps(name: str, iterations: int | None) -> str:
