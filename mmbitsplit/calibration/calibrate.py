@@ -218,7 +218,8 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
                                   spec.calibration.sampling == 'even' else
                                   spec.calibration.rows_per_layer * len(geometries))
     if spec.tuning:
-        estimate = replace(estimate, tuning=tuning_bytes(look.flow, geometries, look.sizes))
+        estimate = replace(estimate, tuning=tuning_bytes(
+            look.flow, geometries, look.sizes, build_stages(spec.tuning)))
     if method.solves == 'unit':
         units = divide(look, plan, spec, method)
         total = sum(sum(part.values()) for part in look.forwards.team.gather(look.sizes))

@@ -10,6 +10,7 @@ import torch
 
 from mmbitsplit.functional.solvers.bitsplit_rows import PART
 from mmbitsplit.functional.statistics import MOST_INPUTS_IN_DOUBLE
+from mmbitsplit.methods.tuning import TuningStage
 from mmbitsplit.models import DataFlow, layer_role
 from mmbitsplit.passes.capture import SAMPLES_PER_LAYER
 from mmbitsplit.passes.repeated_calls import Owner
@@ -28,6 +29,9 @@ GRAPH_COPIES = 3
 # The same where gradients reach scales: inputs before and after rounding, too. Saved were 2
 # (ResNet-20) to 4.5 (YOLOX) and what is made while gradients flow.
 TUNED_COPIES = 5
+# Float64 numbers a code while codes are learned, beside one a batch of a step: the point, the best,
+# its gradient, two moments of Adam, and what is made on the way.
+CODE_VECTORS = 7
 TUNED_WEIGHT_BYTES = 8  # of a weight in each of its layer's calls: the real code, the weight
 IO_OF_A_UNIT = 3  # float input, quantized input, float output
 # Smaller blocks stay with the C library when they are freed, and larger ones cannot use them
@@ -142,11 +146,12 @@ def with_gradients(estimate: MemoryEstimate, flow: DataFlow, sizes: Mapping[int,
 
 
 def tuning_bytes(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
-                 sizes: Mapping[int, float]) -> int:
+                 sizes: Mapping[int, float], stages: Sequence[TuningStage] = ()) -> int:
     """Bytes that a stage holds which tunes the whole model: one batch's graph, and raw outputs.
 
     Args:
         flow, geometries, sizes: See ``estimate_memory``.
+        stages: The largest of them counts.
     """
     outputs = sum(size for calls in flow.output_sizes.values() for size in calls)
     weights = sum((flow.calls[name] + 1) * math.prod(geometry.weight_shape)
@@ -154,8 +159,12 @@ def tuning_bytes(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
     last = [name for name in flow.order if 'last' in layer_role(name, flow)]
     kept = sum(4 * min(int(size * scale), 2 * MOST_ELEMENTS) for scale in sizes.values()
                for name in last for size in flow.output_sizes[name])
-    return int(4 * TUNED_COPIES * outputs * max(sizes.values(), default=0)
-               + TUNED_WEIGHT_BYTES * weights + kept)
+    copies = TUNED_COPIES + any(stage.inner for stage in stages)  # what float layers read
+    vectors = max((CODE_VECTORS + stage.batch_size for stage in stages if 'codes' in stage.learns),
+                  default=0)
+    codes = sum(math.prod(geometry.weight_shape) for geometry in geometries.values())
+    return int(4 * copies * outputs * max(sizes.values(), default=0)
+               + TUNED_WEIGHT_BYTES * weights + 8 * vectors * codes + kept)
 
 
 def with_units(estimate: MemoryEstimate, flow: DataFlow, units: Sequence[Unit], total: float,

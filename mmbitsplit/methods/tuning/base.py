@@ -17,6 +17,7 @@ class TuningStage(Options):
 
     Attributes:
         loss: ``'kl'``, ``'raw'`` or ``'auto'``, see ``solving.tuning.OutputLoss``.
+        batch_size: Calibration batches of a step.
         inner: Weight of what inner layers read beside the outputs.
         holdout: Part of the calibration batches that ``tune`` only judges on, where there is none
             that no layer was solved on.
@@ -24,6 +25,7 @@ class TuningStage(Options):
 
     loss: str = 'auto'
     inner: float = 0.0
+    batch_size: int = 1
     holdout: float = 0.25
 
     @property

@@ -11,7 +11,6 @@ from mmbitsplit.methods.tuning.base import Learned, TuningStage, register_stage
 from mmbitsplit.methods.tuning.problem import TuningProblem
 from mmbitsplit.structures import Range
 
-
 WARM_UP = 0.1  # of the steps
 
 
@@ -68,8 +67,8 @@ class OutputTuning(TuningStage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.learns:
-            raise ValueError('scales, biases, input_scales and codes are all False: nothing is left to '
-                             'learn. Set one of them, or leave the stage out.')
+            raise ValueError('scales, biases, input_scales and codes are all False: nothing is '
+                             'left to learn. Set one of them, or leave the stage out.')
 
     @property
     def learns(self) -> Sequence[Learned]:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mmbitsplit.functional import per_input, per_output, rows_to_weight, weight_rows
+from mmbitsplit.functional import per_input, per_output, rows_to_weight
 from mmbitsplit.models import QuantizedLayer
 
 # How far a position keeps from half a step, so that it rounds to its code.

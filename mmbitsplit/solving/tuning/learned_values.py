@@ -22,9 +22,11 @@ LEAST_SPREAD = 0.1  # of a channel's output, of the layer's
 class LearnedValues:
     """Codes, scales and biases of all layers as one vector of real numbers.
 
-    A code is ``position + c`` rounded, with gradients straight through; the position is that of
-    the float weight, or just within half a step of the code where that is farther away. Layers of
-    several widths keep their codes. A weight scale is ``start * exp(w)``, an input scale ``start * exp(x)``, a bias
+    A code is ``position + c / 2`` rounded, with gradients straight through; the position is that
+    of the float weight, or just within half a step of the code where that is farther away. Layers
+    of several widths keep their codes.
+
+    A weight scale is ``start * exp(w)``, an input scale ``start * exp(x)``, a bias
     ``start + spread * b``. Where codes of inputs enter the product (``unit``), the weight scale
     holds the input scale, too: it grows with the mean ``x``, so that ``x`` moves what is clipped
     and how finely it is rounded, and not how large the output is.
