@@ -238,7 +238,7 @@ def check_memory(estimate: MemoryEstimate, budget: int, num_images: int,
         more += f', {_gb(estimate.learning)} for a step in which a unit is learned'
     if estimate.tuning:
         more += f', {_gb(estimate.tuning)} to tune the whole model afterwards'
-    if not fit and estimate.weights + estimate.tuning > budget:
+    if not fit and estimate.tuning and estimate.weights + estimate.tuning > budget:
         advice = ('a batch of quantization.tuning does not fit: set '
                   'quantization.calibration.batch_size lower, or leave quantization.tuning out')
     if not fit and estimate.learning > estimate.solving:
