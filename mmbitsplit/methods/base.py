@@ -44,6 +44,7 @@ class Method(Options):
         granularity: Of units: ``'block'`` as ``planning.units`` finds them; ``'layer'``, each
             layer by itself unless an override asks for more; ``'stage'``, blocks that are called
             one after another; ``'net'``, as much as can be.
+        merge: How many neighbouring units of several layers are joined; see ``find_units``.
         bias_correction: Fit the bias together with the weights.
         guard: Plain rounding is a candidate, too, and is taken where no other is as good.
         loss, loss_batches: See ``ModelLoss``; where ``needs`` names ``'model_loss'``.
@@ -54,6 +55,7 @@ class Method(Options):
     needs: Sequence[Need] = ('sums',)
     solves: Literal['layer', 'unit'] = 'layer'
     granularity: Granularity = 'block'
+    merge: int = 1
     bias_correction: bool = False
     guard: bool = False
     loss: str = 'auto'

@@ -57,6 +57,9 @@ class QDrop(RoundingMethod):
         warm_start: Part of the iterations that have no push.
         granularity: What is learned together: ``'layer'``, ``'block'``, ``'stage'``, ``'net'``;
             see ``Method``.
+        merge: How many neighbouring blocks are learned together where one is called right after
+            the other. MRECG (Ma et al., CVPR 2023) joins those that differ most in capacity, and
+            gains most on networks of depthwise blocks; here all are joined alike.
         loss: ``'published'``, or ``'scale_free'``: relative to the variance of the block's
             outputs, with a regularization of 500 or so.
     """
@@ -69,6 +72,7 @@ class QDrop(RoundingMethod):
     regularization: Annotated[float, Range(0)] = 0.01
     warm_start: Annotated[float, Range(0, 1)] = 0.2
     granularity: Granularity = 'block'
+    merge: Annotated[int, Range(1)] = 1
     loss: LossForm = 'published'
 
     needs = ('sums', 'unit_io')

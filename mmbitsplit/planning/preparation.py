@@ -35,7 +35,8 @@ def divide(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method) -> tu
     """
     return find_units(look.flow, plan, overrides=spec.overrides, counts=look.counts,
                       max_layers=1 if method.granularity == 'layer' else MAX_LAYERS,
-                      granularity='block' if method.granularity == 'layer' else method.granularity)
+                      granularity='block' if method.granularity == 'layer' else method.granularity,
+                      merge=method.merge)
 
 
 @in_a_state_of_its_own

@@ -302,6 +302,7 @@ REFUSED = {  # what an error says is allowed, and values that are not
     'input_iterations': ('an integer from 0', [-1, 1e4]),
     'input_rate': ('a number above 0', [0, None]),
     'drop_probability': ('a number from 0 to 1', [-0.1, 1.5, None]),
+    'merge': ('an integer from 1', [0, 1.5]),
     'flavour': ('Allowed: parallel, sequential', ['paralel', None]),
     'weight_offset': TRUTH, 'clipped_gradient': TRUTH,
     **{name: ('a number above 0', [0, -1e-3, '1e-3', None]) for name in (

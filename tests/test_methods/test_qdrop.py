@@ -185,6 +185,15 @@ def test_it_lowers_the_error_of_rounding_on_images_not_looked_at(residual_net, i
         layer.check_whole('', 'it is looked at')
 
 
+def test_neighbouring_blocks_are_learned_together(residual_net, images, run_model):
+    _, report = calibrate(residual_net(), images(8), request(**FAST, merge=2), run=run_model)
+    (unit,) = [unit for unit in report.units if len(unit.layers) > 1]
+    assert unit.modules == ('blocks.0', 'blocks.1') and len(unit.layers) == 4
+    (errors,) = {tuple(layer.unit_errors.items()) for layer in report.layers
+                 if layer.unit == 'blocks.0'}
+    assert dict(errors)['learned rounding'] < 0.9 * dict(errors)['layers']
+
+
 def test_scales_of_outputs_are_learned_too(residual_net, images, run_model, problems):
     seen = {}
 

@@ -84,6 +84,41 @@ def test_a_net_is_as_much_as_can_be_called_as_one_function(image):
                          granularity='net')) == [('stem', 'wide'), ('part', 'last')]
 
 
+@pytest.mark.parametrize(('merge', 'wanted'), [
+    (1, [('stage.0',), ('stage.1',), ('stage.3',)]),
+    (2, [('stage.0', 'stage.1'), ('stage.3',)]),
+    (3, [('stage.0', 'stage.1', 'stage.2', 'stage.3')])])
+def test_neighbouring_blocks_are_joined_as_many_as_are_asked_for(image, merge, wanted):
+    """With what is called between; however many layers that makes, and no layer beside them."""
+    stage = nn.Sequential(block(), block(), nn.ReLU(), block(), nn.ReLU())
+    units = divide(net(stage=stage), [image], merge=merge, max_layers=3)
+    assert shapes(units) == wanted
+    assert sum((unit.layers for unit in units), ()) == sum(
+        (unit.layers for unit in divide(net(stage=stage), [image])), ())
+    apart = divide(net(stage=nn.Sequential(block(), conv(), block())), [image], merge=2)
+    assert shapes(apart) == [('stage.0',), ('stage.2',)]
+
+
+def test_blocks_are_not_joined_where_something_else_reads_or_bytes_are_too_many(image):
+    def twice(part, x):
+        first = part.one(x)
+        return part.two(first) + first
+
+    assert shapes(divide(net(part=block(twice, one=block(), two=block())), [image], merge=2,
+                         max_layers=3)) == [('part.one',), ('part.two',)]
+    stage = nn.Sequential(block(), block())
+    one = 4 * image.numel() * 5  # what a block makes, about
+    assert shapes(divide(net(stage=stage), [image], merge=2, max_bytes=one)) == [
+        ('stage.0',), ('stage.1',)]
+
+
+def test_a_block_that_is_asked_for_stays_by_itself(image):
+    stage = nn.Sequential(block(), block(), block())
+    units = divide(net(stage=stage), [image], merge=3,
+                   overrides=[dict(match='stage.1', unit='module')])
+    assert shapes(units) == [('stage.0',), ('stage.1',), ('stage.2',)]
+
+
 def test_a_block_around_blocks_is_one_unit(image):
     """A skip around them is what makes it one."""
     outer = block(lambda part, x: x + part.b(part.a(x)), a=block(), b=block())

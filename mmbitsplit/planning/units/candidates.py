@@ -73,7 +73,11 @@ class Candidates:
     def fits(self, modules: Sequence[str]) -> bool:
         """Whether modules are small enough to be one unit."""
         return sum(len(self.tree.layers(name)) for name in modules) <= self.max_layers \
-            and sum(map(self._bytes, modules)) <= self.max_bytes
+            and self.fits_in_memory(modules)
+
+    def fits_in_memory(self, modules: Sequence[str]) -> bool:
+        """Whether modules together make few enough bytes in a call to be one unit."""
+        return sum(map(self._bytes, modules)) <= self.max_bytes
 
     def _bytes(self, module: str) -> int:
         return max(self.tree.call(place).num_bytes for place in self.tree.places(module))

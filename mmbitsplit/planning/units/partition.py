@@ -23,7 +23,7 @@ MAX_BYTES = 2 ** 31  # of tensors that are made in one call, for gradients to pa
 def find_units(flow: DataFlow, plan: BitPlan, *, max_layers: int = MAX_LAYERS,
                max_bytes: int = MAX_BYTES, overrides: Sequence[OverrideSpec] = (),
                counts: Mapping[int, Mapping[str, int]] | None = None,
-               granularity: Granularity = 'block') -> tuple[Unit, ...]:
+               granularity: Granularity = 'block', merge: int = 1) -> tuple[Unit, ...]:
     """Finds the units of a model.
 
     Args:
@@ -36,6 +36,9 @@ def find_units(flow: DataFlow, plan: BitPlan, *, max_layers: int = MAX_LAYERS,
         granularity: ``'block'``; ``'stage'`` for modules that call blocks one after another,
             however many layers they hold; ``'net'`` for as much as is a function of one tensor,
             with what is called after it.
+        merge: How many units of several layers are joined where the same module calls them one
+            after another, nothing else reading between; of a chain of them the last may be fewer.
+            Those that overrides ask for stay by themselves, and bytes limit it, layers do not.
 
     Returns:
         Units in execution order of their first layers; each planned layer stands in one.
@@ -48,7 +51,7 @@ def find_units(flow: DataFlow, plan: BitPlan, *, max_layers: int = MAX_LAYERS,
     if granularity == 'net':
         max_layers = len(planned)
     search = _Search(tree, Candidates(tree, max_layers, max_bytes, overrides, counts or {},
-                                      granularity))
+                                      granularity), merge)
     search.descend(None, '')
     search.keep_rest(planned)
     order = {name: place for place, name in enumerate(planned)}
@@ -58,12 +61,17 @@ def find_units(flow: DataFlow, plan: BitPlan, *, max_layers: int = MAX_LAYERS,
 class _Search:
     """Goes through the calls from the outside in.
 
+    Args:
+        tree: The calls.
+        candidates: What can be a unit.
+        merge: See ``find_units``.
+
     Attributes:
         units: Found so far.
     """
 
-    def __init__(self, tree: CallTree, candidates: Candidates):
-        self.tree, self.candidates = tree, candidates
+    def __init__(self, tree: CallTree, candidates: Candidates, merge: int):
+        self.tree, self.candidates, self.merge = tree, candidates, merge
         self.units: list[Unit] = []
         self._done: set[str] = set()
 
@@ -76,6 +84,7 @@ class _Search:
         """
         forced: Mapping[str, int] = self.candidates.forced.modules
         small: dict[str, str] = {}  # by layer, since several modules may call the same
+        blocks: list[str] = []
         for name in self.tree.parts(module):
             layers = self.tree.layers(name)
             if self._done.issuperset(layers):
@@ -87,12 +96,27 @@ class _Search:
             elif problem:
                 self.descend(name, f"'{name}' {problem}" if name else '')
             else:
-                self._add((name,), layers, '')
+                blocks.append(name)
+                self._done.update(layers)
+        self._add_blocks(blocks)
         for chain in find_chains(list(small.values()), self.tree, self.candidates):
             for piece in cut(chain, self.candidates):
                 self._add(tuple(name for link in piece for name in (link.name, *link.tail)),
                           tuple(layer for link in piece for layer in self.tree.layers(link.name)),
                           reason)
+
+    def _add_blocks(self, blocks: Sequence[str]) -> None:
+        """Units of several layers, neighbours joined as asked for."""
+        for chain in find_chains(blocks, self.tree, self.candidates):
+            for first in range(0, len(chain), self.merge):
+                piece = chain[first:first + self.merge]
+                names = [link.name for link in piece]
+                joined = [name for link in piece[:-1] for name in (link.name, *link.tail)]
+                groups = [(*joined, names[-1])] if self.candidates.fits_in_memory(names) else \
+                    [(name,) for name in names]
+                for modules in groups:
+                    self._add(modules, tuple(layer for name in modules
+                                             for layer in self.tree.layers(name)), '')
 
     def keep_rest(self, planned: Sequence[str]) -> None:
         """Layers whose calls were not seen are units of their own."""
