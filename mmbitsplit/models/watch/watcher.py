@@ -298,8 +298,8 @@ class _Watcher(TorchDispatchMode):
             self.sources[storage_of(output)] = {name}
             self.produced[storage_of(output)] = (name, weakref.ref(output))
             self.flow.output_sizes.setdefault(name, []).append(output.numel())
-            self.flow.output_rows.setdefault(name, []).append(output.shape[0] if output.dim()
-                                                              else 1)
+            self.flow.output_rows.setdefault(name, []).append(
+                output.size(0) if output.dim() else 1)  # a nested tensor has no shape
         return hook
 
     def _enter_norm(self, name: str):
