@@ -136,7 +136,7 @@ CASES = {
     'tuned': Case(ResidualNet, spec=dict(
         request(2, 3), method=dict(type='MSE'), first_last=dict(weight_bits=2),
         tuning=dict(type='OutputTuning', steps=12, learning_rate=2e-3, batch_size=3,
-                    judge_every=2))),
+                    codes=True, inner=1.0, judge_every=2))),
     'refined': Case(ResidualNet, spec=dict(request(3, 4, 'per_tensor'), method=REFINED)),
     'groups': Case(Separable, spec=request(3, 4)),
     'reached by the first': Case(Optional, bright(7, 0, 6)),
