@@ -31,7 +31,7 @@ class OutputTuning(TuningStage):
         steps: Of the optimizer; its learning rate rises over the first tenth and falls to
             zero, as a cosine.
         learning_rate: Of logarithms of scales, of biases in units of the spread of the channel's
-            output, and of codes in double code steps.
+            output, and of codes in half code steps.
         batch_size: Calibration batches of a step, as they come.
         scales: Weight scales, and offsets with them, are learned.
         biases: Biases are learned; a layer without one gets one.

@@ -11,8 +11,8 @@ class TuningProblem(Protocol):
     """The quantized model, what of it may be learned, and its loss against the float model.
 
     Everything that is learned is one vector, zero where the stage began: logarithms of factors on
-    scales, and biases in units of the spread of the layer's output. All processes of a team see
-    the same numbers.
+    scales, biases in units of the spread of the layer's output, and codes in half code steps. All
+    processes of a team see the same numbers.
 
     Attributes:
         size: Length of the vector.
