@@ -1,7 +1,9 @@
-"""The order of files, and where the plain files are that tests share."""
+"""The order of files, what no test may leave behind, and where files are that tests share."""
 
 import sys
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / 'helpers'))
 
@@ -14,3 +16,22 @@ def pytest_collection_modifyitems(items):
     """
     slow = {item.path for item in items if item.get_closest_marker('slow')}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def thread_as_it_was():
+    """No test leaves grad mode, autocast, default dtype or modes of torch other than they were.
+
+    Otherwise a test that comes later fails for a reason that it does not show.
+    """
+    if 'torch' not in sys.modules:  # tests of the set-up alone run without it
+        yield
+        return
+    from mmbitsplit.passes.thread_state import ThreadState
+
+    before = ThreadState.now()
+    yield
+    after = ThreadState.now()
+    if after != before:
+        before.restore()
+        assert after == before
