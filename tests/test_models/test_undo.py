@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmbitsplit.models.surgery.modules import set_module
-from mmbitsplit.models.surgery.undo import as_it_was_on_error
+from mmbitsplit.models.surgery.undo import ModelState, as_it_was_on_error
 
 
 def snapshot(model):
@@ -62,3 +62,17 @@ def test_what_succeeds_stays():
         set_module(model, '0', nn.Identity())
         model.eval()
     assert isinstance(model[0], nn.Identity) and not model.training
+
+
+def test_two_states_of_a_model_are_put_back_in_turn():
+    model = Stateful().eval()
+    float_layer, first, before = model.layer[0], ModelState(model), snapshot(model)
+    set_module(model, 'layer.0', nn.Linear(2, 2))
+    model(torch.ones(3, 2))
+    second, after = ModelState(model), snapshot(model)
+    for _ in range(2):
+        first.put_back()
+        assert snapshot(model) == before and model.layer[0] is float_layer and not model.count.any()
+        model(torch.ones(3, 2))
+        second.put_back()
+        assert snapshot(model) == after and model.count.tolist() == [1, 1]

@@ -12,34 +12,50 @@ from torch import nn
 def as_it_was_on_error(model: nn.Module) -> Iterator[None]:
     """An error or Ctrl-C inside leaves modules, hooks, flags and state as they were before.
 
-    Modules that are replaced inside stay alive until the end. Buffers are copied, so that what a
-    forward wrote into them is taken back; weights are not, nothing here writes into them.
-
     Args:
         model: Changed inside, in place.
     """
-    modules = [_Kept(module) for module in model.modules()]
-    gradients = [(value, value.requires_grad) for value in model.parameters()]
-    buffers = [(value, value._version, value.detach().clone()) for value in model.buffers()
-               if not value.is_inference()]
-    generators = _generators()
+    before = ModelState(model)
     try:
         yield
     except BaseException:
-        for module in modules:
+        before.put_back()
+        raise
+
+
+class ModelState:
+    """All that a model is now, to be put back later, also several times and in turn with others.
+
+    Modules that are replaced meanwhile stay alive as long as this does. Buffers are copied, so that
+    what a forward writes into them is taken back; weights are not, nothing here writes into them.
+
+    Args:
+        model: As it is to be again.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.modules = [_Kept(module) for module in model.modules()]
+        self.gradients = [(value, value.requires_grad) for value in model.parameters()]
+        self.buffers = [(value, value._version, value.detach().clone())
+                        for value in model.buffers() if not value.is_inference()]
+        self.generators = _generators()
+
+    def put_back(self) -> None:
+        """Makes the model what it was, with the random numbers that came next."""
+        for module in self.modules:
             module.put_back()
-        for parameter, wanted in gradients:
+        for parameter, wanted in self.gradients:
             parameter.requires_grad_(wanted)
         with torch.no_grad():
-            for buffer, version, value in buffers:
+            for index, (buffer, version, value) in enumerate(self.buffers):
                 if buffer._version != version:
                     buffer.copy_(value)
-        for device, state in generators.items():
+                    self.buffers[index] = buffer, buffer._version, value
+        for device, state in self.generators.items():
             if device == 'cpu':
                 torch.set_rng_state(state)
             else:
                 torch.cuda.set_rng_state(state, device)
-        raise
 
 
 class _Kept:
