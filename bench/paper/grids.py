@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.paper.methods import DEFAULT, method_row
 from mmbitsplit.structures.options import check_choice
-from mmbitsplit.structures.spec import MAX_BITS, MIN_BITS
+from mmbitsplit.structures.widths import MAX_BITS, MIN_BITS
 
 
 @dataclass(frozen=True)

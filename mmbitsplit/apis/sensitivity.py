@@ -33,7 +33,7 @@ from mmbitsplit.report.sensitivity import (
 )
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import LayerPlan, Options, Range
-from mmbitsplit.structures.spec import Bits
+from mmbitsplit.structures.widths import Bits
 
 STEM = 'sensitivity'
 

@@ -92,7 +92,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
             several, this process's share: ``team.batches`` says which. With
             ``calibration.num_images=0``, any inputs to see how values flow; their values do not
             matter.
-        spec: The request.
+        spec: The request, without a budget: widths are chosen before.
         run: Runs the model on a batch, as ``run(model, batch)``.
         replay_points: Calls whose results are recorded in the float pass and replayed.
         labels: What each batch is called in error messages.
@@ -111,6 +111,10 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
             reached, overrides or a scope that match nothing, more than the memory budget.
     """
     check_not_empty((team or Team()).total(len(batches)))
+    if spec.budget is not None:
+        raise ValueError('quantization.budget asks for widths that are not chosen yet: calibrate '
+                         'takes those of a plan. Choose them first and give '
+                         'quantization.plan in its place.')
     check_data_free(spec)
     method = build_method(spec.method)
     model = as_written(model)

@@ -27,12 +27,13 @@ from mmbitsplit.structures.spec import (
 )
 from mmbitsplit.structures.statistics import LayerMeans, LayerStatistics, RowStatistics
 from mmbitsplit.structures.units import Unit
+from mmbitsplit.structures.widths import BudgetSpec, Widths, WidthTable
 
 __all__ = [
-    'ActivationSpec', 'BitPlan', 'CalibrationSpec', 'FirstLastSpec', 'FloatRemainder',
+    'ActivationSpec', 'BitPlan', 'BudgetSpec', 'CalibrationSpec', 'FirstLastSpec', 'FloatRemainder',
     'LayerGeometry', 'LayerMeans', 'LayerPlan', 'LayerReport', 'LayerSolution', 'LayerStatistics',
     'Options', 'OutputPlan', 'OverrideSpec', 'PlanRow', 'PlanSpec', 'PlannedStream', 'QParams',
     'QuantSpec', 'QuantizationReport', 'Range', 'RowStatistics', 'Selection', 'StreamPlan', 'Unit',
-    'WeightSolution', 'WeightSpec', 'from_mapping', 'merge', 'plan_text', 'plan_value', 'read_plan',
-    'summary', 'width_summary',
+    'WeightSolution', 'WeightSpec', 'WidthTable', 'Widths', 'from_mapping', 'merge', 'plan_text',
+    'plan_value', 'read_plan', 'summary', 'width_summary',
 ]

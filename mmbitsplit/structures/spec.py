@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures.options import Options, Range, check_value, from_mapping
+from mmbitsplit.structures.widths import Bits, BudgetSpec
 
-MIN_BITS, MAX_BITS = 2, 8
-Bits = Annotated[int, Range(MIN_BITS, MAX_BITS)]
 WeightSearch = Literal['mse', 'minmax']
 AS_REQUESTED: Literal['request'] = 'request'
 PlannedBits = Bits | None | Literal['request']
@@ -291,6 +290,7 @@ class QuantSpec(Options):
             above. Also the path of such a file, from where the command is started.
         tuning: Stages that change the whole model once all layers are solved, one after the
             other: a dict with ``type`` and the stage's own keys, or a list of such.
+        budget: Within which widths are chosen layer by layer; ``weight.num_bits`` is not used.
     """
 
     weight: WeightSpec = field(default_factory=WeightSpec)
@@ -302,6 +302,7 @@ class QuantSpec(Options):
     scope: str = 'all'
     plan: PlanSpec | None = None
     tuning: Mapping[str, Any] | tuple[Mapping[str, Any], ...] = ()
+    budget: BudgetSpec | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -320,6 +321,10 @@ class QuantSpec(Options):
                              f'last layers, which have 8 bits, and first_last={self.first_last} '
                              "is another rule. Leave first_last out, or take placement='inputs' "
                              "or 'residual'.")
+        if self.budget is not None and self.plan is not None:
+            raise ValueError('budget is not supported together with plan, which gives the widths '
+                             'already. Leave one out; widths of some layers can be fixed by '
+                             'overrides.')
         for index, override in enumerate(self.overrides):
             where = f'quantization.overrides[{index}]'
             merge(self.weight, override.weight, f'{where}.weight')
@@ -335,15 +340,17 @@ class QuantSpec(Options):
         return from_mapping(cls, mapping, 'quantization')
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns nested plain dicts, ready for JSON; no ``plan``, no ``tuning`` where none is."""
+        """Returns nested plain dicts for JSON; ``plan``, ``tuning``, ``budget`` where they are."""
         values = dataclasses.asdict(self)
-        # As files of before plans and tuning have it, which journals are compared with.
+        # As files of before these have it, which journals are compared with.
         if self.plan is None:
             del values['plan']
         elif not self.plan.streams:
             del values['plan']['streams']
         if not self.tuning:
             del values['tuning']
+        if self.budget is None:
+            del values['budget']
         return values
 
 

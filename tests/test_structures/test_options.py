@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mmbitsplit.structures import (
     ActivationSpec,
+    BudgetSpec,
     CalibrationSpec,
     FirstLastSpec,
     Options,
@@ -28,7 +29,7 @@ from mmbitsplit.structures import (
     from_mapping,
 )
 from mmbitsplit.structures.options import check_value
-from mmbitsplit.structures.spec import Bits
+from mmbitsplit.structures.widths import Bits
 
 if TYPE_CHECKING:
     from nowhere import Unknown  # noqa: F401
@@ -107,6 +108,7 @@ def test_a_misspelled_word_among_numbers_is_answered():
 
 BITS = ('an integer from 2 to 8', [1, 9, 4.0, '4', True, [4]])
 SETTINGS = ('a dict', [4, None, 'x', ['a']])
+PART = ('a number above 0 or None', [0, -1.0, 'half', True])
 COUNT = ('an integer from 0', [-1, 2.0, True, '3'])
 # Of every field: what an error says is allowed, and values that are not.
 REFUSED = {
@@ -144,7 +146,19 @@ REFUSED = {
         'method': SETTINGS, 'scope': ('a string', [3, None, ['neck']]),
         'overrides': (r'a list, each item OverrideSpec\(\.\.\.\)', [{}, [{}], OverrideSpec('a')]),
         'tuning': ('a dict or a list, each item a dict', ['OutputTuning', 5, [3], None]),
-        'plan': (r'PlanSpec\(\.\.\.\) or None', ['plan.json', {'layers': []}, PlanRow('a')])},
+        'plan': (r'PlanSpec\(\.\.\.\) or None', ['plan.json', {'layers': []}, PlanRow('a')]),
+        'budget': (r'BudgetSpec\(\.\.\.\) or None', [4.5, '12MB', {'weight_bits': 4}])},
+    BudgetSpec: {
+        'weight_bits': ('a number from 2 to 8 or None', [1.9, '4', True]),
+        'bytes': ('a number above 0 or a string or None', [0, [1]]),
+        'bitops': PART, 'latency': PART, 'latency_table': ('a string or None', [3]),
+        'widths': ('a list, each item an integer from 2 to 8', [4, [1], [4.0], None]),
+        'activation_widths': ("'tied' or a list, each item an integer from 2 to 8 or None",
+                              ['tide', 4, [9]]),
+        'sensitivity': ('Allowed: error, fisher, measured', ['rounded', None]),
+        'loss': ('Allowed: auto, block_kl, cross_entropy, kl, raw', ['mse', None]),
+        'method': ('a dict or None', ['MSERound']), 'evaluations': ('an integer from 1', [0, 2.0]),
+        'max_drop': ('a number from 0 or None', [-0.1, '1'])},
     PlanRow: {
         'name': ('a string', [3, None]), 'role': ('a string', [None]),
         'weight': SETTINGS, 'activation': SETTINGS,
@@ -162,7 +176,8 @@ REFUSED = {
 def test_every_field_of_the_request_is_held_to_its_declaration(cls):
     assert set(REFUSED[cls]) == {field.name for field in dataclasses.fields(cls)}
     needed = {OverrideSpec: {'match': 'a'}, PlanRow: {'name': 'a'}, PlanSpec: {'layers': ()},
-              PlannedStream: {'name': 'a', 'num_bits': 4}}.get(cls, {})
+              PlannedStream: {'name': 'a', 'num_bits': 4},
+              BudgetSpec: {'weight_bits': 4}}.get(cls, {})
     made = cls(**needed)
     for name, (allowed, values) in REFUSED[cls].items():
         for value in values:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.structures.options import check_value
-from mmbitsplit.structures.spec import MAX_BITS, MIN_BITS
+from mmbitsplit.structures.widths import MAX_BITS, MIN_BITS
 
 Distribution = Literal['gauss', 'laplace']
 
