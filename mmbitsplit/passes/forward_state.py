@@ -73,8 +73,12 @@ class ForwardState:
 
     @contextmanager
     def watched(self, batch: int) -> Iterator[None]:
-        """Around a whole forward that nobody interrupts: sees what it changes, and puts it back."""
-        outside = random_state()
+        """Around a whole forward that nobody interrupts: sees what it changes, and puts it back.
+
+        Afterwards the thread is as it was before, which need not be as calibration computes:
+        who is outside may be recording gradients.
+        """
+        outside, thread = random_state(), ThreadState.now()
         self.begin(batch)
         self._begun = random_state()
         try:
@@ -84,6 +88,7 @@ class ForwardState:
             self.pause()
             self.modules.end()
             set_random_state(outside)
+            thread.restore()
 
     def look(self) -> None:
         """Sees what the forward has changed so far, which it may itself put back."""

@@ -13,6 +13,7 @@ from thread_nets import CONTEXTS, Inside, found
 from torch import nn
 
 from mmbitsplit.calibration import calibrate
+from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.thread_state import drawn_from, random_state
 
 
@@ -131,6 +132,20 @@ def test_after_an_error_everything_is_as_before(context, at, error, seeded, imag
                   run=run_model)
     assert found() == before
     assert not drawn_from(generators) & {'random', 'numpy'}
+
+
+@pytest.mark.parametrize('outside', [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize('error', [None, KeyError])
+def test_a_watched_forward_leaves_its_caller_as_it_was(outside, error, seeded, images, run_model):
+    forwards = Forwards.of(seeded(Inside), images(), run_model, seed=0)
+    with outside():
+        before = found()
+        with pytest.raises(error) if error else nullcontext(), forwards.state.watched(0):
+            assert found() == forwards.state.ours
+            torch.set_grad_enabled(not torch.is_grad_enabled())
+            if error:
+                raise error('in the middle')
+        assert found() == before
 
 
 class Drawing(nn.Module):
