@@ -27,7 +27,6 @@ from mmbitsplit.calibration.memory import (
 )
 from mmbitsplit.calibration.refine import refine
 from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
-from mmbitsplit.calibration.streams import check_method, open_stream_warnings, settle_streams
 from mmbitsplit.calibration.tuning import tune
 from mmbitsplit.calibration.unit_memory import learning_bytes
 from mmbitsplit.calibration.unit_solver import (
@@ -61,6 +60,7 @@ from mmbitsplit.planning.request_plan import check_request, layers_to_find, make
 from mmbitsplit.planning.units import find_units
 from mmbitsplit.solving.model_loss import loss_batches
 from mmbitsplit.solving.statistics import check_large_layers
+from mmbitsplit.solving.streams import check_method, open_stream_warnings, settle_streams
 from mmbitsplit.structures import (
     BitPlan,
     LayerReport,

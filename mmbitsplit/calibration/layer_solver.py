@@ -14,6 +14,7 @@ from mmbitsplit.passes.float_pass import check_finite
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.solving.data_free import solve_from_weights
+from mmbitsplit.solving.positions import check_seen
 from mmbitsplit.solving.solve_layer import solve_layer
 
 UNREACHED = 'no gradient of the raw outputs reaches it: its positions and channels count alike'
@@ -46,10 +47,7 @@ class LayerSolver:
             captures, targets = self._align(name, offers)
             layer = self.prepared.layers[name]
             plan = next(plan for plan in self.prepared.plan.layers if plan.name == name)
-            if not team.total(sum(target.shape[-1] for target in targets)):
-                raise ValueError(f"Layer '{name}' saw no input position on any calibration image "
-                                 '(no detections?); use other images, or leave it in float with '
-                                 f"overrides=[dict(match='{name}', skip=True)].")
+            check_seen(name, targets, team)
             shared = self.prepared.stream_qparams(plan.stream) if plan.stream else None
             solved = solve_layer(layer, plan, self.method, captures, targets, team,
                                  self.stopwatch, shared)

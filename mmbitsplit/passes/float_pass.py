@@ -1,7 +1,7 @@
 """The float pass: one forward a batch, nothing kept but targets at the sampled positions."""
 
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -90,7 +90,7 @@ def float_pass(prepared: PreparedModel, forwards: Forwards, sampler: Sampler,
                             None if name in done else sampler)
 
     started, sampled_before = time.perf_counter(), sampler.stopwatch.seconds['sampling']
-    with _taking(prepared, take), torch.no_grad():
+    with taking(prepared.layers, take), torch.no_grad():
         for step, batch in enumerate(forwards.batches):
             record.counts[batch] = {}
             with calls.of(batch, prepared.model, prepared.layers), state.watched(batch), \
@@ -132,16 +132,21 @@ def check_finite(name: str, x: Tensor, label: str, which: str) -> None:
 
 
 @contextmanager
-def _taking(prepared: PreparedModel,
-            take: Callable[[str, QuantizedLayer, Tensor, Tensor], None]):
-    """Calls ``take`` right after every call of every planned layer, before the user's hooks."""
+def taking(layers: Mapping[str, QuantizedLayer],
+           take: Callable[[str, QuantizedLayer, Tensor, Tensor], None]) -> Iterator[None]:
+    """Calls ``take`` right after every call of the layers, before the user's hooks.
+
+    Args:
+        layers: By name.
+        take: Given name, layer, input and output.
+    """
     def hook_for(name: str):
         def hook(module, args, kwargs, output):
             take(name, module, layer_input(args, kwargs), output)
         return hook
 
     handles = [layer.register_forward_hook(hook_for(name), with_kwargs=True, prepend=True)
-               for name, layer in prepared.layers.items()]
+               for name, layer in layers.items()]
     try:
         yield
     finally:

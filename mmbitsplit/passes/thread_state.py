@@ -178,14 +178,21 @@ def in_a_state_of_its_own(calibrate: Callable) -> Callable:
     """
     @functools.wraps(calibrate)
     def wrapped(*args, run: Callable, **options) -> Any:
-        caller, generators = ThreadState.now(), random_state()
-        try:
-            _plain(caller).restore()
-            return calibrate(*args, run=_as_called(run, caller), **options)
-        finally:
-            caller.restore()
-            set_random_state(generators)
+        with state_of_its_own() as caller:
+            return calibrate(*args, run=as_called(run, caller), **options)
     return wrapped
+
+
+@contextmanager
+def state_of_its_own() -> Iterator[ThreadState]:
+    """See ``in_a_state_of_its_own``; gives the caller's state, for ``as_called``."""
+    caller, generators = ThreadState.now(), random_state()
+    try:
+        _plain(caller).restore()
+        yield caller
+    finally:
+        caller.restore()
+        set_random_state(generators)
 
 
 def _plain(state: ThreadState) -> ThreadState:
@@ -194,7 +201,7 @@ def _plain(state: ThreadState) -> ThreadState:
                    default_device=(None, None))
 
 
-def _as_called(run: Callable, caller: ThreadState) -> Callable:
+def as_called(run: Callable, caller: ThreadState) -> Callable:
     """Runs in the caller's state, but without gradients and under the modes of the moment."""
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         now = ThreadState.now()

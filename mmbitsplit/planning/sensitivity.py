@@ -12,7 +12,8 @@ from mmbitsplit.methods import build_method
 from mmbitsplit.models import apply, layer_input, quantized_layers
 from mmbitsplit.models.surgery.undo import as_it_was_on_error
 from mmbitsplit.passes.call_counts import reached_by, totals
-from mmbitsplit.passes.capture import CallCapture, Sampler, merge_samples, ordinary
+from mmbitsplit.passes.capture import CallCapture, Sampler, merge_samples
+from mmbitsplit.passes.float_inputs import float_calls
 from mmbitsplit.passes.forwards import Forwards, check_not_empty
 from mmbitsplit.passes.replay import ReplayPoint, Tape
 from mmbitsplit.passes.watching import Watching
@@ -20,6 +21,7 @@ from mmbitsplit.planning.preparation import prepare_as_requested
 from mmbitsplit.planning.request_plan import check_request, layers_to_find
 from mmbitsplit.solving.input_scales import input_candidates
 from mmbitsplit.solving.output_error import output_scale
+from mmbitsplit.solving.positions import check_seen
 from mmbitsplit.solving.solve_layer import solve_layer
 from mmbitsplit.structures import LayerPlan, QuantSpec
 
@@ -131,21 +133,9 @@ class Sensitivity:
 
     def _captured(self, name: str) -> tuple[list[CallCapture], list[Tensor]]:
         """Inputs and float outputs of a layer at its sampled positions."""
-        layer = self.prepared.layers[name]
-        captures, targets = [], []
-
-        def take(call: int, x: Tensor, output: Tensor) -> None:
-            batch = self.forwards.state.current_batch()
-            targets.append(self.sampler.target(name, layer, call, batch, x.shape, output))
-            captures.append(self.sampler.capture(name, layer, call, batch, ordinary(x, layer)))
-
-        with self.forwards.replaying(self.tape):
-            self._run_all({name: take})
-        if not sum(target.shape[-1] for target in targets):
-            raise ValueError(f"Layer '{name}' saw no input position on any calibration image "
-                             '(no detections?); use other images, or leave it in float with '
-                             f"overrides=[dict(match='{name}', skip=True)].")
-        return captures, targets
+        calls = float_calls(self.prepared, self.forwards, self.sampler, [name])[name]
+        check_seen(name, calls.targets, self.forwards.team)
+        return calls.captures, calls.targets
 
     def _raw_outputs(self) -> dict[str, Tensor]:
         """Of each last layer, the outputs at its sampled positions of all batches: (G, M, K)."""

@@ -108,6 +108,20 @@ class LayerPositions:
         return Rows(torch.cat(x, -1), torch.cat(y, -1), calls)
 
 
+def check_seen(name: str, targets: Sequence[Tensor], team: Team) -> None:
+    """Raises ``ValueError`` for a layer that no image gives a position.
+
+    Args:
+        name: Of the layer.
+        targets: (G, M, K) of its calls, this process's.
+        team: Who has the others.
+    """
+    if not team.total(sum(target.shape[-1] for target in targets)):
+        raise ValueError(f"Layer '{name}' saw no input position on any calibration image "
+                         '(no detections?); use other images, or leave it in float with '
+                         f"overrides=[dict(match='{name}', skip=True)].")
+
+
 def _chosen(mask: Tensor) -> Tensor | slice:
     """A slice where all or none are meant: whole images are held out, and slices copy nothing."""
     if mask.all():

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmbitsplit.functional import channel_ranges, rows_to_weight, whole_steps
@@ -67,11 +68,11 @@ class Solved:
 def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
                 captures: Sequence[CallCapture], targets: Sequence[Tensor],
                 team: Team | None = None, stopwatch: Stopwatch | None = None,
-                shared: QParams | None = None) -> Solved:
+                shared: QParams | None = None, sums: 'FittedSums | None' = None) -> Solved:
     """Quantizes one layer; every process of the team returns the same.
 
     Args:
-        layer: Still in float.
+        layer: In float, or as it was solved before.
         plan: Bits and modes.
         method: Chooses the codes.
         captures: Of every call in the quantized model, this process's.
@@ -79,6 +80,8 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         team: The processes that hold the other calls; this one alone when not given.
         stopwatch: Told what the parts take.
         shared: Of the residual stream that it reads, where it reads one.
+        sums: What the layer was solved from before on the same captures, used again where its
+            input is quantized alike: for several widths of one layer.
     """
     team, stopwatch = team or Team(), stopwatch or Stopwatch()
     geometry, weight = layer.geometry, layer.float_rows()
@@ -88,7 +91,8 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         ranges = channel_ranges(samples, best.qparams)
         del samples
     with stopwatch('solve_statistics'):
-        statistics, held_out, apart = _fit_and_held_out(rows, best, geometry, method)
+        fitted = _fit_and_held_out if sums is None else sums.of
+        statistics, held_out, apart = fitted(rows, best, geometry, method)
     with stopwatch('solve_codes'):
         choice = choose_solution(method, statistics,
                                  best.weight(weight, geometry).to(statistics.x_sum.dtype),
@@ -96,10 +100,11 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
     del statistics, held_out
     calls, sampled = map(sum, zip(*team.gather(
         (len(captures), sum(capture.patches.shape[-1] for capture in captures)))))
-    solution = layer_solution(choice.solution, choice.judged.bias, best.qparams, layer.bias,
+    bias = layer.float_weights().bias
+    solution = layer_solution(choice.solution, choice.judged.bias, best.qparams, bias,
                               geometry, plan)
     solution = replace(solution, narrower=tuple(
-        layer_solution(one, judged.bias, best.qparams, layer.bias, geometry,
+        layer_solution(one, judged.bias, best.qparams, bias, geometry,
                        replace(plan, weight=replace(plan.weight, num_bits=num_bits)))
         for num_bits, (one, judged) in choice.narrower.items()))
     if plan.output is not None:
@@ -114,6 +119,32 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
             *(() if apart else FITTED_AND_JUDGED), *width_notes(choice.solution, best.qparams),
             *(f'can be switched to {num_bits} bits: error {judged.error:.4g}'
               for num_bits, (_, judged) in choice.narrower.items()))))
+
+
+class FittedSums:
+    """What a layer is solved from and judged on, kept for the input quantization asked for last."""
+
+    def __init__(self) -> None:
+        self._of: Candidate | None = None
+        self._found: tuple[LayerStatistics | RowStatistics, Rows, bool] | None = None
+
+    def of(self, rows: LayerPositions, candidate: Candidate, geometry: LayerGeometry,
+           method: Method) -> tuple[LayerStatistics | RowStatistics, Rows, bool]:
+        """What the method is given, positions to judge on, and whether these are others."""
+        if self._found is None or not _alike(self._of, candidate):
+            self._of = self._found = None  # its memory is free before the next is made
+            self._found = _fit_and_held_out(rows, candidate, geometry, method)
+            self._of = candidate
+        return self._found
+
+
+def _alike(one: Candidate, other: Candidate) -> bool:
+    """Whether both quantize an input to the same values."""
+    if one.qparams is None or other.qparams is None:
+        return one.qparams is other.qparams
+    pairs = zip(vars(one.qparams).values(), vars(other.qparams).values())
+    return all(isinstance(b, Tensor) and torch.equal(a, b) if isinstance(a, Tensor) else a == b
+               for a, b in pairs)
 
 
 def _fit_and_held_out(rows: LayerPositions, candidate: Candidate, geometry: LayerGeometry,
