@@ -1,6 +1,6 @@
 """Solutions of all layers at all their widths, of which any plan can be installed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -8,9 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mmbitsplit.models import PreparedModel, apply
-from mmbitsplit.planning.width_choices import Choices
-from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
-from mmbitsplit.structures.widths import Widths
+from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams, Widths
 
 BYTES_OF_A_CHANNEL = 3 * 4  # scale, bias, offset
 
@@ -96,7 +94,8 @@ class WidthBank:
             self.take_out()
 
 
-def bytes_for(geometries: Mapping[str, LayerGeometry], choices: Choices) -> int:
+def bytes_for(geometries: Mapping[str, LayerGeometry], choices: Mapping[str, Sequence[Widths]],
+              ) -> int:
     """Bytes that the bank of a model will hold, about.
 
     Args:

@@ -1,11 +1,10 @@
 """What a method is given: the same from several processes as from one, sums or rows."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
+from thread_team import ThreadTeam, together
 from torch import nn
 
 from mmbitsplit.calibration import Team, build_method
@@ -29,48 +28,6 @@ from mmbitsplit.structures import (
 )
 
 SUMS = ('gram', 'cross', 'y_sq', 'x_sum', 'y_sum')
-
-
-class ThreadTeam(Team):
-    """A thread among several; they meet at a barrier."""
-
-    def __init__(self, rank, size, board):
-        self.rank, self.size, self.board = rank, size, board
-
-    def gather(self, value):
-        values, barrier = self.board
-        values[self.rank] = value
-        barrier.wait()
-        found = list(values)
-        barrier.wait()
-        return found
-
-    def add_(self, *tensors):
-        for tensor in tensors:
-            tensor.copy_(sum(self.gather(tensor.clone())))
-
-    def from_first(self, value):
-        return self.gather(value)[0]
-
-
-def together(size, work):
-    """Calls ``work(team)`` in as many threads; returns their results by rank."""
-    board = [None] * size, threading.Barrier(size, timeout=60)
-
-    def run(rank):
-        try:
-            return work(ThreadTeam(rank, size, board))
-        except BaseException:
-            board[1].abort()
-            raise
-
-    with ThreadPoolExecutor(size) as pool:
-        running = [pool.submit(run, rank) for rank in range(size)]
-    errors = [task.exception() for task in running]
-    for error in errors:
-        if error is not None and not isinstance(error, threading.BrokenBarrierError):
-            raise error
-    return [task.result() for task in running]
 
 
 def make_data(whole=True, inputs=12, positions=60, seed=0):

@@ -26,6 +26,7 @@ class OutputLoss:
         asked: ``'kl'``, ``'raw'``, or ``'auto'``: the former where one linear layer gives
             (rows, classes).
         seed: Of the calibration; chooses elements.
+        asked_by: Part of the request, for error messages.
 
     Attributes:
         kind: What was taken, once ``settle`` has been called.
@@ -35,6 +36,7 @@ class OutputLoss:
     raw: RawOutputs
     asked: str
     seed: int
+    asked_by: str = 'quantization.tuning'
     kind: str = ''
     wanted: dict[int, list[tuple[str, torch.Size, Tensor]]] = field(default_factory=dict)
     _shares: dict[Key, float] = field(default_factory=dict)
@@ -59,7 +61,7 @@ class OutputLoss:
         scores = self._scores and all(team.gather(all(
             len(shape) == 2 for outputs in self.wanted.values() for _, shape, _ in outputs)))
         if self.asked == 'kl' and not scores:
-            raise ValueError("quantization.tuning: loss='kl' is for a model that ends in one "
+            raise ValueError(f"{self.asked_by}: loss='kl' is for a model that ends in one "
                              'linear layer of class scores, (rows, classes); this one ends in '
                              f"{', '.join(self.raw.modules)}. Use loss='raw' or 'auto'.")
         self.kind = 'kl' if scores else 'raw'
@@ -98,10 +100,10 @@ class OutputLoss:
         if [(name, shape) for name, shape, _ in wanted] != [
                 (name, output.shape) for name, output in outputs]:
             raise ValueError(
-                f'quantization.tuning: on calibration batch {batch} the quantized model gives raw '
+                f'{self.asked_by}: on calibration batch {batch} the quantized model gives raw '
                 'outputs of other shapes than the float one: a step picks rows by values of '
                 'layers. Name it as a replay point (docs/own_detector.md), or leave '
-                'quantization.tuning out.')
+                f'{self.asked_by} out.')
         total = torch.zeros((), dtype=torch.float64)
         keys = self._keys([name for name, _, _ in wanted])
         for place, (key, (_, _, target), (_, output)) in enumerate(zip(keys, wanted, outputs)):

@@ -1,0 +1,129 @@
+"""Solves every layer at every width it may have, on what the float model gives it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from mmbitsplit.methods import Method
+from mmbitsplit.models import PreparedModel
+from mmbitsplit.passes.capture import Sampler
+from mmbitsplit.passes.float_inputs import FloatCalls, float_calls
+from mmbitsplit.passes.watching import Watching
+from mmbitsplit.planning.width_bank import Banked
+from mmbitsplit.solving.positions import check_seen
+from mmbitsplit.solving.solve_layer import FittedSums, solve_layer
+from mmbitsplit.structures import LayerPlan, QParams, Widths
+
+ROW_BYTES = 1 << 30  # of sampled positions of layers that are gathered in one pass over the images
+
+
+def plan_at(base: LayerPlan, widths: Widths) -> LayerPlan:
+    """The plan of a layer at other widths than those of the base model.
+
+    Where it reads a quantized residual stream, that keeps the width of the base model: at fewer
+    bits the layer rounds once more, by a scale of its own.
+    """
+    activation = base.activation if widths.activation is None else replace(
+        base.activation, num_bits=widths.activation)
+    shares = activation.num_bits == base.activation.num_bits
+    return replace(base, weight=replace(base.weight, num_bits=widths.weight),
+                   activation=activation, stream=base.stream if shares else '')
+
+
+@dataclass
+class WidthSolver:
+    """Solves layers apart from each other: what comes of one depends on no other's bits.
+
+    Each pass over the images serves as many layers as have room for their sampled positions, all
+    widths of each; sums of products are taken once for each way to quantize the input.
+
+    Args:
+        prepared: The model, its layers in float and planned as in the base model.
+        look: What is known of it.
+        method: Chooses codes; what it does with whole units or the whole model is not asked for.
+        choices: Widths by layer.
+        base: Of these, those of the base model.
+        sampler: Positions.
+        budget: Bytes of positions that are held at once.
+
+    Attributes:
+        passes: Over the images, so far.
+    """
+
+    prepared: PreparedModel
+    look: Watching
+    method: Method
+    choices: Mapping[str, Sequence[Widths]]
+    base: Mapping[str, Widths]
+    sampler: Sampler
+    budget: int = ROW_BYTES
+    passes: int = 0
+    _outputs: dict[str, QParams | None] = field(default_factory=dict)
+
+    def solve(self, known: Mapping[str, QParams | None],
+              progress: Callable[[int, int], None] = lambda step, steps: None,
+              ) -> Iterator[tuple[str, dict[Widths, Banked]]]:
+        """Yields layers with their solutions, in execution order.
+
+        Args:
+            known: Layers that are solved already, with how their outputs are quantized.
+            progress: Told (batches done, batches in all) of each pass.
+
+        Raises:
+            ValueError: No image gives a layer a position, or an input is not finite.
+        """
+        self._outputs = dict(known)
+        plans = {plan.name: plan for plan in self.prepared.plan.layers}
+        for names in self._groups([name for name in plans if name not in known]):
+            self.passes += 1
+            found = float_calls(self.prepared, self.look.forwards, self.sampler, names, progress)
+            for name in names:
+                check_seen(name, found[name].targets, self.look.forwards.team)
+                yield name, self._solve(plans[name], found.pop(name))
+
+    def _groups(self, names: Sequence[str]) -> Iterator[list[str]]:
+        """Layers, in order, that one pass has room for; the same in every process."""
+        group: list[str] = []
+        held = 0
+        for name in names:
+            size = max(self.look.forwards.team.gather(self._bytes(name)))
+            if group and held + size > self.budget:
+                yield group
+                group, held = [], 0
+            group.append(name)
+            held += size
+        if group:
+            yield group
+
+    def _bytes(self, name: str) -> int:
+        """Of a layer's sampled inputs and outputs in this process."""
+        geometry = self.prepared.layers[name].geometry
+        flow, sizes = self.look.flow, self.look.sizes.values()
+        most = self.sampler.share_of_call(name, self.sampler.spec.rows_per_layer)
+        rows = sum(min(most, int(size * scale / geometry.out_channels)) for scale in sizes
+                   for size in flow.output_sizes[name])
+        return 4 * rows * (geometry.groups * geometry.inputs_per_output + geometry.out_channels)
+
+    def _solve(self, plan: LayerPlan, calls: FloatCalls) -> dict[Widths, Banked]:
+        layer, sums, found = self.prepared.layers[plan.name], FittedSums(), {}
+        # Those that quantize the input alike stand together.
+        for widths in sorted(self.choices[plan.name], key=lambda one: (
+                one.activation or 0, one.weight)):
+            own = plan_at(plan, widths)
+            solved = solve_layer(layer, own, self.method, calls.captures, calls.targets,
+                                 self.look.forwards.team, shared=self._shared(own), sums=sums)
+            found[widths] = Banked(solved.solution, solved.error)
+        self._outputs[plan.name] = found[self.base[plan.name]].solution.output_qparams
+        if any(stream.name == plan.name for stream in self.prepared.plan.streams):
+            # Who reads the stream has its scale: that of the base model at every width.
+            found = {widths: banked._replace(solution=replace(
+                banked.solution, output_qparams=self._outputs[plan.name]))
+                for widths, banked in found.items()}
+        return found
+
+    def _shared(self, plan: LayerPlan) -> QParams | None:
+        """How the residual stream that a layer reads is rounded."""
+        if not plan.stream:
+            return None
+        if plan.stream in self._outputs:
+            return self._outputs[plan.stream]
+        return self.prepared.stream_qparams(plan.stream)
