@@ -40,6 +40,7 @@ EXTRAS_REQUIRE = {
     # Sphinx 9.0 is tried; 7.4 is the first whose directives can parse text of their own making.
     'docs': ['sphinx>=7.4,<10', 'myst-parser>=4,<6', 'furo>=2024.8', 'matplotlib>=3.8'],
     'lapq': ['scipy>=1.9,<2'],  # method LAPQ
+    'budget': ['scipy>=1.9,<2'],  # quantization.budget
     'test': ['pytest>=7', 'pytest-cov>=7,<8', 'pytest-xdist>=3.8,<4', 'ruff', 'mypy>=2.4,<3',
              'hypothesis>=6.170,<7', 'nbclient>=0.11,<0.12', 'nbformat>=5.11,<6',
              'ipykernel>=7.4,<8'],

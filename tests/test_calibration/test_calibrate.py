@@ -127,6 +127,7 @@ def test_scope_and_overrides_leave_layers_in_float(residual_net, images, make_sp
     (dict(method=dict(type='Bitspilt')), "'Bitspilt'.*did you mean 'BitSplit'"),
     (dict(method=dict(type='BitSplit', max_sweep=3)), "'max_sweep'.*did you mean 'max_sweeps'"),
     (dict(scope='blocs'), "no part 'blocs'.*did you mean 'blocks'"),
+    (dict(budget=dict(weight_bits=4)), 'quantization.budget asks for widths that are not chosen'),
     (dict(overrides=[dict(match='block.*')]), r"overrides\[0\].*'block\.\*' matches no layer"),
 ])
 def test_what_is_not_known_is_named_with_the_nearest(changes, message, residual_net, images,
