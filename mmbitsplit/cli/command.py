@@ -18,8 +18,8 @@ DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 EXTRAS = {  # of setup.py, by the package that a command may miss
     'mmengine': 'mm', 'mmcv': 'mm', 'mmdet': 'mm', 'mmpretrain': 'mm', 'torchvision': 'mm',
     'cv2': 'demo', 'pycocotools': 'demo', 'sklearn': 'demo', 'plotly': 'report', 'PIL': 'report',
-    'jinja2': 'report', 'matplotlib': 'docs', 'scipy': 'budget', 'onnx': 'onnx', 'onnxscript': 'onnx',
-    'onnx_ir': 'onnx', 'onnxruntime': 'onnx', 'openvino': 'onnx'}
+    'jinja2': 'report', 'matplotlib': 'docs', 'scipy': 'budget', 'onnx': 'onnx',
+    'onnxscript': 'onnx', 'onnx_ir': 'onnx', 'onnxruntime': 'onnx', 'openvino': 'onnx'}
 USER_ERRORS = (ValueError, FileNotFoundError)  # the message says what to mend
 
 
