@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmbitsplit.functional import as_bytes, place_once
 from mmbitsplit.version import __version__
 
 FORMAT = 2
@@ -73,18 +74,15 @@ def pack_checkpoint(state: Mapping[str, Tensor], description: Mapping[str, Any],
     Raises:
         ValueError: A tensor is of a dtype that the format does not know.
     """
-    rows, blocks, offsets, end = [], [], {}, 0
-    for name, value in state.items():
-        data = _to_bytes(name, value)
-        if data not in offsets:  # layers under two names and zero points of 0 are stored once
-            offsets[data], end = end, end + len(data)
-            blocks.append(data)
-        rows.append([name, str(value.dtype).removeprefix('torch.'), list(value.shape),
-                     offsets[data], _checksum(data)])
-    header = {'description': description, 'tensors': rows, 'payload_bytes': end,
+    data = {name: _to_bytes(name, value) for name, value in state.items()}
+    offsets, blocks = place_once(data.values())
+    rows = [[name, str(value.dtype).removeprefix('torch.'), list(value.shape), offset,
+             _checksum(data[name])] for (name, value), offset in zip(state.items(), offsets)]
+    payload = b''.join(blocks)
+    header = {'description': description, 'tensors': rows, 'payload_bytes': len(payload),
               'meta_checksum': _meta_checksum(meta)}
     return {'state_dict': {HEADER_KEY: _as_tensor(_frame(header)),
-                           PAYLOAD_KEY: _as_tensor(b''.join(blocks))}, 'meta': dict(meta)}
+                           PAYLOAD_KEY: _as_tensor(payload)}, 'meta': dict(meta)}
 
 
 def unpack_state(state: Mapping[str, Tensor]) -> PackedCheckpoint:
@@ -216,8 +214,7 @@ def _to_bytes(name: str, value: Tensor) -> bytes:
     if str(value.dtype).removeprefix('torch.') not in _DTYPES:
         raise ValueError(f"Tensor '{name}' is of dtype {value.dtype}, which a packed checkpoint "
                          f'does not hold; allowed are {", ".join(_DTYPES)}.')
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
+    return as_bytes(value)
 
 
 def _as_tensor(data: bytes) -> Tensor:

@@ -1,6 +1,13 @@
 """Pure tensor functions: quantizers, statistics, solvers. No module, no state, no model."""
 
-from mmbitsplit.functional.packing import pack_codes, unpack_codes
+from mmbitsplit.functional.packing import (
+    as_bytes,
+    pack_codes,
+    packed_bytes,
+    payload_bytes,
+    place_once,
+    unpack_codes,
+)
 from mmbitsplit.functional.patches import (
     apply_layer,
     channel_dim,
@@ -64,14 +71,15 @@ from mmbitsplit.functional.statistics import (
 )
 
 __all__ = [
-    'ActivationSamples', 'JointMinimum', 'add_ridge', 'allocate_bits', 'apply_layer',
+    'ActivationSamples', 'JointMinimum', 'add_ridge', 'allocate_bits', 'apply_layer', 'as_bytes',
     'bias_correction', 'center', 'channel_dim', 'channel_qparams', 'channel_ranges',
     'clipping_constant', 'code_histogram', 'code_range', 'correct_weights', 'default_ridge',
     'dequantize', 'entropy_threshold', 'explicit_padding', 'fake_quantize', 'fake_quantize_ste',
     'feedback_factor', 'gather_outputs', 'gather_patches', 'interpolate_qparams',
-    'layer_statistics', 'leading_planes', 'output_size', 'pack_codes', 'per_input', 'per_output',
-    'powell_minimum', 'product_input', 'product_input_ste', 'quadratic_minimum',
-    'quadratic_objective', 'quantization_error', 'quantize', 'round_weight', 'rows_to_weight',
-    'search_qparams', 'solve_bitsplit', 'solve_bitsplit_rows', 'split_bit_planes', 'spread',
-    'stitch_bit_planes', 'unpack_codes', 'weight_rows', 'weight_scale', 'whole_steps',
+    'layer_statistics', 'leading_planes', 'output_size', 'pack_codes', 'packed_bytes',
+    'payload_bytes', 'per_input', 'per_output', 'place_once', 'powell_minimum', 'product_input',
+    'product_input_ste', 'quadratic_minimum', 'quadratic_objective', 'quantization_error',
+    'quantize', 'round_weight', 'rows_to_weight', 'search_qparams', 'solve_bitsplit',
+    'solve_bitsplit_rows', 'split_bit_planes', 'spread', 'stitch_bit_planes', 'unpack_codes',
+    'weight_rows', 'weight_scale', 'whole_steps',
 ]

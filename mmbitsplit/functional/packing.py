@@ -1,10 +1,17 @@
-"""Packs integer codes into bytes, b bits a code, rows starting on a byte."""
+"""Packs integer codes into bytes, b bits a code, rows starting on a byte; bytes of many tensors."""
+
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmbitsplit.structures.spec import check_bits
+
+
+def packed_bytes(num_codes: int, num_bits: int) -> int:
+    """Returns the bytes that a row of packed codes takes."""
+    return -(-num_codes * num_bits // 8)
 
 
 def pack_codes(codes: Tensor, num_bits: int) -> Tensor:
@@ -41,7 +48,7 @@ def unpack_codes(packed: Tensor, num_bits: int, num_codes: int) -> Tensor:
         ValueError: The number of bytes is not what so many codes take.
     """
     check_bits('num_bits', num_bits)
-    expected = -(-num_codes * num_bits // 8)
+    expected = packed_bytes(num_codes, num_bits)
     if packed.shape[1] != expected:
         raise ValueError(f'{num_codes} codes of {num_bits} bits take {expected} bytes a row, '
                          f'got {packed.shape[1]}.')
@@ -52,3 +59,30 @@ def unpack_codes(packed: Tensor, num_bits: int, num_codes: int) -> Tensor:
     half = np.uint8(2 ** (num_bits - 1))
     codes = ((values ^ half) - half).view(np.int8)  # wraps where the sign bit was set
     return torch.from_numpy(codes).to(packed.device)
+
+
+def as_bytes(value: Tensor) -> bytes:
+    """Returns what a tensor holds, as a file stores it."""
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def place_once(blocks: Iterable[bytes]) -> tuple[list[int], list[bytes]]:
+    """Places blocks one after the other, equal ones once.
+
+    Layers under two names are equal, and so are zero points of 0.
+
+    Returns:
+        Where each block begins, and the blocks that are stored.
+    """
+    places: dict[bytes, int] = {}
+    offsets, end = [], 0
+    for block in blocks:
+        if block not in places:
+            places[block], end = end, end + len(block)
+        offsets.append(places[block])
+    return offsets, list(places)
+
+
+def payload_bytes(tensors: Iterable[Tensor]) -> int:
+    """Returns the bytes that tensors take in a packed file."""
+    return sum(map(len, place_once(map(as_bytes, tensors))[1]))

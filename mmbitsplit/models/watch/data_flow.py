@@ -49,6 +49,7 @@ class DataFlow:
         selections: Steps outside of barriers that pick rows by values of layers, with the layers
             that get them.
         output_sizes: For each layer and call, the number of elements of its output.
+        input_sizes: For the same, of its input.
         output_rows: For the same, how many images, boxes or rows these are.
         live_blocks: For each layer, sizes in bytes of the tensors that the run had made and
             still held when a call of it began, the call with most of them in sum.
@@ -75,6 +76,7 @@ class DataFlow:
     deciding: set[str] = field(default_factory=set)
     selections: dict[Selection, list[str]] = field(default_factory=dict)
     output_sizes: dict[str, list[int]] = field(default_factory=dict)
+    input_sizes: dict[str, list[int]] = field(default_factory=dict)
     output_rows: dict[str, list[int]] = field(default_factory=dict)
     live_blocks: dict[str, list[int]] = field(default_factory=dict)
     peak_bytes: int = 0

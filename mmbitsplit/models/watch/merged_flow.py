@@ -9,8 +9,8 @@ from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.layer_inside import LayerInside
 
 # Of two runs, what differs between them rather than adds up.
-_MOST = {'calls', 'norm_calls', 'stacks', 'output_sizes', 'output_rows', 'live_blocks',
-         'peak_bytes'}
+_MOST = {'calls', 'norm_calls', 'stacks', 'output_sizes', 'input_sizes', 'output_rows',
+         'live_blocks', 'peak_bytes'}
 _APART = {'order', 'norm_after', 'module_calls'}
 
 

@@ -298,6 +298,7 @@ class _Watcher(TorchDispatchMode):
             self.sources[storage_of(output)] = {name}
             self.produced[storage_of(output)] = (name, weakref.ref(output))
             self.flow.output_sizes.setdefault(name, []).append(output.numel())
+            self.flow.input_sizes.setdefault(name, []).append(x.numel())
             self.flow.output_rows.setdefault(name, []).append(
                 output.size(0) if output.dim() else 1)  # a nested tensor has no shape
         return hook
