@@ -51,10 +51,14 @@ class Importance:
             and positions, in parts of their mean over channels; ones where no gradient reaches
             it. None of units whose output is no tensor.
         unreached: Layers that no gradient reaches on any image.
+        energies: By layer, (out_channels,) float64: what the loss of a batch rises by for each
+            unit of the mean squared error of a channel's outputs, to first order in these, as if
+            errors at different places had nothing to do with each other.
     """
 
     channels: dict[str, Tensor] = field(default_factory=dict)
     unreached: frozenset[str] = frozenset()
+    energies: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,7 @@ class ImportancePass:
         seed: Of the probes.
         units: Whose channels are looked at.
         rows: Layers whose positions are looked at.
+        energies: Layers whose energies are asked for.
         take: Given a batch and its maps.
         probes: Backwards a batch.
     """
@@ -81,6 +86,7 @@ class ImportancePass:
     seed: int
     units: Sequence[Unit] = ()
     rows: frozenset[str] = frozenset()
+    energies: frozenset[str] = frozenset()
     take: Callable[[int, Maps], None] = lambda batch, maps: None
     probes: int = PROBES
 
@@ -95,19 +101,24 @@ class ImportancePass:
                 not finite; says on which image.
         """
         sums: dict[int, dict[str, Tensor]] = {}
+        energies: dict[int, dict[str, Tensor]] = {}
         reached: set[str] = set()
         for step, batch in enumerate(self.forwards.batches):
             found = self._gradients(batch)
             self.take(batch, found.maps)
             reached |= found.reached
-            sums[batch] = found.channels
+            sums[batch], energies[batch] = found.channels, found.energies
             progress(step + 1, len(self.forwards.batches))
         reached = set().union(*self.forwards.team.gather(reached))
         if not reached:
             raise ValueError(
                 "No gradient of the float model's raw outputs reaches any layer: a step between "
                 f'detaches them, or they are computed in inference mode. {INSTEAD}')
-        return Importance(self._means(sums), frozenset(self.prepared.layers.keys() - reached))
+        channels = {name: total / total.mean() if bool(total.any()) else torch.ones_like(total)
+                    for name, total in self._totals(sums).items()}
+        return Importance(channels, frozenset(self.prepared.layers.keys() - reached),
+                          {name: total / self.forwards.total
+                           for name, total in self._totals(energies).items()})
 
     def _gradients(self, batch: int) -> '_Gradients':
         try:
@@ -138,16 +149,15 @@ class ImportancePass:
         found.check(forwards.labels[batch])
         return found
 
-    def _means(self, sums: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Channels in parts of their mean, from sums by batch and unit."""
+    def _totals(self, sums: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Sums over the batches of all processes, of what each batch has by name."""
         everyone = {batch: found for part in self.forwards.team.gather(dict(sums))
                     for batch, found in part.items()}
         totals: dict[str, Tensor] = {}
         for batch in sorted(everyone):  # in one order, whoever has them
             for name, values in everyone[batch].items():
                 totals[name] = totals[name] + values if name in totals else values
-        return {name: total / total.mean() if bool(total.any()) else torch.ones_like(total)
-                for name, total in totals.items()}
+        return totals
 
 
 class _Gradients:
@@ -159,6 +169,8 @@ class _Gradients:
     Attributes:
         maps: See ``Maps``.
         channels: By unit, (C,) squared gradients, mean over positions, summed over calls.
+        energies: By layer, (C,) squared gradients, mean over probes, summed over positions and
+            calls: of the loss.
         reached: Layers whose outputs a gradient reaches.
     """
 
@@ -166,6 +178,8 @@ class _Gradients:
         self.of = of
         self.maps: Maps = {}
         self.channels: dict[str, Tensor] = {}
+        self.energies: dict[str, Tensor] = {}
+        self._share = 1.0  # of a squared gradient in the loss
         self.reached: set[str] = set()
         self._anchors: dict[torch.device, Tensor] = {}
         self._raw: dict[str, list[Tensor]] = {}
@@ -200,6 +214,7 @@ class _Gradients:
             last: Whether the graph may go.
         """
         pairs: list[tuple[Tensor, Tensor]] = []
+        self._share = self._loss_share() / self.of.probes
         sure = confidence([output.detach() for outputs in self._raw.values() for output in outputs]
                           ) if self.of.kind == 'confidence' else {}
         for outputs in self._raw.values():
@@ -220,10 +235,18 @@ class _Gradients:
             self._raw.clear()
             self._anchors.clear()
 
+    def _loss_share(self) -> float:
+        """Divergences are half a square, the mean over rows; squared errors the mean of layers."""
+        if self.of.kind == 'cross_entropy':
+            return 0.5 / max(1, sum(output[..., 0].numel() for outputs in self._raw.values()
+                                    for output in outputs))
+        return 1.0 / max(1, len(self._raw))
+
     def check(self, label: str) -> None:
         """Raises ``ValueError`` for gradients that are not finite."""
         for name, calls in self.maps.items():
-            if not all(bool(torch.isfinite(one).all()) for one in calls):
+            found = [*calls, self.energies[name]] if name in self.energies else calls
+            if not all(bool(torch.isfinite(one).all()) for one in found):
                 raise ValueError(f"Gradients of the float model's raw outputs at layer '{name}' "
                                  f'are NaN or infinite on {label}. {INSTEAD}')
 
@@ -253,6 +276,9 @@ class _Gradients:
             if name in self.of.rows:
                 calls.append(output.new_zeros(output.select(dim, 0).numel(), dtype=torch.float32))
             output.register_hook(self._at_positions(name, len(calls) - 1, dim))
+            if name in self.of.energies:
+                self.energies.setdefault(name, torch.zeros(output.shape[dim], dtype=torch.float64))
+                output.register_hook(self._at_outputs(name, dim))
         if 'unit' in names:
             unit = self._ends[names['unit']]
             geometry = self.of.prepared.layers[unit.layers[-1]].geometry
@@ -265,6 +291,12 @@ class _Gradients:
             self.reached.add(name)
             if name in self.of.rows:
                 self.maps[name][call] += gradient.float().square().sum(dim).flatten()
+        return hook
+
+    def _at_outputs(self, name: str, dim: int) -> Callable[[Tensor], None]:
+        def hook(gradient: Tensor) -> None:
+            squares = gradient.double().square().movedim(dim, 0).flatten(1)
+            self.energies[name] += self._share * squares.sum(1).cpu()
         return hook
 
     def _at_channels(self, unit: str, dim: int) -> Callable[[Tensor], None]:

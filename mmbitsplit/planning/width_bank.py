@@ -19,10 +19,12 @@ class Banked(NamedTuple):
     Args:
         solution: What is written into the layer; codes in int8.
         error: Relative squared error of the layer's output on positions that it was not fitted to.
+        channels: (out_channels,) float64 mean squared error of each there, where it is asked for.
     """
 
     solution: LayerSolution
     error: float
+    channels: Tensor | None = None
 
 
 @dataclass

@@ -157,7 +157,6 @@ class PlanLosses:
 
     Attributes:
         forwards: Batches that this process has run, those of the float model too.
-        base: Loss of the base model by batch.
     """
 
     raw: RawOutputs
@@ -166,21 +165,31 @@ class PlanLosses:
     batches: Sequence[int]
     calls: BaseCalls
     forwards: int = 0
-    base: list[float] = field(default_factory=list)
+    _base: list[float] = field(default_factory=list)
 
-    def begin(self) -> None:
-        """Runs the float and the base model on all batches."""
+    def record(self) -> None:
+        """Runs the float model on all batches: what it gives, and what it decides.
+
+        Raises:
+            ValueError: The loss is none of this model.
+        """
+        self.bank.take_out()
         with streams_through():
             for _, batch in self._own():
                 self.loss.add(batch, self.raw.record(batch))
                 self.forwards += 1
         self.loss.settle()
-        self.bank.install({})
 
-        def run(batch: int) -> float:
-            with self.calls.recording(batch):
-                return self._run(batch)
-        self.base = self._gathered(run)
+    @property
+    def base(self) -> list[float]:
+        """Loss of the base model by batch; it is run when first asked for."""
+        if not self._base:
+            def run(batch: int) -> float:
+                with self.calls.recording(batch):
+                    return self._run(batch)
+            self.bank.install({})
+            self._base = self._gathered(run)
+        return self._base
 
     def of(self, plan: Mapping[str, Widths]) -> list[float]:
         """Loss of a plan by batch; the plan stays installed.
@@ -188,10 +197,10 @@ class PlanLosses:
         Args:
             plan: Widths by layer; others as in the base model.
         """
+        base = dict(zip(self.batches, self.base))
         self.bank.install(plan)
         changed = {name for name, widths in self.bank.installed.items()
                    if widths != self.bank.base[name]}
-        base = dict(zip(self.batches, self.base))
 
         def run(batch: int) -> float:
             if not self.calls.reaches(batch, changed):

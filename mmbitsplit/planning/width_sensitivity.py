@@ -10,20 +10,24 @@ Integer Programming*, 2020, section 3.3, and its code. Differs from source: no l
 activations may have widths of their own, the loss is that on batches that no layer was solved on.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmbitsplit.functional.kernels.precision import full_float32
 from mmbitsplit.methods import build_method
+from mmbitsplit.models import last_layers
+from mmbitsplit.models.layers.streams import streams_through
 from mmbitsplit.models.surgery.undo import ModelState
 from mmbitsplit.passes.call_counts import reached_by, totals
 from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.passes.forwards import Forwards, check_not_empty
+from mmbitsplit.passes.importance import ImportancePass
 from mmbitsplit.passes.raw_outputs import RawOutputs
 from mmbitsplit.passes.replay import ReplayPoint, Tape
 from mmbitsplit.passes.team import Team
@@ -34,6 +38,7 @@ from mmbitsplit.planning.preparation import prepare_as_requested
 from mmbitsplit.planning.request_plan import check_request, layers_to_find, make_plan
 from mmbitsplit.planning.width_bank import WidthBank
 from mmbitsplit.planning.width_choices import width_choices, with_widths
+from mmbitsplit.planning.width_journal import WidthJournal
 from mmbitsplit.planning.width_losses import (
     BaseCalls,
     PlanLosses,
@@ -42,6 +47,8 @@ from mmbitsplit.planning.width_losses import (
     shared_bytes,
 )
 from mmbitsplit.planning.width_solutions import WidthSolver
+from mmbitsplit.solving.label_loss import LabelLoss, class_labels
+from mmbitsplit.solving.model_loss import usual_kind
 from mmbitsplit.solving.streams import settle_streams
 from mmbitsplit.solving.tuning import OutputLoss
 from mmbitsplit.structures import QuantSpec, Widths, WidthTable
@@ -55,15 +62,18 @@ class WidthProgress:
 
     Args:
         stage: ``'gather'`` (batches through the float model, again for each pass), ``'solve'``
-            (layers solved at all widths) or ``'measure'`` (layers measured at all widths).
+            (layers solved at all widths), ``'importance'`` (batches forward and backward, for
+            ``sensitivity='fisher'``) or ``'measure'`` (layers measured at all widths).
         step, steps: Of the stage.
-        layer: The layer that is done; empty for ``'gather'``.
+        layer: The layer that is done, in ``'solve'`` and ``'measure'``.
+        seconds_left: Of the stage, guessed from what is done.
     """
 
     stage: str
     step: int
     steps: int
     layer: str = ''
+    seconds_left: float | None = None
 
 
 class WidthSensitivity:
@@ -72,9 +82,14 @@ class WidthSensitivity:
     Afterwards, and after an error, the model is the float model that it was, bit for bit.
 
     Costs, in forwards of a batch: three to watch and compare, one to count calls, one for each
-    pass over the images that gathers positions (one where 1 GB holds those of all layers), two for
-    each batch to judge on, and one for each of these, layer and narrower width, of which the part
-    before the layer is handed out from memory. ``loss_of`` costs one for each batch to judge on.
+    pass over the images that gathers positions (one where 1 GB holds those of all layers).
+    ``'measured'``: two more for each batch to judge on, and one for each of these, layer and
+    narrower width, of which the part before the layer is handed out from memory. ``'fisher'``: one
+    more for each batch, and three backwards. ``'error'``: none. ``loss_of`` costs one for each
+    batch to judge on, and two the first time. Held in memory: the bank (``WidthBank.bytes``),
+    1 GB of positions, then 1 GB of outputs; ``calibration.memory_budget`` says less.
+
+    Methods that refine the whole model (``LAPQ``) solve layers here and do no more.
 
     Args:
         model: Float model.
@@ -83,14 +98,18 @@ class WidthSensitivity:
         run: Runs the model on a batch, as ``run(model, batch)``.
         replay_points: See ``calibrate``.
         labels: What each batch is called in error messages.
+        classes: Gives the class of each image of a batch, (rows,) whole numbers, or ``None`` where
+            it has none; for ``loss='cross_entropy'``.
         team: The processes that work together; this one alone when not given.
+        journal: What has been solved and measured is taken over from it, and kept there; of a
+            team the first process's counts.
         progress: Told every step.
 
     Attributes:
         choices: Widths that each planned layer may have.
         base: The widest of them.
         measured, noise: See ``measure``.
-        unseen: Whether the batches that are judged on are such that no layer was solved on.
+        forwards_run: Forwards of a batch so far that this process made to measure.
 
     Raises:
         ValueError: See ``calibrate``; or the loss is none of this model.
@@ -99,16 +118,19 @@ class WidthSensitivity:
     def __init__(self, model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
                  run: Callable[[nn.Module, Any], Any],
                  replay_points: Sequence[ReplayPoint] = (), labels: Sequence[str] | None = None,
-                 team: Team | None = None,
+                 classes: Callable[[Any], Tensor | None] = class_labels,
+                 team: Team | None = None, journal: WidthJournal | None = None,
                  progress: Callable[[WidthProgress], None] = lambda step: None):
         assert spec.budget is not None, 'the request has no budget'
         team = team or Team()
         check_not_empty(team.total(len(batches)))
         self.spec, self.budget, self.progress = spec, spec.budget, progress
         self.method = build_method(self.budget.method or spec.method)
+        self.classes, self.journal = classes, journal or WidthJournal()
         self._given = (as_written(model), batches, run, replay_points, labels, team)
         check_request(self._given[0], spec)
         self.measured, self.noise = WidthTable(), {}
+        self._losses: PlanLosses | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> 'WidthSensitivity':
@@ -140,8 +162,8 @@ class WidthSensitivity:
                 figure is then taken for luck. Sums are larger, what is chosen is mostly the same.
         """
         with self._computing():
-            losses = {name: {widths: mean(self._measured(name, widths)) for widths in row}
-                      for name, row in self._told('measure', self.choices.items())}
+            losses = {'measured': self._model_losses, 'fisher': self._weighted_errors,
+                      'error': self._errors}[self.budget.sensitivity]()
         self.measured = WidthTable(losses)
         self.noise = noise_in(self.measured, self.base)
         return sensitivities(self.measured, self.base, monotone)
@@ -165,7 +187,36 @@ class WidthSensitivity:
     @property
     def base_loss(self) -> float:
         """Of the base model."""
-        return mean(self.losses.base)
+        with self._computing():
+            return mean(self.losses.base)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether batches are judged on that no layer was solved on."""
+        return batches_to_judge(self.forwards.total, self.spec.calibration)[1]
+
+    @property
+    def forwards_run(self) -> int:
+        """See the class."""
+        return 0 if self._losses is None else self._losses.forwards
+
+    @property
+    def losses(self) -> PlanLosses:
+        """Losses of plans; the float model is run when first asked for."""
+        self._record()
+        return self._losses
+
+    def _record(self) -> None:
+        if self._losses is None:
+            raw = RawOutputs.of(self.forwards, self.look.flow, Tape())
+            seed, kind = self.spec.calibration.seed, self.budget.loss
+            losses = PlanLosses(
+                raw, self.bank, LabelLoss(raw, self.classes) if kind == 'cross_entropy' else
+                OutputLoss(raw, kind, seed, 'quantization.budget'),
+                batches_to_judge(self.forwards.total, self.spec.calibration)[0],
+                BaseCalls(self.prepared.layers, shared_bytes(self.spec.calibration)))
+            losses.record()
+            self._losses = losses
 
     def _begin(self) -> None:
         spec = self.spec
@@ -178,14 +229,9 @@ class WidthSensitivity:
         settle_streams(prepared, self.forwards, spec.calibration.seed)
         self.prepared, self.look = prepared, look
         self.bank = WidthBank(prepared, self.base)
+        if self.budget.sensitivity == 'measured':
+            self._record()  # says early what is wrong with the loss
         self._solve()
-        raw = RawOutputs.of(self.forwards, look.flow, Tape())
-        judged, self.unseen = batches_to_judge(self.forwards.total, spec.calibration)
-        self.losses = PlanLosses(
-            raw, self.bank,
-            OutputLoss(raw, self.budget.loss, spec.calibration.seed, 'quantization.budget'),
-            judged, BaseCalls(prepared.layers, shared_bytes(spec.calibration)))
-        self.losses.begin()
 
     def _solve(self) -> None:
         counts, layers = self.look.counts, self.prepared.layers
@@ -193,29 +239,78 @@ class WidthSensitivity:
                           {name: self.look.flow.calls[name] for name in layers},
                           totals(counts, layers), reached_by(counts, layers))
         solver = WidthSolver(self.prepared, self.look, self.method, self.choices, self.base,
-                             sampler)
-
-        def gathered(step: int, steps: int) -> None:
-            self.progress(WidthProgress('gather', step, steps))
-        for step, (name, row) in enumerate(solver.solve({}, gathered)):
-            for widths, banked in row.items():
+                             sampler, channels=self.budget.sensitivity == 'fisher')
+        known = {name: row for name, row in self.forwards.team.from_first(
+            self.journal.solved()).items() if set(row) == set(self.choices.get(name, ()))}
+        outputs = {name: row[self.base[name]].solution.output_qparams
+                   for name, row in known.items()}
+        clock = _Clock('solve', len(layers) - len(known), self.progress)
+        for name, row in solver.solve(outputs, lambda step, steps: self.progress(
+                WidthProgress('gather', step, steps))):
+            self.journal.keep_solved(name, row)
+            known[name] = row
+            clock.tell(name)
+        for name in layers:  # in execution order
+            for widths, banked in known[name].items():
                 self.bank.add(name, widths, banked)
-            self.progress(WidthProgress('solve', step + 1, len(layers), name))
 
-    def _measured(self, name: str, widths: Widths) -> list[float]:
-        return self.losses.base if widths == self.base[name] else self.losses.of({name: widths})
+    def _model_losses(self) -> dict[str, dict[Widths, float]]:
+        """Of the base model with each layer at each of its widths."""
+        known = self.forwards.team.from_first(self.journal.losses())
+        found, base = {}, self.losses.base
+        clock = _Clock('measure', len(self.choices), self.progress)
+        for name, choices in self.choices.items():
+            row = known.get(name, {})
+            if set(row) != set(choices):
+                row = {widths: base if widths == self.base[name] else
+                       self.losses.of({name: widths}) for widths in choices}
+                self.journal.keep_losses(name, row)
+            found[name] = {widths: mean(values) for widths, values in row.items()}
+            clock.tell(name)
+        return found
 
-    def _told(self, stage: str, items: Any) -> Iterator[Any]:
-        items = list(items)
-        for step, item in enumerate(items):
-            yield item
-            self.progress(WidthProgress(stage, step + 1, len(items), item[0]))
+    def _errors(self) -> dict[str, dict[Widths, float]]:
+        """Of each layer's output by itself."""
+        return {name: {widths: banked.error for widths, banked in row.items()}
+                for name, row in self.bank.layers.items()}
+
+    def _weighted_errors(self) -> dict[str, dict[Widths, float]]:
+        """Of each layer's output, squared and weighted by what the loss makes of it.
+
+        As if errors at different places had nothing to do with each other: a channel whose mean is
+        shifted (rounding without ``bias_correction``) before a pool over the image costs more.
+        """
+        last = last_layers(self.look.flow)
+        self.bank.take_out()
+        gradients = ImportancePass(
+            prepared=self.prepared, forwards=self.forwards, last=last,
+            kind=usual_kind([self.forwards.model.get_submodule(name) for name in last]),
+            seed=self.spec.calibration.seed, energies=frozenset(self.prepared.layers))
+        with streams_through():
+            weights = gradients.run(lambda step, steps: self.progress(
+                WidthProgress('importance', step, steps))).energies
+        return {name: {widths: float((weights[name] * banked.channels).sum())
+                       if name in weights else 0.0 for widths, banked in row.items()}
+                for name, row in self.bank.layers.items()}
 
     @contextmanager
     def _computing(self) -> Iterator[Any]:
         """Around what computes: as in a calibration, whatever modes the caller is in."""
         with full_float32(), state_of_its_own() as caller, torch.no_grad():
             yield caller
+
+
+class _Clock:
+    """Tells steps of a stage, and how long the rest will take."""
+
+    def __init__(self, stage: str, steps: int, progress: Callable[[WidthProgress], None]):
+        self.stage, self.steps, self.progress = stage, steps, progress
+        self.step, self.started = 0, time.perf_counter()
+
+    def tell(self, layer: str) -> None:
+        self.step += 1
+        left = (time.perf_counter() - self.started) / self.step * (self.steps - self.step)
+        self.progress(WidthProgress(self.stage, self.step, self.steps, layer, left))
 
 
 def sensitivities(losses: WidthTable, base: Mapping[str, Widths], monotone: bool = False,

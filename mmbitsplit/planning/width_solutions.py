@@ -9,11 +9,20 @@ from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.passes.float_inputs import FloatCalls, float_calls
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.planning.width_bank import Banked
+from mmbitsplit.solving.channel_errors import channel_errors
 from mmbitsplit.solving.positions import check_seen
 from mmbitsplit.solving.solve_layer import FittedSums, solve_layer
-from mmbitsplit.structures import LayerPlan, QParams, Widths
+from mmbitsplit.structures import CalibrationSpec, LayerPlan, QParams, Widths
 
 ROW_BYTES = 1 << 30  # of sampled positions of layers that are gathered in one pass over the images
+SHARE = 0.25  # of a memory budget that is given, for the same
+
+
+def row_bytes(calibration: CalibrationSpec) -> int:
+    """Bytes for sampled positions: of the request alone, never of the machine."""
+    if calibration.memory_budget is None:
+        return ROW_BYTES
+    return min(ROW_BYTES, int(SHARE * calibration.memory_budget * 1e9))
 
 
 def plan_at(base: LayerPlan, widths: Widths) -> LayerPlan:
@@ -43,7 +52,7 @@ class WidthSolver:
         choices: Widths by layer.
         base: Of these, those of the base model.
         sampler: Positions.
-        budget: Bytes of positions that are held at once.
+        channels: Whether errors of each output channel are asked for.
 
     Attributes:
         passes: Over the images, so far.
@@ -55,7 +64,7 @@ class WidthSolver:
     choices: Mapping[str, Sequence[Widths]]
     base: Mapping[str, Widths]
     sampler: Sampler
-    budget: int = ROW_BYTES
+    channels: bool = False
     passes: int = 0
     _outputs: dict[str, QParams | None] = field(default_factory=dict)
 
@@ -86,7 +95,7 @@ class WidthSolver:
         held = 0
         for name in names:
             size = max(self.look.forwards.team.gather(self._bytes(name)))
-            if group and held + size > self.budget:
+            if group and held + size > row_bytes(self.sampler.spec):
                 yield group
                 group, held = [], 0
             group.append(name)
@@ -111,7 +120,9 @@ class WidthSolver:
             own = plan_at(plan, widths)
             solved = solve_layer(layer, own, self.method, calls.captures, calls.targets,
                                  self.look.forwards.team, shared=self._shared(own), sums=sums)
-            found[widths] = Banked(solved.solution, solved.error)
+            found[widths] = Banked(solved.solution, solved.error, channel_errors(
+                layer, solved.solution, calls.captures, calls.targets, self.look.forwards.team)
+                if self.channels else None)
         self._outputs[plan.name] = found[self.base[plan.name]].solution.output_qparams
         if any(stream.name == plan.name for stream in self.prepared.plan.streams):
             # Who reads the stream has its scale: that of the base model at every width.

@@ -44,9 +44,9 @@ def search_output_qparams(solution: LayerSolution, candidate: Candidate,
     seen = team.total(sum(capture.held_out.numel() for capture in captures))
     step = max(1, seen // SAMPLES_PER_LAYER)
     found: list[CallCapture] = []
-    weight = _product_rows(solution, geometry, captures[0].patches) if captures else None
+    weight = product_rows(solution, geometry, captures[0].patches) if captures else None
     for capture in captures:
-        outputs = _outputs(weight, solution.bias, candidate.inputs(capture.patches, geometry))
+        outputs = layer_outputs(weight, solution.bias, candidate.inputs(capture.patches, geometry))
         if plan.output.rectified:
             outputs.clamp_(min=0)
         if outputs.shape[1]:  # else no box on this image
@@ -86,7 +86,7 @@ def _settled_search(samples: ActivationSamples, num_bits: int) -> str:
     return best
 
 
-def _product_rows(solution: LayerSolution, geometry: LayerGeometry, like: Tensor) -> Tensor:
+def product_rows(solution: LayerSolution, geometry: LayerGeometry, like: Tensor) -> Tensor:
     """The weight (G, M, N) of a solution, on the scale of its product, in the dtype of ``like``."""
     rows = weight_rows(solution.codes, geometry)
     scale = solution.weight_scale.view(rows.shape[:2]).to(like)
@@ -96,7 +96,7 @@ def _product_rows(solution: LayerSolution, geometry: LayerGeometry, like: Tensor
     return weight
 
 
-def _outputs(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
+def layer_outputs(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
     """Outputs (out_channels, K) of a layer; inputs (G, N, K) enter the product."""
     outputs = (weight @ inputs).flatten(0, 1)
     return outputs if bias is None else outputs.add_(bias.to(outputs).unsqueeze(1))

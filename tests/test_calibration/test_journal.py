@@ -30,11 +30,11 @@ def test_an_entry_comes_back_in_every_field(qparams, bias, tmp_path):
 
 
 def test_entries_from_before_outputs_were_quantized_are_read(tmp_path, monkeypatch):
-    to_plain, to_dict = journal_module._to_plain, journal_module.asdict
+    to_plain, to_dict = journal_module.to_plain, journal_module.asdict
 
     def without(key, value):
         return {name: item for name, item in value.items() if name != key}
-    monkeypatch.setattr(journal_module, '_to_plain', lambda value: without(
+    monkeypatch.setattr(journal_module, 'to_plain', lambda value: without(
         'output_qparams', to_plain(value)) if isinstance(value, LayerSolution) else to_plain(value))
     monkeypatch.setattr(journal_module, 'asdict', lambda row: without('output_bits', to_dict(row)))
     write(tmp_path, [entry(1), entry(3)])

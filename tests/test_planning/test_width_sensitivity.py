@@ -12,6 +12,7 @@ from thread_team import together
 from torch import nn
 
 from mmbitsplit.calibration import ReplayPoint, build_method
+from mmbitsplit.calibration.journal import WidthFiles
 from mmbitsplit.models import apply, prepare, watch
 from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.planning import make_plan, width_losses, width_solutions
@@ -21,6 +22,7 @@ from mmbitsplit.planning.width_sensitivity import WidthSensitivity, noise_in, se
 from mmbitsplit.solving.solve_layer import solve_layer
 from mmbitsplit.structures import CalibrationSpec, Widths, WidthTable
 
+QUICK = dict(method=dict(type='RoundToNearest'), activation=dict(mode='per_tensor'))
 BUDGET = dict(weight_bits=4, widths=[2, 4, 8], activation_widths='tied')
 
 
@@ -37,11 +39,12 @@ class Classifier(ResidualNet):
 
 @pytest.fixture
 def study(images, make_spec, run_model):
-    def make(model, batches=None, points=(), team=None, progress=lambda step: None, **changes):
-        changes = {'budget': BUDGET, **changes}
+    def make(model, batches=None, points=(), team=None, journal=None, run=run_model,
+             progress=lambda step: None, **changes):
+        changes = {'budget': BUDGET, **QUICK, **changes}
         return WidthSensitivity(model, images() if batches is None else batches,
-                                make_spec(**changes), run=run_model, replay_points=points,
-                                team=team, progress=progress)
+                                make_spec(**changes), run=run, replay_points=points,
+                                team=team, journal=journal, progress=progress)
     return make
 
 
@@ -149,8 +152,7 @@ def test_the_model_is_float_again_also_after_an_error(seeded, images, study, ass
 def test_what_is_handed_out_is_what_would_be_computed(seeded, study, monkeypatch):
     """Heads that levels share are called several times; layers before are not computed again."""
     def measured():
-        with study(seeded(lambda: Detector(LevelHead())), method=dict(type='RoundToNearest'),
-                   activation=dict(mode='per_tensor')) as found:
+        with study(seeded(lambda: Detector(LevelHead()))) as found:
             found.measure()
             return found.measured, found.loss_of({'neck.down.1': Widths(2, 2),
                                                   'heads.0.towers.1.2': Widths(4, 4)})
@@ -232,6 +234,100 @@ def test_a_gain_by_fewer_bits_is_noise():
     assert table.layers == {'a': {Widths(2): 0.5, Widths(4): 1.0, Widths(8): 0.0},
                             'b': {Widths(2): 2.0, Widths(4): pytest.approx(2e-6), Widths(8): 0.0}}
     assert sensitivities(losses, base, monotone=True).layers['a'][Widths(2)] == 1.0
+
+
+class Killed(BaseException):
+    """As a process that is killed: nothing is cleared up after it."""
+
+
+class Dying(WidthFiles):
+    """Written to so often and no more."""
+
+    left = 0
+
+    def _lives(self):
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+    def keep_solved(self, name, row):
+        self._lives()
+        super().keep_solved(name, row)
+
+    def keep_losses(self, name, row):
+        self._lives()
+        super().keep_losses(name, row)
+
+
+def test_what_was_killed_goes_on_to_the_same_table(seeded, study, tmp_path, monkeypatch):
+    solved = []
+    add = WidthFiles.keep_solved
+
+    def measured(journal):
+        with study(seeded(ResidualNet), journal=journal) as found:
+            return found.measure(), found.loss_of({'blocks.0.conv1': Widths(2, 2)})
+
+    whole = measured(None)
+    for left, folder in ((3, 'a'), (9, 'b')):  # of 7 layers solved, and then measured
+        dying = Dying.open(tmp_path / folder, {'of': 'a test'}, resume=False)
+        dying.left = left
+        with pytest.raises(Killed):
+            measured(dying)
+        monkeypatch.setattr(WidthFiles, 'keep_solved', lambda journal, name, row: (
+            solved.append(name), add(journal, name, row)))
+        solved.clear()
+        files = WidthFiles.open(tmp_path / folder, {'of': 'a test'}, resume=True)
+        assert len(files.losses()) == max(0, left - 7)
+        assert measured(files) == whole
+        assert len(solved) == max(0, 7 - left)
+        monkeypatch.undo()
+    # A damaged file is solved again, and its layer measured; the rest is taken over.
+    path = tmp_path / 'b' / '0001.widths'
+    path.write_bytes(path.read_bytes()[:-1])
+    files = WidthFiles.open(tmp_path / 'b', {'of': 'a test'}, resume=True)
+    assert len(files.problems) == 1 and len(files.solved()) == 6 and len(files.losses()) == 6
+    assert measured(files) == whole
+    with pytest.raises(ValueError, match='of is'):
+        WidthFiles.open(tmp_path / 'b', {'of': 'another'}, resume=True)
+
+
+def test_errors_of_layers_alone_and_weighted(seeded, images, study):
+    """Backwards through the float model say what the loss rises by, about."""
+    tables = {}
+    for kind in ('measured', 'fisher', 'error'):
+        with study(seeded(ResidualNet), budget={**BUDGET, 'sensitivity': kind}) as found:
+            tables[kind] = found.measure().layers
+            assert found.forwards_run == (8 + 4 * 4 * 2 if kind == 'measured' else 0)
+            before = found.loss_of({'blocks.0.conv1': Widths(4, 4)})
+            assert before > found.base_loss
+    for name, row in tables['measured'].items():
+        for widths in row:
+            if len(row) > 1 and widths != Widths(8, 8):
+                assert 0.5 < tables['fisher'][name][widths] / row[widths] < 2.5
+                assert tables['error'][name][widths] > 0
+
+
+def test_the_cross_entropy_needs_labels(seeded, images, study):
+    model, batches = seeded(Classifier), images()
+    labelled = [(x, torch.arange(len(x))) for x in batches]
+    budget = {**BUDGET, 'loss': 'cross_entropy'}
+
+    def run(model, batch):
+        return model(batch[0])
+
+    with study(model, labelled, budget=budget, run=run) as found:
+        widths = {'blocks.0.conv1': Widths(2, 2)}
+        loss = found.loss_of(widths)
+        found.bank.install(widths)
+        with torch.no_grad():
+            expected = [nn.functional.cross_entropy(model(x), labels) for x, labels in labelled]
+        assert loss == pytest.approx(float(sum(expected) / len(expected)), rel=1e-5)
+    with pytest.raises(ValueError, match='needs the class of each image'), \
+            study(model, batches, budget=budget):
+        pass
+    with pytest.raises(ValueError, match='ends in one layer of class scores'), \
+            study(seeded(ResidualNet), labelled, budget=budget, run=run):
+        pass
 
 
 def test_kl_is_refused_for_raw_outputs(seeded, study):

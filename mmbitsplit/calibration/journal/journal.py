@@ -95,12 +95,12 @@ class Journal:
                 another format; ``identity`` is not JSON-able; a file cannot be read or written.
         """
         folder = Path(folder)
-        with _file_errors(folder, 'written'):
+        with file_errors(folder, 'written'):
             folder.mkdir(parents=True, exist_ok=True)
             for path in list(folder.iterdir()):
                 if _TEMPORARY_NAME.fullmatch(path.name):
                     path.unlink(missing_ok=True)
-        journal = cls(folder, _through_json('the identity', dict(identity)))
+        journal = cls(folder, through_json('the identity', dict(identity)))
         header = journal._read_header() if resume else None
         if header is None:
             journal._begin()
@@ -182,7 +182,7 @@ class Journal:
         Raises:
             ValueError: A fact is not JSON-able, or the header cannot be written.
         """
-        facts = {name: _through_json(f'the fact {name!r}', fact) for name, fact in facts.items()}
+        facts = {name: through_json(f'the fact {name!r}', fact) for name, fact in facts.items()}
         self._write_header({**self.facts, **facts}, self.finished)
         self.facts.update(facts)
 
@@ -211,7 +211,7 @@ class Journal:
         self._write_header({}, False)
 
     def _write_header(self, facts: dict[str, Any], finished: bool) -> None:
-        _write(self.folder / HEADER, _render_header(
+        _write(self.folder / HEADER, render_header(
             {'format': FORMAT, 'finished': finished, 'facts': facts, 'identity': self.identity}))
 
     def _read_header(self) -> dict[str, Any] | None:
@@ -223,7 +223,7 @@ class Journal:
             if lost:
                 self.problems.append(f'{path} is missing; {consequence}.')
             return None
-        header = _parse_header(data)
+        header = parse_header(data)
         if header is None:
             self.problems.append(f'{path} is truncated or damaged; {consequence}.')
         elif header.get('format') != FORMAT:
@@ -255,27 +255,27 @@ class Journal:
 
 def _to_payload(entry: JournalEntry, previous: str) -> bytes:
     buffer = io.BytesIO()
-    samples = {} if entry.samples is None else {'samples': _to_plain(entry.samples)}
-    torch.save({'previous': previous, 'name': entry.name, 'solution': _to_plain(entry.solution),
+    samples = {} if entry.samples is None else {'samples': to_plain(entry.samples)}
+    torch.save({'previous': previous, 'name': entry.name, 'solution': to_plain(entry.solution),
                 'report': asdict(entry.report), **samples}, buffer)
     return buffer.getvalue()
 
 
-def _to_plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Returns dataclasses as dicts and tensors as copies (a view would save all its storage)."""
     if isinstance(value, Tensor):
         return value.detach().cpu().clone(memory_format=torch.contiguous_format)
     if is_dataclass(value):
-        return {item.name: _to_plain(getattr(value, item.name)) for item in fields(value)}
-    return [_to_plain(item) for item in value] if isinstance(value, tuple) else value
+        return {item.name: to_plain(getattr(value, item.name)) for item in fields(value)}
+    return [to_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _to_solution(plain: Mapping[str, Any]) -> LayerSolution:
-    """Inverse of ``_to_plain``; older entries say nothing of outputs and narrower widths."""
+def to_solution(plain: Mapping[str, Any]) -> LayerSolution:
+    """Inverse of ``to_plain``; older entries say nothing of outputs and narrower widths."""
     sides = {side: QParams(**plain[side]) for side in ('qparams', 'output_qparams')
              if plain.get(side) is not None}
     return LayerSolution(**{**plain, **sides, 'narrower': tuple(
-        map(_to_solution, plain.get('narrower', ())))})
+        map(to_solution, plain.get('narrower', ())))})
 
 
 def _from_bytes(data: bytes, previous: str) -> tuple[JournalEntry, bytes]:
@@ -296,7 +296,7 @@ def _from_bytes(data: bytes, previous: str) -> tuple[JournalEntry, bytes]:
         stored = torch.load(io.BytesIO(payload), map_location='cpu', weights_only=True)
         follows = stored['previous']
         samples = ActivationSamples(**stored['samples']) if 'samples' in stored else None
-        entry = JournalEntry(stored['name'], _to_solution(stored['solution']),
+        entry = JournalEntry(stored['name'], to_solution(stored['solution']),
                              LayerReport(**stored['report']), samples)
     except Exception as error:  # torch and pickle raise all kinds; any means: solve it again
         reason = str(error).strip() or type(error).__name__
@@ -307,7 +307,7 @@ def _from_bytes(data: bytes, previous: str) -> tuple[JournalEntry, bytes]:
     return entry, digest(payload)
 
 
-def _through_json(what: str, value: Any) -> Any:
+def through_json(what: str, value: Any) -> Any:
     """Returns a value as JSON gives it back, so that stored and given ones can be compared."""
     try:
         return json.loads(json.dumps(value))
@@ -316,13 +316,13 @@ def _through_json(what: str, value: Any) -> Any:
                          'with string keys, lists, strings, numbers and None.') from error
 
 
-def _render_header(body: dict[str, Any]) -> bytes:
+def render_header(body: dict[str, Any]) -> bytes:
     check = digest(json.dumps(body).encode()).hex()
     return (json.dumps({**body, 'sha256': check}, indent=1) + '\n').encode()
 
 
-def _parse_header(data: bytes) -> dict[str, Any] | None:
-    """Returns the header, ``None`` if it is not byte for byte what ``_render_header`` made."""
+def parse_header(data: bytes) -> dict[str, Any] | None:
+    """Returns the header, ``None`` if it is not byte for byte what ``render_header`` made."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
@@ -330,19 +330,19 @@ def _parse_header(data: bytes) -> dict[str, Any] | None:
     if not isinstance(body, dict):
         return None
     body.pop('sha256', None)
-    return body if _render_header(body) == data else None
+    return body if render_header(body) == data else None
 
 
 def _layer_files(folder: Path) -> list[Path]:
     """Layer files of a folder, the last one first."""
-    with _file_errors(folder, 'read'):
+    with file_errors(folder, 'read'):
         found = [path for path in folder.iterdir() if _LAYER_NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.stem), reverse=True)
 
 
 def _read(path: Path) -> bytes | None:
     """Returns the content of a file, ``None`` if there is none."""
-    with _file_errors(path, 'read'):
+    with file_errors(path, 'read'):
         try:
             return path.read_bytes()
         except FileNotFoundError:
@@ -350,12 +350,12 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with _file_errors(path, 'written'):
+    with file_errors(path, 'written'):
         write_whole(path, data)
 
 
 def _remove(folder: Path, paths: list[Path]) -> None:
-    with _file_errors(folder, 'written'):
+    with file_errors(folder, 'written'):
         for path in paths:
             path.unlink(missing_ok=True)
         sync_folder(folder)
@@ -363,7 +363,7 @@ def _remove(folder: Path, paths: list[Path]) -> None:
 
 
 @contextmanager
-def _file_errors(path: Path, verb: str) -> Iterator[None]:
+def file_errors(path: Path, verb: str) -> Iterator[None]:
     step = 'Make it readable, or run without --resume to start again.' if verb == 'read' else \
         'Make the directory writable, free some space, or choose another with --work-dir.'
     try:
