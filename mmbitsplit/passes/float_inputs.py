@@ -1,6 +1,7 @@
 """What layers are given and give in the float model, at their sampled positions."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -29,7 +30,7 @@ class FloatCalls:
 def float_calls(prepared: PreparedModel, forwards: Forwards, sampler: Sampler,
                 names: Iterable[str],
                 progress: Callable[[int, int], None] = lambda step, steps: None,
-                ) -> dict[str, FloatCalls]:
+                beside: AbstractContextManager | None = None) -> dict[str, FloatCalls]:
     """Runs every batch of this process through the float model.
 
     Args:
@@ -38,6 +39,7 @@ def float_calls(prepared: PreparedModel, forwards: Forwards, sampler: Sampler,
         sampler: Positions.
         names: Of the layers to look at.
         progress: Told (batches done, batches in all).
+        beside: Entered around the forwards: what else is taken from them.
 
     Raises:
         ValueError: An input holds NaN or infinity; names layer and image.
@@ -55,7 +57,8 @@ def float_calls(prepared: PreparedModel, forwards: Forwards, sampler: Sampler,
             calls.captures.append(sampler.capture(name, layer, number, batch, ordinary(x, layer)))
 
     layers = {name: prepared.layers[name] for name in found}
-    with taking(layers, take), streams_through(), forwards.recording(Tape()):
+    with taking(layers, take), streams_through(), forwards.recording(Tape()), \
+            beside or nullcontext():
         for step, batch in enumerate(forwards.batches):
             forwards.alone(batch)
             progress(step + 1, len(forwards.batches))

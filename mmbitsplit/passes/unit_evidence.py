@@ -182,6 +182,12 @@ class UnitEvidence:
                                      self._part(x, kept.images, kept.places))
         return tuple(found)
 
+    def float_calls(self) -> tuple[UnitCall, ...]:
+        """Calls of this process with the float input in the place of the quantized one."""
+        return () if self.problem else tuple(
+            call for batch in sorted(self.floats) for number, kept in enumerate(self.floats[batch])
+            for call in self._split(batch, number, kept, kept.x))
+
     def run(self, x: Tensor) -> Tensor:
         """The unit as it stands in the model: of crops, what counts of the output."""
         y = self.function(x)

@@ -20,14 +20,14 @@ UNSENT = 'is called with objects that processes cannot send each other'
 _TENSORS = ('float_input', 'quantized_input', 'float_output')
 
 
-def gather_calls(evidence: UnitEvidence, inputs: Mapping[int, list[Tensor]], team: Team, to: int,
-                 device: torch.device) -> tuple[UnitCall, ...]:
+def gather_calls(evidence: UnitEvidence, inputs: Mapping[int, list[Tensor]] | None, team: Team,
+                 to: int, device: torch.device) -> tuple[UnitCall, ...]:
     """Gathers the calls of a unit from all processes.
 
     Args:
         evidence: Of this process; learns of problems that others have, and how they call the
             unit. What it has kept of calls is given away.
-        inputs: See ``UnitEvidence.calls``.
+        inputs: See ``UnitEvidence.calls``; ``None`` for what the float model gives the unit.
         team: The processes; all call this.
         to: Rank of the one that gets the calls.
         device: Where the model is.
@@ -36,7 +36,8 @@ def gather_calls(evidence: UnitEvidence, inputs: Mapping[int, list[Tensor]], tea
         Them all in order of batch; none elsewhere, or where there is a problem.
     """
     _share_what_is_known(evidence, team)
-    mine = evidence.calls(inputs) if any(inputs.values()) else ()
+    mine = evidence.float_calls() if inputs is None else \
+        evidence.calls(inputs) if any(inputs.values()) else ()
     evidence.floats.clear()
     if team.size == 1 or evidence.problem:
         return mine

@@ -46,7 +46,8 @@ from mmbitsplit.planning.width_losses import (
     mean,
     shared_bytes,
 )
-from mmbitsplit.planning.width_solutions import WidthSolver
+from mmbitsplit.planning.width_solutions import WidthSolver, row_bytes
+from mmbitsplit.planning.width_units import UnitLearner
 from mmbitsplit.solving.label_loss import LabelLoss, class_labels
 from mmbitsplit.solving.model_loss import usual_kind
 from mmbitsplit.solving.streams import settle_streams
@@ -89,7 +90,8 @@ class WidthSensitivity:
     batch to judge on, and two the first time. Held in memory: the bank (``WidthBank.bytes``),
     1 GB of positions, then 1 GB of outputs; ``calibration.memory_budget`` says less.
 
-    Methods that refine the whole model (``LAPQ``) solve layers here and do no more.
+    Methods that solve units (AdaQuant, BRECQ) learn each layer by itself, on what the float model
+    gives it. Methods that refine the whole model (``LAPQ``) solve layers here and do no more.
 
     Args:
         model: Float model.
@@ -238,8 +240,13 @@ class WidthSensitivity:
         sampler = Sampler(replace(self.spec.calibration, sampling='even'), self.forwards.total,
                           {name: self.look.flow.calls[name] for name in layers},
                           totals(counts, layers), reached_by(counts, layers))
+        calibration = self.spec.calibration
+        learner = UnitLearner.of(
+            self.prepared, self.look, self.method, seed=calibration.seed,
+            holdout=calibration.holdout, budget=row_bytes(calibration),
+            overrides=self.spec.overrides)
         solver = WidthSolver(self.prepared, self.look, self.method, self.choices, self.base,
-                             sampler, channels=self.budget.sensitivity == 'fisher')
+                             sampler, learner, channels=self.budget.sensitivity == 'fisher')
         known = {name: row for name, row in self.forwards.team.from_first(
             self.journal.solved()).items() if set(row) == set(self.choices.get(name, ()))}
         outputs = {name: row[self.base[name]].solution.output_qparams

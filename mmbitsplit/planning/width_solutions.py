@@ -9,6 +9,7 @@ from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.passes.float_inputs import FloatCalls, float_calls
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.planning.width_bank import Banked
+from mmbitsplit.planning.width_units import UnitLearner
 from mmbitsplit.solving.channel_errors import channel_errors
 from mmbitsplit.solving.positions import check_seen
 from mmbitsplit.solving.solve_layer import FittedSums, solve_layer
@@ -48,10 +49,11 @@ class WidthSolver:
     Args:
         prepared: The model, its layers in float and planned as in the base model.
         look: What is known of it.
-        method: Chooses codes; what it does with whole units or the whole model is not asked for.
+        method: Chooses codes; what it does with the whole model is not asked for.
         choices: Widths by layer.
         base: Of these, those of the base model.
         sampler: Positions.
+        learner: Goes on from what was solved, for a method that solves units.
         channels: Whether errors of each output channel are asked for.
 
     Attributes:
@@ -64,6 +66,7 @@ class WidthSolver:
     choices: Mapping[str, Sequence[Widths]]
     base: Mapping[str, Widths]
     sampler: Sampler
+    learner: UnitLearner
     channels: bool = False
     passes: int = 0
     _outputs: dict[str, QParams | None] = field(default_factory=dict)
@@ -81,20 +84,29 @@ class WidthSolver:
             ValueError: No image gives a layer a position, or an input is not finite.
         """
         self._outputs = dict(known)
-        plans = {plan.name: plan for plan in self.prepared.plan.layers}
+        forwards, plans = self.look.forwards, {
+            plan.name: {widths: plan_at(plan, widths) for widths in self.choices[plan.name]}
+            for plan in self.prepared.plan.layers}
         for names in self._groups([name for name in plans if name not in known]):
             self.passes += 1
-            found = float_calls(self.prepared, self.look.forwards, self.sampler, names, progress)
-            for name in names:
-                check_seen(name, found[name].targets, self.look.forwards.team)
-                yield name, self._solve(plans[name], found.pop(name))
+            found = float_calls(self.prepared, forwards, self.sampler, names, progress,
+                                self.learner.begin(names))
+            for place in range(0, len(names), forwards.team.size):
+                some = names[place:place + forwards.team.size]
+                for name in some:
+                    check_seen(name, found[name].targets, forwards.team)
+                rows = self.learner.learn({name: self._solve(name, plans[name], found[name])
+                                           for name in some}, plans)
+                for name in some:
+                    yield name, self._finished(name, rows[name], found.pop(name))
 
     def _groups(self, names: Sequence[str]) -> Iterator[list[str]]:
         """Layers, in order, that one pass has room for; the same in every process."""
         group: list[str] = []
         held = 0
         for name in names:
-            size = max(self.look.forwards.team.gather(self._bytes(name)))
+            size = max(self.look.forwards.team.gather(
+                self._bytes(name) + self.learner.bytes(name)))
             if group and held + size > row_bytes(self.sampler.spec):
                 yield group
                 group, held = [], 0
@@ -112,23 +124,33 @@ class WidthSolver:
                    for size in flow.output_sizes[name])
         return 4 * rows * (geometry.groups * geometry.inputs_per_output + geometry.out_channels)
 
-    def _solve(self, plan: LayerPlan, calls: FloatCalls) -> dict[Widths, Banked]:
-        layer, sums, found = self.prepared.layers[plan.name], FittedSums(), {}
+    def _solve(self, name: str, plans: Mapping[Widths, LayerPlan], calls: FloatCalls,
+               ) -> dict[Widths, Banked]:
+        layer, sums, found = self.prepared.layers[name], FittedSums(), {}
         # Those that quantize the input alike stand together.
-        for widths in sorted(self.choices[plan.name], key=lambda one: (
-                one.activation or 0, one.weight)):
-            own = plan_at(plan, widths)
-            solved = solve_layer(layer, own, self.method, calls.captures, calls.targets,
-                                 self.look.forwards.team, shared=self._shared(own), sums=sums)
-            found[widths] = Banked(solved.solution, solved.error, channel_errors(
-                layer, solved.solution, calls.captures, calls.targets, self.look.forwards.team)
-                if self.channels else None)
-        self._outputs[plan.name] = found[self.base[plan.name]].solution.output_qparams
-        if any(stream.name == plan.name for stream in self.prepared.plan.streams):
-            # Who reads the stream has its scale: that of the base model at every width.
-            found = {widths: banked._replace(solution=replace(
-                banked.solution, output_qparams=self._outputs[plan.name]))
-                for widths, banked in found.items()}
+        for widths in sorted(plans, key=lambda one: (one.activation or 0, one.weight)):
+            solved = solve_layer(layer, plans[widths], self.method, calls.captures, calls.targets,
+                                 self.look.forwards.team, shared=self._shared(plans[widths]),
+                                 sums=sums)
+            found[widths] = Banked(solved.solution, solved.error)
+        # Who reads a stream that the layer gives is solved with it, in the same breath perhaps.
+        self._outputs[name] = found[self.base[name]].solution.output_qparams
+        return found
+
+    def _finished(self, name: str, row: dict[Widths, Banked], calls: FloatCalls,
+                  ) -> dict[Widths, Banked]:
+        """With errors by channel, and where the layer gives a stream, that of the base model."""
+        gives = any(stream.name == name for stream in self.prepared.plan.streams)
+        found = {}
+        for widths, banked in row.items():
+            if gives:  # who reads it has its scale at every width
+                banked = banked._replace(solution=replace(
+                    banked.solution, output_qparams=self._outputs[name]))
+            if self.channels:
+                banked = banked._replace(channels=channel_errors(
+                    self.prepared.layers[name], banked.solution, calls.captures, calls.targets,
+                    self.look.forwards.team))
+            found[widths] = banked
         return found
 
     def _shared(self, plan: LayerPlan) -> QParams | None:

@@ -27,6 +27,13 @@ class ThreadTeam(Team):
     def from_first(self, value):
         return self.gather(value)[0]
 
+    def collect(self, tensors, to):
+        found = self.gather(list(tensors))
+        return found if self.rank == to else []
+
+    def apart(self, work, told=lambda news: None):
+        return self.gather(work(told))
+
 
 def together(size, work):
     """Calls ``work(team)`` in as many threads; returns their results by rank."""

@@ -6,12 +6,13 @@ import pytest
 import torch
 from calibration_nets import ResidualNet
 from calibration_nets import _calls_of as calls_of
+from calibration_nets import _spec as make_request
 from lockstep_nets import Optional
 from pyramids import Detector, LevelHead
 from thread_team import together
 from torch import nn
 
-from mmbitsplit.calibration import ReplayPoint, build_method
+from mmbitsplit.calibration import ReplayPoint, build_method, calibrate
 from mmbitsplit.calibration.journal import WidthFiles
 from mmbitsplit.models import apply, prepare, watch
 from mmbitsplit.passes.capture import Sampler
@@ -217,6 +218,32 @@ def test_several_processes_measure_what_one_does(seeded, images, study):
 
     one = together(1, work)[0]
     assert together(2, work) == [one, one]
+
+
+def test_methods_that_learn_units_learn_each_layer_by_itself(seeded, images, study):
+    """As a calibration in which the layer's inputs are float and it is the only one there is."""
+    method = dict(type='AdaQuant', iterations=4, flavour='parallel', weight_rate=0.01)
+    budget = dict(weight_bits=4, widths=[2, 8])
+    request = dict(budget=budget, method=method, activation=dict(
+        mode='per_tensor', symmetry='asymmetric', scale_search='minmax', num_bits=None))
+    models = [seeded(ResidualNet) for _ in range(3)]
+
+    def work(team):
+        batches = [images()[number] for number in team.batches(4)]
+        with study(models.pop(), batches, team=team, **request) as found:
+            return {name: row[min(row)].solution.codes.clone()
+                    for name, row in found.bank.layers.items()}
+
+    one = together(1, work)[0]
+    for codes in together(2, work):
+        assert all(map(torch.equal, codes.values(), one.values()))
+    name = 'blocks.0.conv2'
+    alone = seeded(ResidualNet)
+    others = [dict(match=other, skip=True) for other in one if other != name]
+    calibrate(alone, images(), make_request(
+        weight=dict(num_bits=2), method=method, activation=request['activation'],
+        overrides=others), run=lambda model, batch: model(batch))
+    assert torch.equal(alone.get_submodule(name).codes, one[name])
 
 
 def test_batches_that_no_layer_was_solved_on_are_judged_where_there_are_enough():
