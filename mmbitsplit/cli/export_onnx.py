@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     for file in files:
         print(f'{file.path}: {file.layers} quantized layers, {len(file.folds)} calls with scales '
               f'folded, {file.bytes / 1e6:.2f} MB')
+        if file.storage_note:
+            print(f'  note: {file.storage_note}')
         for runtime in args.check:
             print(f'  {runtime}: {executed_operators(file.path, runtime)}')
         if file.saturating:

@@ -38,6 +38,17 @@ def test_mse_scale_is_close_to_the_best_of_a_fine_scan(seed, bits):
     assert (found <= 1.03 * scanned.amin(0)).all()
 
 
+def test_two_bits_have_the_best_scale_whatever_one_weight_is():
+    """All choices of the weights that are not zero, by brute force; one weight is far off."""
+    weight = random_rows(1, rows=8, inputs=10)
+    weight[:, 0] = torch.logspace(0, 3, 8).to(weight)
+    coded = torch.cartesian_prod(*[torch.arange(2.0)] * 10)[1:].to(weight)  # (choices, inputs)
+    saved = (coded @ weight.abs().t()).square() / coded.sum(1, keepdim=True)
+    least = weight.square().sum(1) - saved.amax(0)
+    torch.testing.assert_close(rounding_error(weight, weight_scale(weight, 2), 2), least)
+    assert weight_scale(torch.zeros(2, 3), 2).tolist() == [1, 1]
+
+
 @pytest.mark.parametrize('bits', [2, 3, 8])
 def test_minmax_gives_the_largest_weight_the_largest_code(bits):
     weight = random_rows(0)

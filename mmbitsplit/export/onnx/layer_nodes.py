@@ -7,8 +7,8 @@ The product sees the input's codes less zero point, as the layer itself does, be
 per-tensor scales are in the weight scales already. Where zero points differ by channel, integer
 kernels, which know one, are given the codes themselves: what the zero points add is one number an
 output channel and goes into the bias. It is the same at borders, because the real zero is padded
-before the quantizer. Codes stay inside the layer's bits; the file stores them in 8 bits, or in 4
-where they fit and 4 are asked for.
+before the quantizer. Codes stay inside the layer's bits; how many the file takes for them says
+``storage``.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ from torch import Tensor
 from mmbitsplit.export.onnx.fold import LayerCall, codes_as_they_are, one_zero_point
 from mmbitsplit.export.onnx.int32_bias import with_int32_bias
 from mmbitsplit.export.onnx.requirements import need
+from mmbitsplit.export.onnx.storage import stored_bits
 from mmbitsplit.functional import channel_dim, explicit_padding, per_input, weight_rows
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import LayerGeometry, QParams
 
-MOST_BITS_IN_FOUR = 4
 PAD_MODES = {'reflect': 'reflect', 'replicate': 'edge'}
 
 
@@ -42,14 +42,14 @@ class LayerWriter:
 
     Args:
         graph: ``onnx_ir.Graph`` that gets the initializers.
-        four_bit: Whether codes of at most 4 bits are stored in 4 bits.
+        format: Of the file; see ``storage``.
         divide_first: Whether scales a channel are an operator of their own before a quantizer
             of one scale; see ``_product_input``.
     """
 
-    def __init__(self, graph: Any, four_bit: bool, divide_first: bool):
+    def __init__(self, graph: Any, format: str, divide_first: bool):
         self.ir = need('onnx_ir')
-        self.graph, self.four_bit, self.divide_first = graph, four_bit, divide_first
+        self.graph, self.format, self.divide_first = graph, format, divide_first
         self.nodes: list[Any] = []
         self.prefix, self.rank, self.in_integers = '', 0, True  # of the call now written
 
@@ -182,7 +182,7 @@ class LayerWriter:
         axis = 0 if geometry.kind == 'conv2d' else 1
         if geometry.kind == 'linear':
             array = array.T  # as MatMul wants it
-        dtype = self.ir.DataType.INT4 if self._in_four_bits(call.layer) \
+        dtype = self.ir.DataType.INT4 if stored_bits(call.layer.num_bits, self.format) == 4 \
             else self.ir.DataType.INT8
         stored = self._store(f'{codes_name}.codes', array, dtype)
         if geometry.kind == 'conv_transpose2d' and geometry.groups > 1:
@@ -196,9 +196,6 @@ class LayerWriter:
                 stored, self._store(f'{scale_name}.weight_scale', scale), zeros], axis=axis)
         real = self._node('Cast', [stored], to=int(self.ir.DataType.FLOAT))
         return self._node('Mul', [real, self._store(f'{scale_name}.weight_factor', factor)])
-
-    def _in_four_bits(self, layer: QuantizedLayer) -> bool:
-        return self.four_bit and layer.num_bits <= MOST_BITS_IN_FOUR
 
     def _operator(self, x: Any, weight: Any, bias: Any, call: LayerCall) -> Any:
         geometry = call.layer.geometry

@@ -16,7 +16,7 @@ WEIGHTED = ('Conv', 'ConvTranspose', 'Gemm')
 
 
 def write_layers(model: Any, layers: Mapping[str, QuantizedLayer],
-                 streams: Mapping[str, QParams] | None = None, *, four_bit: bool = False,
+                 streams: Mapping[str, QParams] | None = None, *, format: str = 'int8',
                  fold: bool = True) -> list[tuple[str, str]]:
     """Rewrites a traced model in place; afterwards it holds standard operators alone.
 
@@ -24,7 +24,7 @@ def write_layers(model: Any, layers: Mapping[str, QuantizedLayer],
         model: ``onnx_ir.Model`` with nodes ``mmbitsplit::Layer``.
         layers: The layers that they name.
         streams: How residual streams are rounded, by the names in nodes ``mmbitsplit::Stream``.
-        four_bit: Whether codes of at most 4 bits are stored in 4 bits.
+        format: How codes are stored; see ``storage``. In 4 bits runtimes compute in float.
         fold: Whether scales move into the layer before where its output goes nowhere else.
 
     Returns:
@@ -38,11 +38,12 @@ def write_layers(model: Any, layers: Mapping[str, QuantizedLayer],
             calls[node] = LayerCall(node, name, layers[name])
     folds = find_folds(calls) if fold else {}
     readers = {reader.node for reader in folds.values()}
-    integer = {node for node in calls if not four_bit and between_quantizers(node, calls, folds)}
+    integer = {node for node in calls
+               if format == 'int8' and between_quantizers(node, calls, folds)}
     deployed = any(call.layer.output_qparams is not None for call in calls.values())
     if deployed or streams:
         _shield_float_weights(graph, ir)
-    writer = LayerWriter(graph, four_bit, divide_first=deployed)
+    writer = LayerWriter(graph, format, divide_first=deployed)
     for node, call in calls.items():
         written = writer.write(call, folded_input=node in readers, reader=folds.get(node),
                                in_integers=node in integer)

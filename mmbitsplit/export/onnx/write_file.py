@@ -9,12 +9,12 @@ from typing import Any
 from mmbitsplit.export.onnx.requirements import need
 from mmbitsplit.export.onnx.rewrite import write_layers
 from mmbitsplit.export.onnx.saturation import saturating_layers
+from mmbitsplit.export.onnx.storage import FORMATS, count_widths, storage_note
 from mmbitsplit.export.onnx.trace import GraphRequest, trace
 from mmbitsplit.files import replacing
 from mmbitsplit.structures.options import check_choice
 from mmbitsplit.version import __version__
 
-FORMATS = ('int8', 'int4')
 METADATA = 'mmbitsplit'
 
 
@@ -30,6 +30,9 @@ class OnnxFile:
         bytes: Size of the file.
         saturating: Layers that a processor without VNNI may compute wrongly; see
             ``saturation``.
+        format: ``'int8'`` or ``'int4'``.
+        codes: Layers by the width of their weight codes and what these take in the file; see
+            ``storage.count_widths``.
     """
 
     path: Path
@@ -38,6 +41,13 @@ class OnnxFile:
     folds: list[tuple[str, str]]
     bytes: int
     saturating: list[str] = field(default_factory=list)
+    format: str = 'int8'
+    codes: list[dict[str, int]] = field(default_factory=list)
+
+    @property
+    def storage_note(self) -> str:
+        """A sentence on codes that take more bits than they have; empty where none do."""
+        return storage_note(self.codes, self.format)
 
 
 def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
@@ -60,12 +70,12 @@ def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
     ir = need('onnx_ir')
     traced = trace(request)
     saturating = saturating_layers(traced.layers) if format == 'int8' else []
-    folds = write_layers(traced.model, traced.layers, traced.streams, four_bit=format == 'int4',
-                         fold=fold)
+    folds = write_layers(traced.model, traced.layers, traced.streams, format=format, fold=fold)
+    codes = count_widths((layer.num_bits for layer in traced.layers.values()), format)
     traced.model.producer_name, traced.model.producer_version = 'mmbitsplit', __version__
     traced.model.metadata_props[METADATA] = json.dumps(
         {'graph': request.name, 'format': format, 'outputs': traced.structure,
-         'saturating': saturating, **(facts or {})})
+         'saturating': saturating, 'codes': codes, **(facts or {})})
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +86,7 @@ def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
         raise ValueError(f'{path} cannot be written: {error}. Choose another place with '
                          '--output.') from error
     return OnnxFile(path, request.name, len(traced.layers), folds, path.stat().st_size,
-                    saturating)
+                    saturating, format, codes)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_padding_by_a_rule(layer_of, write_chain, run_file, name, inputs, runtim
                                   'linear', 'linear_rank_3'])
 def test_four_bit_storage_computes_the_same(layer_of, write_chain, run_file, name, bits):
     layer, x = layer_of(LAYERS[name](), bits=bits), make_input(name)
-    path, _, _ = write_chain([layer], x, four_bit=True)
+    path, _, _ = write_chain([layer], x, format='int4')
     with torch.no_grad():
         expected = layer(x)
     torch.testing.assert_close(run_file(path, x), expected, rtol=1e-5, atol=1e-5)
@@ -152,8 +152,8 @@ def stored(path):
 
 def test_codes_are_stored_as_they_are(layer_of, write_chain):
     layer, x = layer_of(LAYERS['conv'](), bits=3), make_input('conv')
-    for four_bit, kind in ((False, onnx.TensorProto.INT8), (True, onnx.TensorProto.INT4)):
-        tensor = stored(write_chain([layer], x, four_bit=four_bit)[0])['0.codes']
+    for format, kind in (('int8', onnx.TensorProto.INT8), ('int4', onnx.TensorProto.INT4)):
+        tensor = stored(write_chain([layer], x, format=format)[0])['0.codes']
         assert tensor.data_type == kind
         assert tensor.HasField('raw_data')
         codes = onnx.numpy_helper.to_array(tensor).astype(np.int8)
@@ -164,8 +164,8 @@ def test_codes_are_stored_as_they_are(layer_of, write_chain):
 @pytest.mark.parametrize(('bits', 'least', 'most'), [(4, 0.5, 0.55), (5, 1.0, 1.0)])
 def test_four_bit_files_are_half_as_large(layer_of, write_chain, bits, least, most):
     layer, x = layer_of(nn.Conv2d(64, 64, 3), bits=bits), torch.zeros(1, 64, 5, 5)
-    sizes = [write_chain([layer], x, f'{four_bit}', four_bit=four_bit)[0].stat().st_size
-             for four_bit in (True, False)]
+    sizes = [write_chain([layer], x, format, format=format)[0].stat().st_size
+             for format in ('int4', 'int8')]
     assert least <= sizes[0] / sizes[1] <= most
 
 

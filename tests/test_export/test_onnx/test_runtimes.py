@@ -69,7 +69,7 @@ def test_matrix_products_run_in_integers(layer_of, write_chain, runtime):
 
 def test_four_bit_convolutions_run_in_float(layer_of, write_chain, runtime):
     layer = layer_of(nn.Conv2d(8, 8, 3))
-    path, _, _ = write_chain([layer], torch.zeros(1, 8, 6, 6), four_bit=True)
+    path, _, _ = write_chain([layer], torch.zeros(1, 8, 6, 6), format='int4')
     counts = executed_operators(path, runtime)
     assert (counts.integer_convolutions, counts.convolutions) == (0, 1)
 
