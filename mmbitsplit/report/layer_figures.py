@@ -37,7 +37,7 @@ def layers_figure(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
              y=[layer['activation_bits'] for layer in layers],
              marker=dict(color='@input', symbol='diamond', size=7), **text),
     ]
-    bands, ticks = _parts([layer['name'] for layer in layers])
+    bands, ticks = layer_parts([layer['name'] for layer in layers])
     layout = dict(
         barmode='overlay', hovermode='closest', legend=dict(orientation='h', y=1.02, x=0,
                                                             yanchor='bottom'),
@@ -49,9 +49,7 @@ def layers_figure(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                    range=_log_range(layers), fixedrange=True, dtick=1, exponentformat='power'),
         yaxis2=dict(domain=[0, 0.2], range=[0, 9], tickvals=[4, 8], title=dict(text='bits'),
                     fixedrange=True),
-        shapes=[dict(type='rect', xref='x', yref='paper', x0=first - 0.5, x1=last + 0.5, y0=0, y1=1,
-                     fillcolor='@band', line=dict(width=0), layer='below')
-                for first, last in bands[::2]])
+        shapes=part_shapes(bands))
     return dict(data=traces, layout=layout, least_width=72 + 8 * len(layers))
 
 
@@ -78,7 +76,13 @@ def parts_of(names: Sequence[str]) -> list[str]:
     return parts
 
 
-def _parts(names: Sequence[str]) -> tuple[list[tuple[int, int]], list[tuple[float, str]]]:
+def part_shapes(runs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Draws a band behind every second part of the network; see ``layer_parts``."""
+    return [dict(type='rect', xref='x', yref='paper', x0=first - 0.5, x1=last + 0.5, y0=0, y1=1,
+                 fillcolor='@band', line=dict(width=0), layer='below') for first, last in runs[::2]]
+
+
+def layer_parts(names: Sequence[str]) -> tuple[list[tuple[int, int]], list[tuple[float, str]]]:
     """Runs of layers of one part, first and last, and where their names stand on the axis."""
     parts = parts_of(names)
     starts = [index for index in range(len(parts)) if not index or parts[index] != parts[index - 1]]

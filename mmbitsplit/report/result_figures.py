@@ -113,7 +113,7 @@ def _with_room(values: Sequence[float | None]) -> list[float]:
 
 def heat_map(layers: Sequence[str], columns: Sequence[str],
              values: Sequence[Sequence[float | None]], unit: str, *, logarithmic: bool,
-             ) -> dict[str, Any]:
+             digits: int = 2) -> dict[str, Any]:
     """Draws a field a layer and column.
 
     Args:
@@ -121,10 +121,11 @@ def heat_map(layers: Sequence[str], columns: Sequence[str],
         columns: Names.
         values: A row a layer; ``None`` leaves a field empty.
         unit: What the values are.
-        logarithmic: Colours by the logarithm; values that are not positive stay empty then.
+        logarithmic: Colours by the logarithm; values that are not positive have no colour then.
+        digits: After the point, or those that count where ``logarithmic``.
     """
     shown = [[_colour_value(value, logarithmic) for value in row] for row in values]
-    text = [['' if value is None else f'{value:.2g}' if logarithmic else f'{value:.2f}'
+    text = [['' if value is None else f'{value:.{digits}g}' if logarithmic else f'{value:.{digits}f}'
              for value in row] for row in values]
     known = [value for row in shown for value in row if value is not None] or [0.0]
     bar = dict(title=dict(text=unit, side='top'), orientation='h', x=0, xanchor='left', y=1,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from mmbitsplit.report.budget import budget_section
 from mmbitsplit.report.drawing import BOTH, LOST, NEW
 from mmbitsplit.report.layer_figures import bits_text, layers_figure
 from mmbitsplit.report.page import MOST_BYTES, Table, build_page
@@ -26,13 +27,14 @@ WITHOUT_DATA = ('report_data.json is not there: the page has no input ranges, no
 
 
 def run_page(results: Mapping[str, Any], layers: Mapping[str, Any],
-             data: Mapping[str, Any] | None) -> str:
+             data: Mapping[str, Any] | None, budget: Mapping[str, Any] | None = None) -> str:
     """Returns the page, at most ``MOST_BYTES``; pictures that do not fit are left out and counted.
 
     Args:
         results: ``results.json``.
         layers: ``layers.json``.
         data: ``report_data.json``; ``None`` where a run left none, which the page says.
+        budget: ``budget.json``, of a run whose widths were chosen.
 
     Raises:
         ImportError: plotly is not installed.
@@ -40,7 +42,7 @@ def run_page(results: Mapping[str, Any], layers: Mapping[str, Any],
     data = dict(data) if data is not None else {'problems': [WITHOUT_DATA]}
     pictures = dict(data.get('pictures') or {})
     while True:
-        page = _page(results, layers, {**data, 'pictures': pictures})
+        page = _page(results, layers, {**data, 'pictures': pictures}, budget)
         excess = len(page.encode()) - MOST_BYTES
         if excess <= 0 or not pictures.get('items'):
             return page
@@ -51,13 +53,15 @@ def run_page(results: Mapping[str, Any], layers: Mapping[str, Any],
         pictures['items'] = items
 
 
-def _page(results: Mapping[str, Any], layers: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+def _page(results: Mapping[str, Any], layers: Mapping[str, Any], data: Mapping[str, Any],
+          budget: Mapping[str, Any] | None) -> str:
     name, bits = PurePath(str(results['config'])).stem, bits_of(results)
     rows, headlines = layers['layers'], headline_metrics(results)
     sections = [_classes(results, kind, found)
                 for kind, found in (data.get('classes') or {}).items()]
     figures = {'layers': layers_figure(rows)} if rows else {}
-    for section in sections:
+    widths = None if budget is None else budget_section(budget, rows)
+    for section in [*sections, *([widths] if widths else [])]:
         figures |= section['figures']
     details = {row['name']: _details(row, (data.get('layers') or {}).get(row['name'], {}))
                for row in rows}
@@ -72,7 +76,7 @@ def _page(results: Mapping[str, Any], layers: Mapping[str, Any], data: Mapping[s
                           'headline'),
         other_metrics=_metrics(results, [metric for metric in results['float']
                                          if metric not in headlines]),
-        tiles=_tiles(results), layers=_layers(rows),
+        tiles=_tiles(results), budget=widths, layers=_layers(rows),
         worst_layer=max(rows, key=lambda row: row['error'])['name'] if rows else None,
         classes=sections, pictures=data['pictures'] or {'kind': None}, keys=KEYS,
         kept_float=_kept_float(kept),

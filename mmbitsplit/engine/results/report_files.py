@@ -19,10 +19,12 @@ from mmbitsplit.report.detections import Detections
 from mmbitsplit.report.page import to_json
 
 REPORT, REPORT_DATA, REPORT_ERROR = 'report.html', 'report_data.json', 'report_error.txt'
+BUDGET = 'budget.json'
 FORMAT = 1
 NEEDED = {RESULTS: ('config', 'method', 'weight_bits', 'activation_bits', 'float', 'quantized',
                     'drop', 'size_bytes', 'seconds', 'peak_rss_bytes', 'calibration', 'versions'),
-          LAYERS: ('layers',), REPORT_DATA: ('format',)}
+          LAYERS: ('layers',), REPORT_DATA: ('format',),
+          BUDGET: ('table', 'costs', 'plans', 'chosen', 'front', 'limits', 'loss')}
 MOST_PICTURES = {'detection': 12, 'classification': 24}
 MOST_PICTURE_BYTES = 1_600_000  # of all, so that the page stays under its limit
 
@@ -73,7 +75,9 @@ def write_page(work_dir: Path) -> Path:
     if data is not None and data.get('format') != FORMAT:
         raise ValueError(f'{work_dir / REPORT_DATA} is of format {data.get("format")!r}, this '
                          f'version reads {FORMAT}; quantize again.')
-    write_text(work_dir / REPORT, run_page(results, layers, data))
+    chosen = bool(results.get('budget')) and (work_dir / BUDGET).is_file()
+    budget = read_file(work_dir, BUDGET) if chosen else None
+    write_text(work_dir / REPORT, run_page(results, layers, data, budget))
     (work_dir / REPORT_ERROR).unlink(missing_ok=True)
     return work_dir / REPORT
 
