@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmbitsplit.report.budget_figures import (
+    ASKED,
     UNITS,
     cost_value,
     front_figure,
@@ -40,7 +41,7 @@ def budget_section(budget: Mapping[str, Any], layers: Sequence[Mapping[str, Any]
     figures = {'budget-widths': widths_figure(widths, free)}
     if free:
         figures['budget-sensitivity'] = sensitivity_figure(budget['table'], unit)
-    figures['budget-front'] = front_figure(budget['front'], plans, cost, unit, chosen)
+    figures['budget-front'] = front_figure(budget['front'], plans, cost, chosen)
     return {
         'figures': figures, 'sentence': sentence(budget), 'misled': misled(plans[chosen]),
         'fixed': len(widths) - len(free), 'free': len(free), 'unit': unit,
@@ -63,7 +64,7 @@ def plan_page(budget: Mapping[str, Any], title: str) -> str:
     names = [str(plan['name']) for plan in plans]
     free = list(free_layers(table))
     figures = {
-        'front': front_figure(budget['front'], plans, front_cost(budget), unit),
+        'front': front_figure(budget['front'], plans, front_cost(budget)),
         'widths': heat_map(free, names, [[chosen_widths(plan)[name].weight for plan in plans]
                                          for name in free], 'weight bits', logarithmic=False,
                            digits=0),
@@ -101,7 +102,7 @@ def chosen_widths(plan: Mapping[str, Any]) -> dict[str, Widths]:
 def sentence(budget: Mapping[str, Any]) -> str:
     """Says what was asked for and what was taken."""
     plan = budget['plans'][int(budget['chosen'])]
-    limits = ' and '.join(f'{UNITS[name]} {cost_value(name, value):.4g}'
+    limits = ' and '.join(ASKED[name].format(cost_value(name, value))
                           for name, value in budget['limits'].items())
     asked = [f'at most {limits}'] if limits else []
     if budget.get('max_drop') is not None:
@@ -130,15 +131,16 @@ def misled(plan: Mapping[str, Any]) -> str:
 def plans_table(plans: Sequence[Mapping[str, Any]], chosen: int | None) -> Table:
     """A row a plan: costs, the loss added up and as measured."""
     dropped = any((plan.get('trial') or {}).get('drop') is not None for plan in plans)
+    tried = any(plan.get('trial') for plan in plans)
     costs = [name for name in UNITS if any(name in plan['costs'] for plan in plans)]
     header = ['plan', *(UNITS[name] for name in costs), 'loss, added up', 'all layers at once',
-              'calibrated', *(['drop, points'] if dropped else []), 'uniform']
+              *(['calibrated'] if tried else []), *(['drop, points'] if dropped else []), 'uniform']
     rows = []
     for number, plan in enumerate(plans):
         trial = plan.get('trial') or {}
         numbers = [cost_value(name, plan['costs'][name]) if name in plan['costs'] else None
                    for name in costs]
-        numbers += [plan['predicted'], plan.get('whole'), trial.get('loss')]
+        numbers += [plan['predicted'], plan.get('whole'), *([trial.get('loss')] if tried else [])]
         rows.append([str(plan['name']) + (' (taken)' if number == chosen else ''),
                      *(('–', None) if value is None else (f'{value:.4g}', value)
                        for value in numbers),

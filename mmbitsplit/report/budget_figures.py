@@ -9,6 +9,9 @@ from mmbitsplit.structures import Widths
 
 UNITS = {'weight_bits': 'mean bits of a weight', 'bytes': 'payload, kB',
          'bitops': 'bit operations, parts of 8-bit', 'latency': 'time, parts of 8-bit'}
+ASKED = {'weight_bits': '{:g} bits a weight on average', 'bytes': '{:.1f} kB',
+         'bitops': '{:g} of the bit operations of 8 bits everywhere',
+         'latency': '{:g} of the time of 8 bits everywhere'}
 IN_KB = 1e-3
 
 
@@ -68,7 +71,7 @@ def sensitivity_figure(table: Mapping[str, Mapping[str, float]], unit: str) -> d
 
 
 def front_figure(front: Sequence[Mapping[str, float]], plans: Sequence[Mapping[str, Any]],
-                 cost: str, unit: str, chosen: int | None = None) -> dict[str, Any]:
+                 cost: str, chosen: int | None = None) -> dict[str, Any]:
     """Draws the loss of plans over their cost.
 
     Args:
@@ -76,7 +79,6 @@ def front_figure(front: Sequence[Mapping[str, float]], plans: Sequence[Mapping[s
         plans: Those that were looked at more closely: ``name``, ``costs``, ``predicted``,
             ``whole`` and ``trial``, of which the last two may be ``None``.
         cost: Which of the costs; a key of ``UNITS``.
-        unit: What the losses are.
         chosen: Number of the plan that was taken.
     """
     line = sorted((cost_value(cost, point[cost]), point['predicted']) for point in front)
@@ -95,7 +97,7 @@ def front_figure(front: Sequence[Mapping[str, float]], plans: Sequence[Mapping[s
             type='scatter', mode='markers+text', name=title, textposition='top center',
             x=[cost_value(cost, plan['costs'][cost]) for plan in mine],
             y=[positive(measured_loss(plan)) for plan in mine],
-            text=[str(plan['name']).removeprefix('uniform ') if uniform else '' for plan in mine],
+            text=[str(plan['name']).removeprefix('uniform ') for plan in mine],
             marker=dict(color=colour, symbol=symbol, size=10), cliponaxis=False,
             customdata=[plan_hover(plan, cost) for plan in mine], **hover))
     if chosen is not None:
@@ -108,7 +110,7 @@ def front_figure(front: Sequence[Mapping[str, float]], plans: Sequence[Mapping[s
         height=420, margin=dict(l=72, r=16, t=56, b=52), hovermode='closest',
         legend=dict(orientation='h', x=0, y=1.02, yanchor='bottom'),
         xaxis=dict(title=dict(text=UNITS[cost]), fixedrange=True, zeroline=False),
-        yaxis=dict(type='log', title=dict(text=unit), fixedrange=True, exponentformat='power',
+        yaxis=dict(type='log', title=dict(text='loss'), fixedrange=True, exponentformat='power',
                    dtick=1)))
 
 

@@ -125,8 +125,8 @@ def heat_map(layers: Sequence[str], columns: Sequence[str],
         digits: After the point, or those that count where ``logarithmic``.
     """
     shown = [[_colour_value(value, logarithmic) for value in row] for row in values]
-    text = [['' if value is None else f'{value:.{digits}g}' if logarithmic else f'{value:.{digits}f}'
-             for value in row] for row in values]
+    form = f'.{digits}g' if logarithmic else f'.{digits}f'
+    text = [['' if value is None else format(value, form) for value in row] for row in values]
     known = [value for row in shown for value in row if value is not None] or [0.0]
     bar = dict(title=dict(text=unit, side='top'), orientation='h', x=0, xanchor='left', y=1,
                yanchor='bottom', len=1, thickness=12)

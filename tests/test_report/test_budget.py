@@ -67,13 +67,13 @@ def test_the_heat_map_has_a_row_a_free_layer(check, budget):
 
 
 def test_the_front_has_plans_where_they_were_measured(check, budget):
-    figure = check(front_figure(budget['front'], budget['plans'], 'bytes', 'loss', 0))
+    figure = check(front_figure(budget['front'], budget['plans'], 'bytes', 0))
     line, mixed, uniform, ring = figure.data
     assert list(line.x) == sorted(line.x) and len(line.x) == 3
     assert (mixed.x[0], mixed.y[0]) == (ring.x[0], ring.y[0]) == (3.1, 9.0)  # kB; calibrated
     assert list(uniform.text) == ['W4'] and uniform.y[0] == 12.0
     budget['plans'][0]['trial'] = None
-    assert front_figure(budget['front'], budget['plans'], 'bytes', 'loss')['data'][1]['y'] == [5.0]
+    assert front_figure(budget['front'], budget['plans'], 'bytes')['data'][1]['y'] == [5.0]
 
 
 def test_a_bit_more_and_a_bit_less_are_priced_by_hand(budget):
@@ -92,13 +92,13 @@ def test_a_bit_more_and_a_bit_less_are_priced_by_hand(budget):
 
 def test_words_on_what_was_taken_and_how_far_the_sum_was(budget):
     text = sentence(budget)
-    assert 'at most mean bits of a weight 4' in text and 'Taken: mixed' in text
+    assert 'at most 4 bits a weight on average' in text and 'Taken: mixed' in text
     assert '2.6 kB (3.1 kB planned)' in text and '2 plans were calibrated' in text
     assert 'worse' in misled(budget['plans'][1]) and '12' in misled(budget['plans'][1])
     near = {**budget['plans'][1], 'predicted': 11.0}
     assert misled(near) == ''
-    assert 'at most a drop of at most 0.5' not in sentence({**budget, 'max_drop': 0.5,
-                                                           'limits': {}})
+    assert sentence({**budget, 'max_drop': 0.5, 'limits': {}}).startswith(
+        'Asked for: a drop of at most 0.5 points.')
     table = plans_table(budget['plans'], 0)
     assert table.rows[0][0] == 'mixed (taken)' and table.header[-2] == 'drop, points'
 
