@@ -23,6 +23,7 @@ from mmbitsplit.calibration.memory import (
     refining_bytes,
     tuning_bytes,
     with_gradients,
+    with_tuning,
     with_units,
 )
 from mmbitsplit.calibration.refine import refine
@@ -161,7 +162,11 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
     _solve(look, made.prepared, run, method, solved, stopwatch)
     solved.check_complete()
     refinement = refine(method, forwards, run, solved, stopwatch) if method.refines else {}
-    tuning = tune(build_stages(spec.tuning), look, spec.calibration, solved, stopwatch)
+    tuning = tune(build_stages(spec.tuning), look, spec.calibration, solved, stopwatch,
+                  made.estimate.no_tuning)
+    warnings += [f"{outcome['type']} was left out, so the model is as {spec.method['type']} has "
+                 f"solved it: {outcome['left_out']}." for outcome in tuning
+                 if 'left_out' in outcome]
     made.prepared.release_float()
     report = QuantizationReport(
         layers=solved.in_order(), kept_float=list(made.prepared.plan.kept_float),
@@ -221,9 +226,6 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
         estimate = with_gradients(estimate, look.flow, look.sizes, 0 if
                                   spec.calibration.sampling == 'even' else
                                   spec.calibration.rows_per_layer * len(geometries))
-    if spec.tuning:
-        estimate = replace(estimate, tuning=tuning_bytes(
-            look.flow, geometries, look.sizes, build_stages(spec.tuning)))
     if method.solves == 'unit':
         units = divide(look, plan, spec, method)
         total = sum(sum(part.values()) for part in look.forwards.team.gather(look.sizes))
@@ -231,10 +233,15 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
         estimate = with_units(estimate, look.flow, units, total, keeps, learning_bytes(
             look.flow, units, geometries, batch_size=method.batch_size, total=total,
             budget=keeps))
-    budget = spec.calibration.memory_budget
     device = next((value.device for value in model.parameters()), torch.device('cpu'))
-    check_memory(estimate, BUDGET * available_bytes(device) if budget is None else budget * 1e9,
-                 len(batches) * spec.calibration.batch_size, look.forwards.team.size)
+    budget = BUDGET * available_bytes(device) if spec.calibration.memory_budget is None \
+        else spec.calibration.memory_budget * 1e9
+    if spec.tuning:
+        stages = build_stages(spec.tuning)
+        estimate = with_tuning(estimate, tuning_bytes(look.flow, geometries, look.sizes, stages),
+                               budget, stages, look.forwards.team)
+    check_memory(estimate, budget, len(batches) * spec.calibration.batch_size,
+                 look.forwards.team.size)
     return estimate
 
 

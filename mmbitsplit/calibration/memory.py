@@ -10,11 +10,12 @@ import torch
 
 from mmbitsplit.functional.solvers.bitsplit_rows import PART
 from mmbitsplit.functional.statistics import MOST_INPUTS_IN_DOUBLE
-from mmbitsplit.methods.tuning import TuningStage
+from mmbitsplit.methods.tuning import STEP_IMAGES, TuningStage
 from mmbitsplit.models import DataFlow, layer_role
 from mmbitsplit.passes.capture import SAMPLES_PER_LAYER
 from mmbitsplit.passes.repeated_calls import Owner
 from mmbitsplit.passes.sampling import rows_per_call
+from mmbitsplit.passes.team import Team
 from mmbitsplit.solving.model_loss import MOST_ELEMENTS
 from mmbitsplit.solving.statistics import MOST_INPUTS_FOR_GRAM
 from mmbitsplit.structures import LayerGeometry, Unit
@@ -58,6 +59,7 @@ class MemoryEstimate:
             asleep.
         tuning: Of the graph of a batch in which the whole model is tuned, when nothing is asleep
             any more.
+        no_tuning: Why it is left out, where it would be too much.
     """
 
     suspended: int
@@ -70,6 +72,7 @@ class MemoryEstimate:
     learning: int = 0
     gradients: int = 0
     tuning: int = 0
+    no_tuning: str = ''
 
     @property
     def total(self) -> int:
@@ -159,12 +162,31 @@ def tuning_bytes(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
     last = [name for name in flow.order if 'last' in layer_role(name, flow)]
     kept = sum(4 * min(int(size * scale), 2 * MOST_ELEMENTS) for scale in sizes.values()
                for name in last for size in flow.output_sizes[name])
+    kept *= 1 + any(stage.mirrored for stage in stages)
     copies = TUNED_COPIES + any(stage.inner for stage in stages)  # what float layers read
-    vectors = max((CODE_VECTORS + stage.batch_size for stage in stages if 'codes' in stage.learns),
-                  default=0)
+    vectors = max((CODE_VECTORS + (stage.batch_size or STEP_IMAGES) for stage in stages
+                   if 'codes' in stage.learns), default=0)
     codes = sum(math.prod(geometry.weight_shape) for geometry in geometries.values())
     return int(4 * copies * outputs * max(sizes.values(), default=0)
                + TUNED_WEIGHT_BYTES * weights + 8 * vectors * codes + kept)
+
+
+def with_tuning(estimate: MemoryEstimate, tuning: int, budget: float,
+                stages: Sequence[TuningStage], team: Team) -> MemoryEstimate:
+    """Adds what tuning takes, or why it is left out where all stages allow that.
+
+    Args:
+        estimate: Of the request without tuning.
+        tuning: See ``tuning_bytes``.
+        budget: Bytes that this process may take.
+        stages: Of the request.
+        team: All leave it out where it is too much for one.
+    """
+    more = replace(estimate, tuning=tuning)
+    if all(stage.if_possible for stage in stages) and any(team.gather(more.total > budget)):
+        return replace(estimate, no_tuning=f'a step would take {_gb(more.total)}, and the memory '
+                                           f'budget is {_gb(budget)}')
+    return more
 
 
 def with_units(estimate: MemoryEstimate, flow: DataFlow, units: Sequence[Unit], total: float,

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
 from mmbitsplit.methods.tuning import TuningStage
-from mmbitsplit.passes.raw_outputs import RawOutputs
+from mmbitsplit.passes.batches import images_in
+from mmbitsplit.passes.raw_outputs import RawOutput, RawOutputs
 from mmbitsplit.passes.replay import Tape
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.watching import Watching
@@ -16,6 +19,7 @@ from mmbitsplit.solving.tuning import (
     LearnedValues,
     OutputLoss,
     TunedModel,
+    as_float,
     record_float,
     split_batches,
 )
@@ -23,7 +27,8 @@ from mmbitsplit.structures import CalibrationSpec, summary
 
 
 def tune(stages: Sequence[TuningStage], look: Watching, calibration: CalibrationSpec,
-         solved: SolvedLayers, stopwatch: Stopwatch) -> list[dict[str, Any]]:
+         solved: SolvedLayers, stopwatch: Stopwatch, no_tuning: str = '',
+         ) -> list[dict[str, Any]]:
     """Runs stages one after the other; scales and biases of layers change in place.
 
     What the float model gives is recorded anew, as no method leaves all of it. The journal keeps
@@ -36,6 +41,7 @@ def tune(stages: Sequence[TuningStage], look: Watching, calibration: Calibration
         calibration: Seed, and what no layer was solved on.
         solved: All layers; their reports are brought up to date.
         stopwatch: Told what it takes.
+        no_tuning: Why no stage is to be run, empty where they are; all are ``if_possible`` then.
 
     Returns:
         What each stage says of itself.
@@ -44,17 +50,64 @@ def tune(stages: Sequence[TuningStage], look: Watching, calibration: Calibration
     for index, stage in enumerate(stages):
         started = time.perf_counter()
         with stopwatch('tuning'):
-            outcome = _tune(stage, index, look, calibration, solved)
+            reason = no_tuning or (why_not(look, solved) if stage.if_possible else '')
+            outcome = left_out(stage, reason) if reason else \
+                _tune(stage, index, look, calibration, solved)
         outcomes.append({**outcome, 'seconds': time.perf_counter() - started})
     if any(outcome['kept'] != 'start' for outcome in outcomes):
         _update_reports(solved)
     return outcomes
 
 
+def left_out(stage: TuningStage, reason: str) -> dict[str, Any]:
+    """What is said of a stage that was not run."""
+    return {'type': type(stage).__name__, 'kept': 'start', 'left_out': reason,
+            'options': asdict(stage)}
+
+
+def why_not(look: Watching, solved: SolvedLayers) -> str:
+    """Why the model cannot be tuned; empty where it can. The same in every process.
+
+    Each process tries a forward with gradients on its first batch, and all hear of the first
+    that fails.
+    """
+    forwards, layers = look.forwards, solved.prepared.layers
+    if forwards.total < 2:
+        return 'there is one batch alone, and none to judge on'
+    values = LearnedValues(layers, ('scales',), {
+        name: torch.ones(layer.geometry.out_channels) for name, layer in layers.items()})
+    reason = ''
+    for number in list(forwards.batches)[:1]:
+        raw = RawOutputs.of(forwards, look.flow, Tape())
+        try:
+            with as_float(layers):
+                wanted = raw.record(number)
+            with values.recorded() as leaves:
+                found = raw.replay(number, len(wanted), gradients=True)
+                reason = _unlike(wanted, found)
+                if not reason:
+                    torch.autograd.grad([x for _, x in found if x.requires_grad], leaves, [
+                        torch.ones_like(x) for _, x in found if x.requires_grad],
+                        allow_unused=True)
+        except RuntimeError as error:  # torch's: an operation has no gradient, say
+            reason = str(error).splitlines()[0]
+    return next((one for one in forwards.team.gather(reason) if one), '')
+
+
+def _unlike(wanted: Sequence[RawOutput], found: Sequence[RawOutput]) -> str:
+    """Why outputs of the quantized model cannot be brought nearer to the float model's."""
+    if [(name, x.shape) for name, x in wanted] != [(name, x.shape) for name, x in found]:
+        return 'a step picks rows by values of layers, and no replay point covers it'
+    return '' if any(x.requires_grad for _, x in found) else \
+        'no gradient reaches the raw outputs'
+
+
 def _tune(stage: TuningStage, index: int, look: Watching, calibration: CalibrationSpec,
           solved: SolvedLayers) -> dict[str, Any]:
-    forwards, layers, seed = look.forwards, solved.prepared.layers, calibration.seed
-    fit, held_out, unseen = split_batches(forwards.total, calibration, stage.holdout)
+    layers, seed, total = solved.prepared.layers, calibration.seed, look.forwards.total
+    fit, held_out, unseen = split_batches(total, calibration, stage.holdout)
+    forwards = look.forwards.with_mirrored(fit) if stage.mirrored else look.forwards
+    images = max(forwards.team.gather(max(map(images_in, forwards.batches.values()), default=1)))
     raw = RawOutputs.of(forwards, look.flow, Tape())
     loss = OutputLoss(raw, stage.loss, seed)
     spreads = record_float(raw, layers, loss)
@@ -63,7 +116,8 @@ def _tune(stage: TuningStage, index: int, look: Watching, calibration: Calibrati
               for name in (stream.name, *stream.readers)}
     values = LearnedValues(layers, stage.learns, spreads, shared)
     model = TunedModel(
-        raw, values, loss, fit, held_out, seed + index, InnerLoss(layers), stage.inner,
+        raw, values, loss, [*fit, *(number + total for number in fit if stage.mirrored)], held_out,
+        seed + index, images, InnerLoss(layers), stage.inner,
         lambda step, steps: solved.progress(Progress('tuning', step, steps)))
     outcome = stage.tune(model)
     changed = values.changed_codes()

@@ -1,6 +1,7 @@
 """What a method is, how a config names one, and what naming it stands for."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
@@ -78,6 +79,17 @@ class Method(Options):
         They fill what a request leaves open (``read_request``); what it says wins.
         """
         return {}
+
+    def tuning(self, spec: QuantSpec) -> Sequence[Mapping[str, Any]]:
+        """Returns stages of ``quantization.tuning`` that belong to the method.
+
+        They are taken where a request says nothing of tuning; ``tuning=[]`` says that there are
+        none.
+
+        Args:
+            spec: The request.
+        """
+        return ()
 
     def packages(self) -> Mapping[str, str]:
         """Returns packages that the method imports late, each with the extra that brings it."""
@@ -210,8 +222,8 @@ def read_request(mapping: Mapping[str, Any]) -> QuantSpec:
     """Reads a ``quantization`` dict; its method fills what the dict leaves open.
 
     The rule: an option that is written stands; one that is not is the method's
-    (``Method.defaults``); one that neither names is the option's own default. So naming a method
-    is enough to get all that it stands for, its input scales too.
+    (``Method.defaults``, ``Method.tuning``); one that neither names is the option's own default.
+    So naming a method is enough to get all that it stands for, its input scales too.
 
     Raises:
         ValueError: Whatever ``QuantSpec.from_dict``, ``read_plan``, ``build_method`` and
@@ -229,6 +241,8 @@ def read_request(mapping: Mapping[str, Any]) -> QuantSpec:
     for part, options in method.defaults().items():
         filled[part] = {**options, **filled.get(part, {})}
     spec = QuantSpec.from_dict(filled)
+    if 'tuning' not in filled and spec.calibration.num_images:
+        spec = replace(spec, tuning=tuple(method.tuning(spec)))
     build_stages(spec.tuning)
     check_data_free(spec)
     return spec

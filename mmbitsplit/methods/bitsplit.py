@@ -1,7 +1,8 @@
 """Bit-split and stitching as a method."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
@@ -13,7 +14,17 @@ from mmbitsplit.functional import (
 )
 from mmbitsplit.functional.solvers.bitsplit import Init
 from mmbitsplit.methods.base import Method, register_method
-from mmbitsplit.structures import LayerStatistics, Range, RowStatistics, WeightSolution
+from mmbitsplit.structures import (
+    LayerStatistics,
+    QuantSpec,
+    Range,
+    RowStatistics,
+    WeightSolution,
+)
+
+FEW_BITS = 4  # of inputs: with more, the solver's codes are as good (docs/measured.md)
+LEARNING = dict(type='OutputTuning', codes=True, learning_rate=1e-3, if_possible=True)
+ROUNDS = {'default': 6.0, 'best': 30.0}
 
 
 @register_method
@@ -36,6 +47,11 @@ class BitSplit(Method):
             takes it from the number of positions (``functional.default_ridge``).
         bias_correction: Fit the bias together with the weights.
         guard: Take plain rounding where it is better on held-out positions.
+        effort: How long a user waits. ``'fast'``: the solver alone. ``'default'``: where inputs
+            have few bits, codes, scales and biases of all layers are learned together afterwards,
+            from the solver's and against the float model's outputs (``OutputTuning``), in at most
+            about ten times the time. ``'best'``: that at any width, and five times as long. A
+            request's own ``tuning`` takes the place of this.
     """
 
     init: Init = 'error_feedback'
@@ -45,6 +61,13 @@ class BitSplit(Method):
     ridge: Annotated[float, Range(0)] | None = None
     bias_correction: bool = True
     guard: bool = True
+    effort: Literal['fast', 'default', 'best'] = 'default'
+
+    def tuning(self, spec: QuantSpec) -> Sequence[Mapping[str, Any]]:
+        """See ``Method.tuning``."""
+        if self.effort == 'fast' or (self.effort == 'default' and not _few_bits(spec)):
+            return ()
+        return [dict(LEARNING, rounds=ROUNDS[self.effort])]
 
     def solve(self, statistics: LayerStatistics, weight: Tensor, num_bits: int,
               ) -> WeightSolution:
@@ -69,3 +92,10 @@ class BitSplit(Method):
         80.9 %, W2A4 77.5 and 77.6 %) and factors a gram for each.
         """
         return replace(self, init='mse', max_sweeps=2)
+
+
+def _few_bits(spec: QuantSpec) -> bool:
+    """Whether inputs of inner layers have so few bits that learning is worth its time."""
+    widths = [spec.activation.num_bits] if spec.plan is None else [
+        row.input_bits for row in spec.plan.layers]
+    return any(isinstance(bits, int) and bits <= FEW_BITS for bits in widths)

@@ -1,13 +1,14 @@
 """What a calibration is given: a model, its batches, and how the one is run on the other."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from mmbitsplit.passes.batches import mirrored
 from mmbitsplit.passes.forward_state import ForwardState
 from mmbitsplit.passes.replay import ReplayPoint, Tape, recording, replaying
 from mmbitsplit.passes.team import Team
@@ -62,6 +63,17 @@ class Forwards:
                    state=ForwardState(model, seed), replay_points=replay_points,
                    labels=dict(zip(numbers, labels or [f'batch {number}' for number in numbers])),
                    team=team, total=total)
+
+    def with_mirrored(self, numbers: Container[int]) -> 'Forwards':
+        """Adds batches seen in a mirror; each has the number of its own plus ``total``.
+
+        Args:
+            numbers: Of which batches, of all processes.
+        """
+        more = {number + self.total: mirrored(batch) for number, batch in self.batches.items()
+                if number in numbers}
+        labels = {number: f'{self.labels[number - self.total]}, mirrored' for number in more}
+        return replace(self, batches={**self.batches, **more}, labels={**self.labels, **labels})
 
     def run(self, number: int) -> Any:
         """Runs the model on a batch, in the state that is set."""

@@ -227,6 +227,9 @@ def _tuning(stages: Sequence[Mapping[str, Any]]) -> Table:
     """What stages gained that changed the whole model, a row each."""
     rows = []
     for stage in stages:
+        if 'left_out' in stage:
+            rows.append([str(stage['type']), f"left out: {stage['left_out']}", '', '', '', ''])
+            continue
         taken = f"step {stage['best_step']} of {stage['steps']}" if stage['kept'] != 'start' \
             else f"the start, no better one in {stage['steps']} steps"
         rows.append([

@@ -115,7 +115,7 @@ def test_held_out_loss_never_rises_and_every_layer_is_reached(residual_net, imag
 def test_where_nothing_is_better_the_layers_stay_bit_for_bit(residual_net, images,
                                                              assert_same_state):
     models = [residual_net() for _ in range(2)]
-    quantize_model(models[0], images(4), LOW)
+    quantize_model(models[0], images(4), dict(**LOW, tuning=[]))
     report = quantize_model(models[1], images(4), dict(
         **LOW, tuning=dict(STAGE, steps=4, learning_rate=3.0)))
     assert report.tuning[0]['kept'] == 'start'

@@ -2,6 +2,7 @@
 
 from mmbitsplit.methods.tuning.base import (
     STAGES,
+    STEP_IMAGES,
     Learned,
     TuningStage,
     build_stages,
@@ -10,5 +11,5 @@ from mmbitsplit.methods.tuning.base import (
 from mmbitsplit.methods.tuning.output_tuning import OutputTuning
 from mmbitsplit.methods.tuning.problem import TuningProblem
 
-__all__ = ['Learned', 'OutputTuning', 'STAGES', 'TuningProblem', 'TuningStage', 'build_stages',
-           'register_stage']
+__all__ = ['Learned', 'OutputTuning', 'STAGES', 'STEP_IMAGES', 'TuningProblem', 'TuningStage',
+           'build_stages', 'register_stage']

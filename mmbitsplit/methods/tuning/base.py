@@ -7,6 +7,7 @@ from mmbitsplit.methods.tuning.problem import TuningProblem
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import Options, from_mapping
 
+STEP_IMAGES = 4  # that a step looks at, where a stage is not told
 Learned = Literal['scales', 'biases', 'input_scales', 'codes']
 
 
@@ -17,15 +18,20 @@ class TuningStage(Options):
 
     Attributes:
         loss: ``'kl'``, ``'raw'`` or ``'auto'``, see ``solving.tuning.OutputLoss``.
-        batch_size: Calibration batches of a step.
+        batch_size: Calibration batches of a step; ``None`` where that depends on their images.
+        mirrored: Whether batches come as they are and seen in a mirror.
         inner: Weight of what inner layers read beside the outputs.
+        if_possible: Whether a model that cannot be tuned is left as it was solved, with the reason
+            in the report; else that is an error.
         holdout: Part of the calibration batches that ``tune`` only judges on, where there is none
             that no layer was solved on.
     """
 
     loss: str = 'auto'
     inner: float = 0.0
-    batch_size: int = 1
+    batch_size: int | None = 1
+    mirrored: bool = False
+    if_possible: bool = False
     holdout: float = 0.25
 
     @property

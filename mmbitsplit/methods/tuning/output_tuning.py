@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from mmbitsplit.methods.tuning.base import Learned, TuningStage, register_stage
+from mmbitsplit.methods.tuning.base import STEP_IMAGES, Learned, TuningStage, register_stage
 from mmbitsplit.methods.tuning.problem import TuningProblem
 from mmbitsplit.structures import Range
 
 WARM_UP = 0.1  # of the steps
+BETAS = (0.9, 0.999)
+LOOKS = 10  # at held-out batches
 
 
 @register_stage
@@ -29,10 +31,15 @@ class OutputTuning(TuningStage):
 
     Args:
         steps: Of the optimizer; its learning rate rises over the first tenth and falls to
-            zero, as a cosine.
+            zero, as a cosine. ``None``: as many as ``rounds`` asks for.
+        rounds: How often each batch that is learned from comes.
         learning_rate: Of logarithms of scales, of biases in units of the spread of the channel's
             output, and of codes in half code steps.
-        batch_size: Calibration batches of a step, as they come.
+        batch_size: Calibration batches of a step, as they come. ``None``: as many as hold 4
+            images, at least one.
+        mirrored: Each batch comes as it is or seen in a mirror (left and right changed), by
+            chance. Images that are never seen in a mirror, such as those of text, will do: the
+            float model says what is right.
         scales: Weight scales, and offsets with them, are learned.
         biases: Biases are learned; a layer without one gets one.
         input_scales: Scales of layer inputs, and of outputs where these are quantized, are
@@ -42,27 +49,35 @@ class OutputTuning(TuningStage):
         optimizer: ``'adam'``, or ``'sgd'`` with momentum 0.9.
         loss: ``'kl'``: divergence of the class probabilities from the float model's, for a model
             that ends in one layer of class scores; ``'raw'``: squared change of each raw output,
-            relative to its variance; ``'auto'``: the former where it is possible.
+            relative to its variance; ``'confidence'``: that, weighted by how sure a dense head
+            is of each place; ``'auto'``: the first where it is possible, the last where several
+            layers end in maps, else the second.
         inner: Weight of the squared change of what inner layers read, relative to its variance,
             beside the loss of the outputs; 0 looks at outputs alone. Costs a float forward more.
         holdout: Part of the calibration batches that are judged on and not learned from, where
             there are too few for whole ones that no layer was solved on. Layers do better on
             what they were solved on than elsewhere, so judging there favours the start.
-        judge_every: Steps between two looks at these.
+        judge_every: Steps between two looks at these; ``None``: a tenth of all.
+        if_possible: A model that cannot be tuned (one batch alone, outputs without gradients,
+            too little memory) is left as it was solved, and the report says why; else that is an
+            error.
     """
 
-    steps: Annotated[int, Range(0)] = 200
+    steps: Annotated[int, Range(0)] | None = None
+    rounds: Annotated[float, Range(0, above=True)] = 6.0
     learning_rate: Annotated[float, Range(0, above=True)] = 1e-3
-    batch_size: Annotated[int, Range(1)] = 2
+    batch_size: Annotated[int, Range(1)] | None = None
+    mirrored: bool = False
     scales: bool = True
     biases: bool = True
     input_scales: bool = True
     codes: bool = False
     optimizer: Literal['adam', 'sgd'] = 'adam'
-    loss: Literal['auto', 'kl', 'raw'] = 'auto'
+    loss: Literal['auto', 'kl', 'raw', 'confidence'] = 'auto'
     inner: Annotated[float, Range(0)] = 0.0
     holdout: Annotated[float, Range(0, 0.9, above=True)] = 0.25
-    judge_every: Annotated[int, Range(1)] = 20
+    judge_every: Annotated[int, Range(1)] | None = None
+    if_possible: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,42 +95,53 @@ class OutputTuning(TuningStage):
     def tune(self, problem: TuningProblem) -> dict[str, Any]:
         """See ``TuningStage.tune``."""
         point = torch.zeros(problem.size, dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.Adam([point]) if self.optimizer == 'adam' else \
+        optimizer = torch.optim.Adam([point], betas=BETAS) if self.optimizer == 'adam' else \
             torch.optim.SGD([point], momentum=0.9)
+        size, steps = self._schedule(problem)
+        judge_every = self.judge_every or max(1, steps // LOOKS)
         start = best = problem.loss(problem.held_out)
         fit_start = problem.loss(problem.fit)
         kept, best_step, judged, stopped = point.detach().clone(), 0, [(0, start)], None
-        for step in range(self.steps):
-            _, gradient = problem.gradient(self._draw(problem, step))
+        for step in range(steps):
+            _, gradient = problem.gradient(draw(problem, step, size))
             if not bool(gradient.isfinite().all()):
                 stopped = step
                 break
-            optimizer.param_groups[0]['lr'] = self.learning_rate * rate(step, self.steps)
+            optimizer.param_groups[0]['lr'] = self.learning_rate * rate(step, steps)
             point.grad = gradient
             optimizer.step()
             problem.move_to(point.detach())
-            problem.progress(step + 1, self.steps)
-            if (step + 1) % self.judge_every == 0 or step + 1 == self.steps:
+            problem.progress(step + 1, steps)
+            if (step + 1) % judge_every == 0 or step + 1 == steps:
                 judged.append((step + 1, problem.loss(problem.held_out)))
                 if judged[-1][1] < best:
                     (best_step, best), kept = judged[-1], point.detach().clone()
         problem.move_to(kept)
-        return {'steps': self.steps, 'best_step': best_step,
+        return {'steps': steps, 'batches_of_a_step': size, 'best_step': best_step,
                 'kept': 'tuned' if best_step else 'start', 'held_out_before': start,
                 'held_out_after': best, 'fit_before': fit_start,
                 'fit_after': problem.loss(problem.fit) if best_step else fit_start,
                 'judged': [list(pair) for pair in judged],
                 **({} if stopped is None else {'not_finite_at_step': stopped})}
 
-    def _draw(self, problem: TuningProblem, step: int) -> list[int]:
-        """Batches of a step: all in turn, in another order each round."""
-        count = len(problem.fit)
-        size = min(self.batch_size, count)
-        chosen = []
-        for place in range(step * size, (step + 1) * size):
-            order = torch.randperm(count, generator=problem.generator(place // count))
-            chosen.append(problem.fit[int(order[place % count])])
-        return sorted(chosen)
+    def _schedule(self, problem: TuningProblem) -> tuple[int, int]:
+        """Batches of a step, and steps."""
+        size = self.batch_size or max(1, STEP_IMAGES // problem.images)
+        size = min(size, len(problem.fit))
+        if self.steps is not None:
+            return size, self.steps
+        batches = len(problem.fit) / (2 if self.mirrored else 1)  # either of two comes
+        return size, max(1, math.ceil(self.rounds * batches / size))
+
+
+def draw(problem: TuningProblem, step: int, size: int) -> list[int]:
+    """Batches of a step: all in turn, in another order each round."""
+    count = len(problem.fit)
+    chosen = []
+    for place in range(step * size, (step + 1) * size):
+        order = torch.randperm(count, generator=problem.generator(place // count))
+        chosen.append(problem.fit[int(order[place % count])])
+    return sorted(chosen)
 
 
 def rate(step: int, steps: int) -> float:

@@ -18,11 +18,13 @@ class TuningProblem(Protocol):
         size: Length of the vector.
         fit: Numbers of the batches to learn from.
         held_out: Of those to judge on.
+        images: How many images are in a batch.
     """
 
     size: int
     fit: Sequence[int]
     held_out: Sequence[int]
+    images: int
 
     def move_to(self, point: Tensor) -> None:
         """Writes a point (size,) into the model; at zero it is bit for bit as it was."""

@@ -3,7 +3,12 @@
 from mmbitsplit.solving.tuning.inner_loss import InnerLoss
 from mmbitsplit.solving.tuning.learned_values import LearnedValues
 from mmbitsplit.solving.tuning.output_loss import OutputLoss
-from mmbitsplit.solving.tuning.tuned_model import TunedModel, record_float, split_batches
+from mmbitsplit.solving.tuning.tuned_model import (
+    TunedModel,
+    as_float,
+    record_float,
+    split_batches,
+)
 
-__all__ = ['InnerLoss', 'LearnedValues', 'OutputLoss', 'TunedModel', 'record_float',
-           'split_batches']
+__all__ = ['InnerLoss', 'LearnedValues', 'OutputLoss', 'TunedModel', 'as_float',
+           'record_float', 'split_batches']

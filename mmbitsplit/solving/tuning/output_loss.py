@@ -6,10 +6,28 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mmbitsplit.functional.probe_vectors import confidence, place_of
 from mmbitsplit.passes.raw_outputs import RawOutput, RawOutputs
 from mmbitsplit.solving.model_loss import MOST_ELEMENTS, usual_kind
 
 Key = tuple[str, int]  # name of a last layer, number of its call
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a last layer of the float model gave in one call.
+
+    Args:
+        name: Of the layer.
+        shape: Of its whole output.
+        values: Elements that are looked at.
+        sure: How sure the head is at each place, one channel; ``None`` where that is not asked.
+    """
+
+    name: str
+    shape: torch.Size
+    values: Tensor
+    sure: Tensor | None = None
 
 
 @dataclass
@@ -18,19 +36,23 @@ class OutputLoss:
 
     ``'kl'``: divergence of class probabilities, summed over rows. ``'raw'``: squared change of
     each output relative to the variance of the float model's, mean over calls of a layer and over
-    layers. Both are divided by what a batch has of them on average, so that the loss of several
-    batches is the mean of theirs. Of a large output, elements drawn once for all are looked at.
+    layers. ``'confidence'``: the same, each place of a dense head weighted by how sure the float
+    model or the quantized one is there, whichever is surer: nearly all places of a detector are
+    background, where nothing hangs on the scores, unless the quantized model sees an object. All
+    are divided by what a batch has of them on average, so that the loss of several batches is the
+    mean of theirs. Of a large output, elements drawn once for all are looked at.
 
     Args:
         raw: What runs the model.
-        asked: ``'kl'``, ``'raw'``, or ``'auto'``: the former where one linear layer gives
-            (rows, classes).
+        asked: ``'kl'``, ``'raw'``, ``'confidence'`` or ``'auto'``: the first where one linear
+            layer gives (rows, classes), the third where several last layers give maps, as dense
+            heads do, else the second.
         seed: Of the calibration; chooses elements.
         asked_by: Part of the request, for error messages.
 
     Attributes:
         kind: What was taken, once ``settle`` has been called.
-        wanted: By batch, of each output name, shape and the elements looked at.
+        wanted: By batch.
     """
 
     raw: RawOutputs
@@ -38,18 +60,21 @@ class OutputLoss:
     seed: int
     asked_by: str = 'quantization.tuning'
     kind: str = ''
-    wanted: dict[int, list[tuple[str, torch.Size, Tensor]]] = field(default_factory=dict)
+    wanted: dict[int, list[Wanted]] = field(default_factory=dict)
     _shares: dict[Key, float] = field(default_factory=dict)
     _by_call: bool = True
 
     def __post_init__(self) -> None:
         modules = list(self.raw.modules.values())
-        self._scores = self.asked != 'raw' and usual_kind(modules) == 'cross_entropy'
+        self._scores = self.asked in ('kl', 'auto') and usual_kind(modules) == 'cross_entropy'
+        self._weighted = self.asked == 'confidence' or self.asked == 'auto' and len(modules) > 1
 
     def add(self, batch: int, outputs: Sequence[RawOutput]) -> None:
         """Keeps what the float model gave on a batch."""
-        self.wanted[batch] = [(name, output.shape, self._some(output, batch, place).clone())
-                              for place, (name, output) in enumerate(outputs)]
+        sure = _sure([output for _, output in outputs]) if self._weighted else [None] * len(outputs)
+        self.wanted[batch] = [
+            Wanted(name, output.shape, self._some(output, batch, place).clone(), sure[place])
+            for place, (name, output) in enumerate(outputs)]
 
     def settle(self) -> None:
         """Every batch has been added: chooses the kind, and what outputs are divided by.
@@ -58,17 +83,18 @@ class OutputLoss:
             ValueError: ``'kl'`` is asked for, and the model does not end in one linear layer.
         """
         team = self.raw.forwards.team
-        scores = self._scores and all(team.gather(all(
-            len(shape) == 2 for outputs in self.wanted.values() for _, shape, _ in outputs)))
+        outputs = [one for wanted in self.wanted.values() for one in wanted]
+        scores = self._scores and all(team.gather(all(len(one.shape) == 2 for one in outputs)))
         if self.asked == 'kl' and not scores:
             raise ValueError(f"{self.asked_by}: loss='kl' is for a model that ends in one "
                              'linear layer of class scores, (rows, classes); this one ends in '
                              f"{', '.join(self.raw.modules)}. Use loss='raw' or 'auto'.")
-        self.kind = 'kl' if scores else 'raw'
-        counted: dict[int, list[tuple[str, tuple[float, float, float]]]] = {
-            batch: [(name, _moments(values)) for name, _, values in outputs]
-            for batch, outputs in self.wanted.items()}
-        everywhere: dict[int, list[tuple[str, tuple[float, float, float]]]] = {}
+        if self.asked == 'auto':  # maps: of one layer, or of none, is no dense head
+            self._weighted &= all(team.gather(all(len(one.shape) == 4 for one in outputs)))
+        self.kind = 'kl' if scores else 'confidence' if self._weighted else 'raw'
+        counted = {batch: [(one.name, _moments(one, self._weighted)) for one in wanted]
+                   for batch, wanted in self.wanted.items()}
+        everywhere: dict[int, list[tuple[str, tuple[float, ...]]]] = {}
         for part in team.gather(counted):
             everywhere |= part
         # Calls of a layer are told apart where all batches have as many: levels of a pyramid.
@@ -86,7 +112,7 @@ class OutputLoss:
             count, mean = float(total[0]), float(total[1] / total[0].clamp(min=1))
             variance = float(total[2]) / max(count, 1.0) - mean ** 2
             scale = 1.0 if self.kind == 'kl' or not variance > 0 else variance
-            per_batch = count / len(everywhere) or 1.0
+            per_batch = float(total[3]) / len(everywhere) or 1.0
             self._shares[name, call] = 1.0 / (
                 len(set(layers)) * layers.count(name) * per_batch * scale)
 
@@ -96,25 +122,35 @@ class OutputLoss:
         Raises:
             ValueError: Outputs are of other shapes than the float model's.
         """
-        wanted = self.wanted[batch]
-        if [(name, shape) for name, shape, _ in wanted] != [
+        wanted, given = self.wanted[batch], [output for _, output in outputs]
+        if [(one.name, one.shape) for one in wanted] != [
                 (name, output.shape) for name, output in outputs]:
             raise ValueError(
                 f'{self.asked_by}: on calibration batch {batch} the quantized model gives raw '
                 'outputs of other shapes than the float one: a step picks rows by values of '
                 'layers. Name it as a replay point (docs/own_detector.md), or leave '
                 f'{self.asked_by} out.')
+        weights = self._weights(batch, given)
         total = torch.zeros((), dtype=torch.float64)
-        keys = self._keys([name for name, _, _ in wanted])
-        for place, (key, (_, _, target), (_, output)) in enumerate(zip(keys, wanted, outputs)):
-            if target.numel():
+        for place, (key, one, output, weight) in enumerate(
+                zip(self._keys([one.name for one in wanted]), wanted, given, weights)):
+            if one.values.numel():
                 output = self._some(output, batch, place).double()
-                total = total + self._shares[key] * self._distance(target.double(), output).cpu()
+                total = total + self._shares[key] * self._distance(
+                    one.values.double(), output, weight).cpu()
         return total
 
-    def _distance(self, wanted: Tensor, output: Tensor) -> Tensor:
-        if self.kind == 'raw':
-            return (output - wanted).square().sum()
+    def _weights(self, batch: int, outputs: Sequence[Tensor]) -> Sequence[Tensor | float]:
+        """By output, what the elements looked at count."""
+        if not self._weighted:
+            return [1.0] * len(outputs)
+        return [self._some(torch.maximum(one.sure, sure).expand(output.shape), batch, place)
+                for place, (one, sure, output) in enumerate(
+                    zip(self.wanted[batch], _sure(outputs), outputs))]
+
+    def _distance(self, wanted: Tensor, output: Tensor, weight: Tensor | float) -> Tensor:
+        if self.kind != 'kl':
+            return (weight * (output - wanted).square()).sum()
         wanted = wanted.log_softmax(-1)
         # As many rows as divided by: a share is that of an element.
         return wanted.shape[-1] * (wanted.exp() * (wanted - output.log_softmax(-1))).sum()
@@ -137,6 +173,16 @@ class OutputLoss:
         return output.flatten().index_select(0, places.to(output.device))
 
 
-def _moments(values: Tensor) -> tuple[float, float, float]:
-    values = values.double()
-    return float(values.numel()), float(values.sum()), float(values.square().sum())
+def _sure(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """By output, how sure the head is at each of its places, without gradients."""
+    outputs = [output.detach() for output in outputs]
+    by_place = confidence(outputs)
+    return [by_place[place_of(output)] for output in outputs]
+
+
+def _moments(one: Wanted, weighted: bool) -> tuple[float, ...]:
+    """Number of elements, sums of them and of their squares, and what they count together."""
+    values, count = one.values.double(), float(one.values.numel())
+    weight = float(one.sure.double().mean()) if weighted and one.sure is not None \
+        and count else 1.0
+    return count, float(values.sum()), float(values.square().sum()), count * weight

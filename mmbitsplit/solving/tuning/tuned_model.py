@@ -31,6 +31,7 @@ class TunedModel:
         fit: Numbers of the batches to learn from, of all processes.
         held_out: Of those to judge on.
         seed: Of this stage.
+        images: How many images are in a batch.
         inner: What inner layers read is compared by, times ``inner_weight``.
         inner_weight: 0 for outputs alone.
         progress: Told (steps done, steps in all).
@@ -45,6 +46,7 @@ class TunedModel:
     fit: Sequence[int]
     held_out: Sequence[int]
     seed: int
+    images: int
     inner: InnerLoss
     inner_weight: float = 0.0
     progress: Callable[[int, int], None] = lambda step, steps: None
