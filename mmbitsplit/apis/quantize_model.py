@@ -46,9 +46,9 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
         ValueError: Batches that the model cannot be called with, and whatever
             ``calibration.calibrate`` refuses.
     """
-    if not isinstance(spec, QuantSpec):
-        spec = read_request(spec or {})
-    if plan is not None:
+    if not isinstance(spec, QuantSpec):  # its method may look at the plan
+        spec = read_request({**(spec or {}), **({} if plan is None else {'plan': plan})})
+    elif plan is not None:
         spec = replace(spec, plan=read_plan(plan))
     batches, call = read_batches(batches), ModelCall()
     if run is None:

@@ -50,17 +50,25 @@ def tune(stages: Sequence[TuningStage], look: Watching, calibration: Calibration
     for index, stage in enumerate(stages):
         started = time.perf_counter()
         with stopwatch('tuning'):
-            reason = no_tuning or (why_not(look, solved) if stage.if_possible else '')
-            outcome = left_out(stage, reason) if reason else \
-                _tune(stage, index, look, calibration, solved)
+            outcome = _tune_if_possible(stage, index, look, calibration, solved, no_tuning) \
+                if stage.if_possible else _tune(stage, index, look, calibration, solved)
         outcomes.append({**outcome, 'seconds': time.perf_counter() - started})
     if any(outcome['kept'] != 'start' for outcome in outcomes):
         _update_reports(solved)
     return outcomes
 
 
-def left_out(stage: TuningStage, reason: str) -> dict[str, Any]:
-    """What is said of a stage that was not run."""
+def _tune_if_possible(stage: TuningStage, index: int, look: Watching,
+                      calibration: CalibrationSpec, solved: SolvedLayers, no_tuning: str,
+                      ) -> dict[str, Any]:
+    reason = no_tuning or why_not(look, solved)
+    if not reason and look.forwards.team.size > 1:  # what one refuses now, others wait for
+        return _tune(stage, index, look, calibration, solved)
+    if not reason:
+        try:
+            return _tune(stage, index, look, calibration, solved)
+        except ValueError as error:
+            reason = str(error).removeprefix('quantization.tuning: ')
     return {'type': type(stage).__name__, 'kept': 'start', 'left_out': reason,
             'options': asdict(stage)}
 
@@ -119,7 +127,12 @@ def _tune(stage: TuningStage, index: int, look: Watching, calibration: Calibrati
         raw, values, loss, [*fit, *(number + total for number in fit if stage.mirrored)], held_out,
         seed + index, images, InnerLoss(layers), stage.inner,
         lambda step, steps: solved.progress(Progress('tuning', step, steps)))
-    outcome = stage.tune(model)
+    try:
+        outcome = stage.tune(model)
+    except ValueError:
+        values.write(torch.zeros(values.size, dtype=torch.float64))
+        values.end()
+        raise
     changed = values.changed_codes()
     values.end()
     reached = set().union(*forwards.team.gather(model.reached))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from mmbitsplit.functional.solvers.bitsplit import Init
 from mmbitsplit.methods.base import register_method
@@ -19,7 +19,8 @@ class PublishedBitSplit(BitSplit):
     weight's, and rounds are capped.
 
     Args:
-        init, polish, max_sweeps, tolerance, ridge, bias_correction, guard: See ``BitSplit``.
+        init, polish, max_sweeps, tolerance, ridge, bias_correction, guard, effort: See
+            ``BitSplit``.
     """
 
     init: Init = 'mse'
@@ -27,6 +28,7 @@ class PublishedBitSplit(BitSplit):
     ridge: Annotated[float, Range(0)] | None = 0.0
     bias_correction: bool = False
     guard: bool = False
+    effort: Literal['fast'] = 'fast'
 
     def defaults(self) -> Mapping[str, Mapping[str, Any]]:
         """The paper's ECAQ: every channel's scale of least error, moved into the weights whole."""

@@ -1,5 +1,7 @@
 """Tuning as a part of a calibration: what it changes, what it may not, how it is reported."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -217,6 +219,39 @@ def test_what_cannot_be_tuned_is_refused_and_the_model_is_as_before(
                                             overrides=[dict(match='last', skip=True)]
                                             if make is Loose else []))
     assert_same_state(model, seeded(make))
+
+
+@pytest.mark.parametrize('make, batches, words', [
+    (Loose, inputs(), 'rows by values'),
+    (Classifier, inputs(1), 'one batch'),
+    (Classifier, inputs(), 'memory budget is 0.1 GB'),
+])
+def test_what_cannot_be_tuned_stays_as_solved_where_that_is_allowed(
+        make, batches, words, seeded, assert_same_state, monkeypatch):
+    request = dict(**LOW, calibration=dict(memory_budget=0.1),
+                   overrides=[dict(match='last', skip=True)] if make is Loose else [])
+    if 'memory' in words:
+        monkeypatch.setattr(sys.modules[calibrate.__module__], 'tuning_bytes',
+                            lambda *others: 1 << 30)
+    models = [seeded(make) for _ in range(2)]
+    with pytest.warns(UserWarning, match=f'left out.*as BitSplit has solved it: .*{words}'):
+        report = quantize_model(models[0], batches, request)  # the default method's own stage
+    assert words in report.tuning[0]['left_out']
+    quantize_model(models[1], batches, dict(request, tuning=[]))
+    assert_same_state(*models)
+
+
+def test_batches_come_mirrored_too(residual_net, images):
+    """What is learned is another than without; what is judged on is not mirrored."""
+    models, found = [residual_net() for _ in range(2)], []
+    for model, mirrored in zip(models, (False, True)):
+        report = quantize_model(model, images(16, size=12), dict(**LOW, tuning=dict(
+            STAGE, mirrored=mirrored, steps=10)))
+        found.append(report.tuning[0])
+    # The same but for what outputs are divided by: their spread, that of mirrored ones with it.
+    assert found[0]['held_out_before'] == pytest.approx(found[1]['held_out_before'], rel=0.02)
+    assert found[0]['judged'][1:] != found[1]['judged'][1:]
+    assert found[0]['fit_batches'] == found[1]['fit_batches'] == 14
 
 
 class Killed(Exception):

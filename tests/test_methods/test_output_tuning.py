@@ -118,3 +118,40 @@ def test_without_images_there_is_nothing_to_tune_on():
     with pytest.raises(ValueError, match='quantization.tuning learns on calibration images'):
         read_request(dict(tuning=dict(type='OutputTuning'), method=dict(type='MSE'),
                           activation=dict(num_bits=None), calibration=dict(num_images=0)))
+
+
+@pytest.mark.parametrize('options, images, steps, size', [
+    (dict(rounds=3), 8, 12, 1),  # four batches, each of more than a step looks at
+    (dict(rounds=3), 1, 3, 4),
+    (dict(rounds=2.5, batch_size=2), 1, 5, 2),
+    (dict(rounds=3, mirrored=True), 8, 6, 1),  # one of each two
+    (dict(steps=7, rounds=100), 1, 7, 4),
+])
+def test_rounds_say_how_many_steps_there_are(options, images, steps, size):
+    problem = Bowl()
+    problem.images = images
+    report = OutputTuning(**options).tune(problem)
+    assert (report['steps'], report['batches_of_a_step']) == (steps, size)
+    assert len(problem.drawn) == steps and {len(drawn) for drawn in problem.drawn} == {size}
+
+
+@pytest.mark.parametrize('bits, effort, tuned', [
+    (4, 'default', True), (4, 'fast', False), (4, 'best', True), (3, None, True),
+    (8, 'default', False), (8, 'best', True), (None, None, False)])
+def test_the_default_method_learns_where_inputs_have_few_bits(bits, effort, tuned):
+    method = dict(type='BitSplit', **({} if effort is None else dict(effort=effort)))
+    request = dict(activation=dict(num_bits=bits), method=method)
+    spec = read_request(request)
+    assert bool(spec.tuning) == tuned
+    if tuned:
+        stage, = build_stages(spec.tuning)
+        assert stage.if_possible and 'codes' in stage.learns
+        assert (stage.rounds > OutputTuning.rounds) == (effort == 'best')
+    assert read_request(dict(request, tuning=[])).tuning == ()
+    own = (dict(type='OutputTuning', steps=3),)
+    assert read_request(dict(request, tuning=own)).tuning == own
+
+
+def test_published_bitsplit_learns_nothing():
+    assert not read_request(dict(activation=dict(num_bits=3),
+                                 method=dict(type='PublishedBitSplit'))).tuning

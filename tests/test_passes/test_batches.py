@@ -1,0 +1,32 @@
+"""What tensors say of a batch."""
+
+import pytest
+import torch
+
+from mmbitsplit.passes.batches import images_in, mirrored
+
+
+def image(*shape):
+    return torch.arange(int(torch.tensor(shape).prod())).view(shape)
+
+
+@pytest.mark.parametrize('batch, count', [
+    (image(5, 3, 4, 6), 5), ([image(3, 4, 6)] * 7, 7), (dict(inputs=[image(3, 4, 6)]), 1),
+    ((image(8, 3, 4, 6), torch.zeros(8)), 8), (dict(ids=image(6, 12), mask=image(6, 12)), 6),
+    ('text', 1)])
+def test_images_are_counted(batch, count):
+    assert images_in(batch) == count
+
+
+def test_left_and_right_change_places_and_nothing_else():
+    batch = dict(inputs=[image(3, 4, 6), image(1, 2, 2)], rows=image(4, 3), names=['a', 'b'])
+    found = mirrored(batch)
+    assert torch.equal(found['inputs'][0][..., 0], batch['inputs'][0][..., 5])
+    assert torch.equal(found['rows'], batch['rows']) and found['names'] == ['a', 'b']
+    again = mirrored(found)
+    assert all(map(torch.equal, again['inputs'], batch['inputs']))
+
+
+def test_a_batch_without_images_has_no_mirror():
+    with pytest.raises(ValueError, match='mirrored=True needs tensors'):
+        mirrored(dict(ids=image(6, 12)))
