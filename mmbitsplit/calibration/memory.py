@@ -163,7 +163,7 @@ def tuning_bytes(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
     kept = sum(4 * min(int(size * scale), 2 * MOST_ELEMENTS) for scale in sizes.values()
                for name in last for size in flow.output_sizes[name])
     kept *= 1 + any(stage.mirrored for stage in stages)
-    copies = TUNED_COPIES + any(stage.inner for stage in stages)  # what float layers read
+    copies = TUNED_COPIES + any(stage.inner != 0 for stage in stages)  # what float layers read
     vectors = max((CODE_VECTORS + (stage.batch_size or STEP_IMAGES) for stage in stages
                    if 'codes' in stage.learns), default=0)
     codes = sum(math.prod(geometry.weight_shape) for geometry in geometries.values())

@@ -25,6 +25,8 @@ from mmbitsplit.solving.tuning import (
 )
 from mmbitsplit.structures import CalibrationSpec, summary
 
+INNER_OF_SCORES = 10.0  # see ``OutputTuning.inner``
+
 
 def tune(stages: Sequence[TuningStage], look: Watching, calibration: CalibrationSpec,
          solved: SolvedLayers, stopwatch: Stopwatch, no_tuning: str = '',
@@ -119,13 +121,14 @@ def _tune(stage: TuningStage, index: int, look: Watching, calibration: Calibrati
     raw = RawOutputs.of(forwards, look.flow, Tape())
     loss = OutputLoss(raw, stage.loss, seed)
     spreads = record_float(raw, layers, loss)
+    inner = (INNER_OF_SCORES if loss.kind == 'kl' else 0.0) if stage.inner is None else stage.inner
     # Who gives a quantized residual stream and who reads it have one scale.
     shared = {name for stream in solved.prepared.plan.streams
               for name in (stream.name, *stream.readers)}
     values = LearnedValues(layers, stage.learns, spreads, shared)
     model = TunedModel(
         raw, values, loss, [*fit, *(number + total for number in fit if stage.mirrored)], held_out,
-        seed + index, images, InnerLoss(layers), stage.inner,
+        seed + index, images, InnerLoss(layers), inner,
         lambda step, steps: solved.progress(Progress('tuning', step, steps)))
     try:
         outcome = stage.tune(model)
@@ -138,7 +141,7 @@ def _tune(stage: TuningStage, index: int, look: Watching, calibration: Calibrati
     reached = set().union(*forwards.team.gather(model.reached))
     unreached = [name for name in layers if name not in reached]
     return {'type': type(stage).__name__, **outcome,
-            'loss': loss.kind, 'options': asdict(stage), 'learned': values.counts(),
+            'loss': loss.kind, 'inner': inner, 'options': asdict(stage), 'learned': values.counts(),
             'changed_codes': changed,
             'fit_batches': len(fit), 'held_out_batches': len(held_out), 'unseen': unseen,
             **({'unreached': unreached} if reached and unreached else {})}

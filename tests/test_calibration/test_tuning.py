@@ -14,7 +14,7 @@ from mmbitsplit.solving.tuning import split_batches
 from mmbitsplit.structures import CalibrationSpec
 
 LOW = dict(weight=dict(num_bits=2), activation=dict(num_bits=2))
-STAGE = dict(type='OutputTuning', steps=30, learning_rate=5e-3, judge_every=10)
+STAGE = dict(type='OutputTuning', steps=30, learning_rate=5e-3, judge_every=10, inner=0)
 
 
 class Classifier(nn.Module):

@@ -26,7 +26,7 @@ def layer_of(seeded, *, bits=4, bias=True, symmetry='auto', **activation):
     quantize_model(model, inputs(), dict(
         weight=dict(num_bits=bits), activation=dict(num_bits=3, symmetry=symmetry, **activation),
         first_last=dict(weight_bits=None, activation_bits=3),
-        method=dict(type='BitSplit', bias_correction=False)))
+        method=dict(type='BitSplit', bias_correction=False, effort='fast')))
     return model, dict(quantized_layers(model))['2']
 
 

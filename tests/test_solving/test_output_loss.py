@@ -93,8 +93,8 @@ def test_gradients_leave_the_weights_alone():
 
 
 @pytest.mark.parametrize('asked, heads, kind', [
-    ('auto', {'map': 3}, 'raw'), ('raw', HEADS, 'raw'), ('confidence', {'map': 3}, 'confidence')])
-def test_one_map_is_no_dense_head_unless_it_is_asked_for(asked, heads, kind):
+    ('auto', {'map': 3}, 'raw'), ('raw', HEADS, 'raw'), ('confidence', HEADS, 'confidence')])
+def test_one_map_is_no_dense_head(asked, heads, kind):
     loss = OutputLoss(Raw(*heads), asked, 0)
     loss.add(0, maps(0, heads))
     loss.settle()
@@ -102,7 +102,27 @@ def test_one_map_is_no_dense_head_unless_it_is_asked_for(asked, heads, kind):
 
 
 def test_rows_of_two_layers_are_no_dense_head():
-    loss = OutputLoss(Raw('classes', 'boxes'), 'auto', 0)
-    loss.add(0, [('classes', torch.randn(4, 3)), ('boxes', torch.randn(4, 12))])
+    outputs = [('classes', torch.randn(4, 3)), ('boxes', torch.randn(4, 12))]
+    for asked in ('auto', 'confidence'):
+        loss = OutputLoss(Raw('classes', 'boxes'), asked, 0)
+        loss.add(0, outputs)
+        if asked == 'auto':
+            loss.settle()
+            assert loss.kind == 'raw'
+        else:
+            with pytest.raises(ValueError, match="'confidence' is for a dense head.*classes"):
+                loss.settle()
+
+
+def test_beside_a_dense_head_rows_and_masks_count_alike_everywhere():
+    """A region proposal network is a dense head, what comes of its regions is none."""
+    rest = [('classes', torch.randn(4, 3)), ('masks', torch.randn(4, 2, 5, 5))]
+    loss = OutputLoss(Raw(*HEADS, 'classes', 'masks'), 'auto', 0)
+    loss.add(0, maps(0, HEADS) + rest)
     loss.settle()
-    assert loss.kind == 'raw'
+    assert loss.kind == 'confidence'
+    for place, (_, output) in enumerate(rest, start=4):
+        given = [(name, one.clone()) for name, one in maps(0, HEADS) + rest]
+        given[place][1][0] += 1  # of four rows
+        assert float(loss(0, given)) == pytest.approx(
+            1 / 4 / 4 / float(output.var(correction=0)), rel=1e-4)

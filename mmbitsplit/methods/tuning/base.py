@@ -20,7 +20,8 @@ class TuningStage(Options):
         loss: ``'kl'``, ``'raw'`` or ``'auto'``, see ``solving.tuning.OutputLoss``.
         batch_size: Calibration batches of a step; ``None`` where that depends on their images.
         mirrored: Whether batches come as they are and seen in a mirror.
-        inner: Weight of what inner layers read beside the outputs.
+        inner: Weight of what inner layers read beside the outputs; ``None`` where that depends on
+            the loss.
         if_possible: Whether a model that cannot be tuned is left as it was solved, with the reason
             in the report; else that is an error.
         holdout: Part of the calibration batches that ``tune`` only judges on, where there is none
@@ -28,7 +29,7 @@ class TuningStage(Options):
     """
 
     loss: str = 'auto'
-    inner: float = 0.0
+    inner: float | None = 0.0
     batch_size: int | None = 1
     mirrored: bool = False
     if_possible: bool = False

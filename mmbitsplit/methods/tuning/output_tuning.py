@@ -50,10 +50,11 @@ class OutputTuning(TuningStage):
         loss: ``'kl'``: divergence of the class probabilities from the float model's, for a model
             that ends in one layer of class scores; ``'raw'``: squared change of each raw output,
             relative to its variance; ``'confidence'``: that, weighted by how sure a dense head
-            is of each place; ``'auto'``: the first where it is possible, the last where several
-            layers end in maps, else the second.
+            is of each place; ``'auto'``: the first where it is possible, the last where there is
+            such a head, else the second.
         inner: Weight of the squared change of what inner layers read, relative to its variance,
             beside the loss of the outputs; 0 looks at outputs alone. Costs a float forward more.
+            ``None``: 10 where the loss is ``'kl'``, as class scores say little of an image, else 0.
         holdout: Part of the calibration batches that are judged on and not learned from, where
             there are too few for whole ones that no layer was solved on. Layers do better on
             what they were solved on than elsewhere, so judging there favours the start.
@@ -74,7 +75,7 @@ class OutputTuning(TuningStage):
     codes: bool = False
     optimizer: Literal['adam', 'sgd'] = 'adam'
     loss: Literal['auto', 'kl', 'raw', 'confidence'] = 'auto'
-    inner: Annotated[float, Range(0)] = 0.0
+    inner: Annotated[float, Range(0)] | None = None
     holdout: Annotated[float, Range(0, 0.9, above=True)] = 0.25
     judge_every: Annotated[int, Range(1)] | None = None
     if_possible: bool = False

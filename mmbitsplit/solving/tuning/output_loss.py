@@ -1,5 +1,6 @@
 """How far raw outputs of the quantized model are from the float model's, with gradients."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -36,17 +37,16 @@ class OutputLoss:
 
     ``'kl'``: divergence of class probabilities, summed over rows. ``'raw'``: squared change of
     each output relative to the variance of the float model's, mean over calls of a layer and over
-    layers. ``'confidence'``: the same, each place of a dense head weighted by how sure the float
-    model or the quantized one is there, whichever is surer: nearly all places of a detector are
-    background, where nothing hangs on the scores, unless the quantized model sees an object. All
-    are divided by what a batch has of them on average, so that the loss of several batches is the
+    layers. ``'confidence'``: the same, each place of a dense head (several maps of one size)
+    weighted by how sure the float model or the quantized one is there, whichever is surer: nearly
+    all places of a detector are background, where nothing hangs on the scores, unless the
+    quantized model sees an object. All are divided by what a batch has of them on average, so that the loss of several batches is the
     mean of theirs. Of a large output, elements drawn once for all are looked at.
 
     Args:
         raw: What runs the model.
         asked: ``'kl'``, ``'raw'``, ``'confidence'`` or ``'auto'``: the first where one linear
-            layer gives (rows, classes), the third where several last layers give maps, as dense
-            heads do, else the second.
+            layer gives (rows, classes), the third where there is a dense head, else the second.
         seed: Of the calibration; chooses elements.
         asked_by: Part of the request, for error messages.
 
@@ -67,7 +67,7 @@ class OutputLoss:
     def __post_init__(self) -> None:
         modules = list(self.raw.modules.values())
         self._scores = self.asked in ('kl', 'auto') and usual_kind(modules) == 'cross_entropy'
-        self._weighted = self.asked == 'confidence' or self.asked == 'auto' and len(modules) > 1
+        self._weighted = self.asked in ('confidence', 'auto') and len(modules) > 1
 
     def add(self, batch: int, outputs: Sequence[RawOutput]) -> None:
         """Keeps what the float model gave on a batch."""
@@ -89,10 +89,13 @@ class OutputLoss:
             raise ValueError(f"{self.asked_by}: loss='kl' is for a model that ends in one "
                              'linear layer of class scores, (rows, classes); this one ends in '
                              f"{', '.join(self.raw.modules)}. Use loss='raw' or 'auto'.")
-        if self.asked == 'auto':  # maps: of one layer, or of none, is no dense head
-            self._weighted &= all(team.gather(all(len(one.shape) == 4 for one in outputs)))
+        self._weighted = any(team.gather(any(one.sure is not None for one in outputs)))
+        if self.asked == 'confidence' and not self._weighted:
+            raise ValueError(f"{self.asked_by}: loss='confidence' is for a dense head, several "
+                             'last layers that give maps of one size; this model ends in '
+                             f"{', '.join(self.raw.modules)}. Use loss='raw' or 'auto'.")
         self.kind = 'kl' if scores else 'confidence' if self._weighted else 'raw'
-        counted = {batch: [(one.name, _moments(one, self._weighted)) for one in wanted]
+        counted = {batch: [(one.name, _moments(one)) for one in wanted]
                    for batch, wanted in self.wanted.items()}
         everywhere: dict[int, list[tuple[str, tuple[float, ...]]]] = {}
         for part in team.gather(counted):
@@ -144,7 +147,8 @@ class OutputLoss:
         """By output, what the elements looked at count."""
         if not self._weighted:
             return [1.0] * len(outputs)
-        return [self._some(torch.maximum(one.sure, sure).expand(output.shape), batch, place)
+        return [1.0 if sure is None else self._some(
+                    torch.maximum(one.sure, sure).expand(output.shape), batch, place)
                 for place, (one, sure, output) in enumerate(
                     zip(self.wanted[batch], _sure(outputs), outputs))]
 
@@ -173,16 +177,17 @@ class OutputLoss:
         return output.flatten().index_select(0, places.to(output.device))
 
 
-def _sure(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """By output, how sure the head is at each of its places, without gradients."""
-    outputs = [output.detach() for output in outputs]
-    by_place = confidence(outputs)
-    return [by_place[place_of(output)] for output in outputs]
+def _sure(outputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """By output, how sure a dense head is at each place, without gradients; else ``None``."""
+    maps = [output.detach() for output in outputs if output.dim() == 4]
+    alike = Counter(map(place_of, maps))
+    by_place = confidence(maps)
+    return [by_place[place_of(output)] if output.dim() == 4 and alike[place_of(output)] > 1
+            else None for output in outputs]
 
 
-def _moments(one: Wanted, weighted: bool) -> tuple[float, ...]:
+def _moments(one: Wanted) -> tuple[float, ...]:
     """Number of elements, sums of them and of their squares, and what they count together."""
     values, count = one.values.double(), float(one.values.numel())
-    weight = float(one.sure.double().mean()) if weighted and one.sure is not None \
-        and count else 1.0
+    weight = float(one.sure.double().mean()) if one.sure is not None and count else 1.0
     return count, float(values.sum()), float(values.square().sum()), count * weight
