@@ -260,7 +260,7 @@ def measure(network: Network, names: Sequence[str], args: argparse.Namespace) ->
                 started = time.perf_counter()
                 quantize_model(model, batches, {**request(
                     name, weight_bits, activation_bits, seed, args.method_options, args.sampling),
-                    'tuning': tuning_request(args)})
+                    **tuning_request(args)})
                 seconds.append(time.perf_counter() - started)
                 found.append(predict(model, images))
             top1 = over_seeds([accuracy(logits, labels) for logits in found])

@@ -192,7 +192,7 @@ def main() -> None:
         for seed in args.seeds:
             spec = request(bits, mode, search, name, seed, half, args.method_options)
             spec['calibration'] |= dict(sampling=args.sampling, rows_per_layer=args.rows)
-            spec['tuning'] = tuning_request(args)
+            spec.update(tuning_request(args))
             model = load_model(cfg, args.weights)
             started = time.perf_counter()
             report = quantize_model(

@@ -142,7 +142,7 @@ def main() -> None:
                 started = time.perf_counter()
                 report = quantize_model(model, images[chosen].split(16), {**request(
                     name, weight_bits, activation_bits, seed, args.method_options),
-                    'tuning': tuning_request(args)})
+                    **tuning_request(args)})
                 seconds = time.perf_counter() - started
                 logits = predict(model, images[others])
                 rows.append((accuracy(floats[others], labels[others]),

@@ -13,7 +13,9 @@ from typing import Any
 from mmbitsplit.calibration import METHODS
 from mmbitsplit.spelling import nearest
 
-SHORT = {'rounding': 'MSE', 'paper': 'PublishedBitSplit', 'default': 'BitSplit'}
+SHORT = {'rounding': 'MSE', 'paper': 'PublishedBitSplit', 'default': 'BitSplit',
+         'fast': 'BitSplit', 'best': 'BitSplit'}
+EFFORTS = ('fast', 'best')
 MODES = ('per_tensor', 'per_channel', 'ecaq')
 PLACEMENTS = ('inputs', 'deploy', 'residual', 'calibtip', 'qdrop', 'brecq')
 STEPS = 'iterations'
@@ -30,7 +32,8 @@ def add_method_arguments(parser: argparse.ArgumentParser, default: Sequence[str]
     parser.add_argument('--method-options', nargs='+', default=[], metavar='KEY=VALUE',
                         help='options of the methods, each for those that have it')
     parser.add_argument('--tuning', nargs='*', metavar='KEY=VALUE',
-                        help='OutputTuning comes after each method, with these options')
+                        help='OutputTuning comes after each method, with these options, instead of '
+                        'what the method brings')
 
 
 def chosen_methods(args: argparse.Namespace) -> list[str]:
@@ -39,12 +42,12 @@ def chosen_methods(args: argparse.Namespace) -> list[str]:
     return [with_steps(name, args.iterations) for name in names]
 
 
-def tuning_request(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """``quantization.tuning``: one stage where ``--tuning`` is given."""
+def tuning_request(args: argparse.Namespace) -> dict[str, Any]:
+    """``tuning`` of a ``quantization`` dict: one stage where ``--tuning`` is given, else nothing."""
     if args.tuning is None:
-        return []
+        return {}
     pairs = (text.split('=', 1) for text in args.tuning)
-    return [{'type': 'OutputTuning', **{key: _value(text) for key, text in pairs}}]
+    return {'tuning': [{'type': 'OutputTuning', **{key: _value(text) for key, text in pairs}}]}
 
 
 def with_steps(name: str, iterations: int | None) -> str:
@@ -76,6 +79,8 @@ def method_request(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     method, _, mode = name.partition(':')
     method, _, steps = method.partition('@')
     found: dict[str, Any] = {'type': method_type(method)}
+    if method.lower() in EFFORTS:
+        found['effort'] = method.lower()
     if steps:
         published = _steps_of(found['type'])
         if not published or not steps.isdigit() or not int(steps):

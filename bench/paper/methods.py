@@ -59,6 +59,7 @@ ECAQ_PAPER = {'mode': 'ecaq', 'scale_search': 'mse', 'strength': 1.0}
 ECAQ_DEFAULT = {'mode': 'ecaq', 'scale_search': 'auto', 'strength': 'auto'}
 AS_PUBLISHED = {'type': 'PublishedBitSplit'}
 DEFAULT = 'bitsplit'
+FAST = {'type': 'BitSplit', 'effort': 'fast'}
 BRECQ_STEPS = {'iterations': 20000, 'input_iterations': 5000}
 QDROP_STEPS = {'iterations': 20000}
 
@@ -107,6 +108,7 @@ METHOD_ROWS = {
     'per_channel': MethodRow('Per-channel', AS_PUBLISHED, PER_CHANNEL, paper='Per-channel'),
     'ecaq': MethodRow('ECAQ', AS_PUBLISHED, ECAQ_PAPER, paper='ECAQ'),
     DEFAULT: MethodRow('mmbitsplit default', {'type': 'BitSplit'}, ECAQ_DEFAULT),
+    'bitsplit_fast': MethodRow('mmbitsplit, solver alone', FAST, ECAQ_DEFAULT),
     'bitsplit_per_channel': MethodRow('mmbitsplit default, per channel', {'type': 'BitSplit'},
                                       {**PER_CHANNEL, 'scale_search': 'auto'}),
     'bitsplit_deploy': MethodRow('mmbitsplit default, deploy', {'type': 'BitSplit'},
