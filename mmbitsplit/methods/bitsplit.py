@@ -24,7 +24,7 @@ from mmbitsplit.structures import (
 
 FEW_BITS = 4  # of inputs: with more, the solver's codes are as good (docs/measured.md)
 LEARNING = dict(type='OutputTuning', codes=True, learning_rate=2e-3, if_possible=True)
-ROUNDS = {'default': 6.0, 'best': 30.0}
+ROUNDS = {'default': 8.0, 'best': 40.0}
 
 
 @register_method

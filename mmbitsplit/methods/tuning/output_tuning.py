@@ -65,7 +65,7 @@ class OutputTuning(TuningStage):
     """
 
     steps: Annotated[int, Range(0)] | None = None
-    rounds: Annotated[float, Range(0, above=True)] = 6.0
+    rounds: Annotated[float, Range(0, above=True)] = 8.0
     learning_rate: Annotated[float, Range(0, above=True)] = 1e-3
     batch_size: Annotated[int, Range(1)] | None = None
     mirrored: bool = False
