@@ -9,7 +9,7 @@ import torch
 
 from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
 from mmbitsplit.methods.tuning import TuningStage
-from mmbitsplit.passes.batches import images_in
+from mmbitsplit.passes.batches import holds_images, images_in
 from mmbitsplit.passes.raw_outputs import RawOutput, RawOutputs
 from mmbitsplit.passes.replay import Tape
 from mmbitsplit.passes.stopwatch import Stopwatch
@@ -116,7 +116,8 @@ def _tune(stage: TuningStage, index: int, look: Watching, calibration: Calibrati
           solved: SolvedLayers) -> dict[str, Any]:
     layers, seed, total = solved.prepared.layers, calibration.seed, look.forwards.total
     fit, held_out, unseen = split_batches(total, calibration, stage.holdout)
-    forwards = look.forwards.with_mirrored(fit) if stage.mirrored else look.forwards
+    mirrored = _mirrors(stage, look)
+    forwards = look.forwards.with_mirrored(fit) if mirrored else look.forwards
     images = max(forwards.team.gather(max(map(images_in, forwards.batches.values()), default=1)))
     raw = RawOutputs.of(forwards, look.flow, Tape())
     loss = OutputLoss(raw, stage.loss, seed)
@@ -127,8 +128,8 @@ def _tune(stage: TuningStage, index: int, look: Watching, calibration: Calibrati
               for name in (stream.name, *stream.readers)}
     values = LearnedValues(layers, stage.learns, spreads, shared)
     model = TunedModel(
-        raw, values, loss, [*fit, *(number + total for number in fit if stage.mirrored)], held_out,
-        seed + index, images, InnerLoss(layers), inner,
+        raw, values, loss, [*fit, *(number + total for number in fit if mirrored)], held_out,
+        seed + index, images, mirrored, InnerLoss(layers), inner,
         lambda step, steps: solved.progress(Progress('tuning', step, steps)))
     try:
         outcome = stage.tune(model)
@@ -143,8 +144,15 @@ def _tune(stage: TuningStage, index: int, look: Watching, calibration: Calibrati
     return {'type': type(stage).__name__, **outcome,
             'loss': loss.kind, 'inner': inner, 'options': asdict(stage), 'learned': values.counts(),
             'changed_codes': changed,
-            'fit_batches': len(fit), 'held_out_batches': len(held_out), 'unseen': unseen,
+            'mirrored': mirrored, 'fit_batches': len(fit), 'held_out_batches': len(held_out), 'unseen': unseen,
             **({'unreached': unreached} if reached and unreached else {})}
+
+
+def _mirrors(stage: TuningStage, look: Watching) -> bool:
+    """Whether batches are seen in a mirror, too."""
+    if stage.mirrored != 'auto':
+        return stage.mirrored
+    return all(look.forwards.team.gather(all(map(holds_images, look.forwards.batches.values()))))
 
 
 def _update_reports(solved: SolvedLayers) -> None:

@@ -23,7 +23,8 @@ from mmbitsplit.structures import (
 )
 
 FEW_BITS = 4  # of inputs: with more, the solver's codes are as good (docs/measured.md)
-LEARNING = dict(type='OutputTuning', codes=True, learning_rate=2e-3, if_possible=True)
+LEARNING = dict(type='OutputTuning', codes=True, learning_rate=2e-3, mirrored='auto',
+                if_possible=True)
 ROUNDS = {'default': 8.0, 'best': 40.0}
 
 

@@ -20,13 +20,18 @@ def images_in(batch: Any) -> int:
     return max([1, *lengths, sum(leaf.dim() == 3 for leaf in _tensors(batch))])
 
 
+def holds_images(batch: Any) -> bool:
+    """Whether a tensor looks like images, (..., 1 or 3, H, W)."""
+    return any(map(_is_image, _tensors(batch)))
+
+
 def mirrored(batch: Any) -> Any:
     """The same batch with images (..., 1 or 3, H, W) seen in a mirror, left and right changed.
 
     Raises:
         ValueError: There are none.
     """
-    if not any(map(_is_image, _tensors(batch))):
+    if not holds_images(batch):
         raise ValueError(
             'quantization.tuning: mirrored=True needs tensors (..., 1 or 3, H, W) in the batches, '
             'and there are none that look like images. Set mirrored=False.')

@@ -244,7 +244,7 @@ def test_what_cannot_be_tuned_stays_as_solved_where_that_is_allowed(
 def test_batches_come_mirrored_too(residual_net, images):
     """What is learned is another than without; what is judged on is not mirrored."""
     models, found = [residual_net() for _ in range(2)], []
-    for model, mirrored in zip(models, (False, True)):
+    for model, mirrored in zip(models, (False, 'auto')):
         report = quantize_model(model, images(16, size=12), dict(**LOW, tuning=dict(
             STAGE, mirrored=mirrored, steps=10)))
         found.append(report.tuning[0])
@@ -252,6 +252,7 @@ def test_batches_come_mirrored_too(residual_net, images):
     assert found[0]['held_out_before'] == pytest.approx(found[1]['held_out_before'], rel=0.02)
     assert found[0]['judged'][1:] != found[1]['judged'][1:]
     assert found[0]['fit_batches'] == found[1]['fit_batches'] == 14
+    assert [one['mirrored'] for one in found] == [False, True]
 
 
 class Killed(Exception):

@@ -10,7 +10,7 @@ from mmbitsplit.methods.tuning import OutputTuning, build_stages
 class Bowl:
     """Squared distance from a best point, another one for the held-out batches."""
 
-    size, images = 3, 8
+    size, images, mirrored = 3, 8, False
 
     def __init__(self, held_out_best=(0.02, -0.03, 0.01), broken_from=10 ** 6):
         self.fit, self.held_out = [0, 2, 3, 5], [1, 4]
@@ -124,12 +124,12 @@ def test_without_images_there_is_nothing_to_tune_on():
     (dict(rounds=3), 8, 12, 1),  # four batches, each of more than a step looks at
     (dict(rounds=3), 1, 3, 4),
     (dict(rounds=2.5, batch_size=2), 1, 5, 2),
-    (dict(rounds=3, mirrored=True), 8, 6, 1),  # one of each two
+    (dict(rounds=3, mirrored='auto'), 8, 6, 1),  # one of each two
     (dict(steps=7, rounds=100), 1, 7, 4),
 ])
 def test_rounds_say_how_many_steps_there_are(options, images, steps, size):
     problem = Bowl()
-    problem.images = images
+    problem.images, problem.mirrored = images, 'mirrored' in options
     report = OutputTuning(**options).tune(problem)
     assert (report['steps'], report['batches_of_a_step']) == (steps, size)
     assert len(problem.drawn) == steps and {len(drawn) for drawn in problem.drawn} == {size}

@@ -19,7 +19,8 @@ class TuningStage(Options):
     Attributes:
         loss: ``'kl'``, ``'raw'`` or ``'auto'``, see ``solving.tuning.OutputLoss``.
         batch_size: Calibration batches of a step; ``None`` where that depends on their images.
-        mirrored: Whether batches come as they are and seen in a mirror.
+        mirrored: Whether batches come as they are and seen in a mirror; ``'auto'``: where they
+            hold images.
         inner: Weight of what inner layers read beside the outputs; ``None`` where that depends on
             the loss.
         if_possible: Whether a model that cannot be tuned is left as it was solved, with the reason
@@ -31,7 +32,7 @@ class TuningStage(Options):
     loss: str = 'auto'
     inner: float | None = 0.0
     batch_size: int | None = 1
-    mirrored: bool = False
+    mirrored: bool | Literal['auto'] = False
     if_possible: bool = False
     holdout: float = 0.25
 

@@ -39,7 +39,7 @@ class OutputTuning(TuningStage):
             images, at least one.
         mirrored: Each batch comes as it is or seen in a mirror (left and right changed), by
             chance. Images that are never seen in a mirror, such as those of text, will do: the
-            float model says what is right.
+            float model says what is right. ``'auto'``: where batches hold images.
         scales: Weight scales, and offsets with them, are learned.
         biases: Biases are learned; a layer without one gets one.
         input_scales: Scales of layer inputs, and of outputs where these are quantized, are
@@ -68,7 +68,7 @@ class OutputTuning(TuningStage):
     rounds: Annotated[float, Range(0, above=True)] = 8.0
     learning_rate: Annotated[float, Range(0, above=True)] = 1e-3
     batch_size: Annotated[int, Range(1)] | None = None
-    mirrored: bool = False
+    mirrored: bool | Literal['auto'] = False
     scales: bool = True
     biases: bool = True
     input_scales: bool = True
@@ -131,7 +131,7 @@ class OutputTuning(TuningStage):
         size = min(size, len(problem.fit))
         if self.steps is not None:
             return size, self.steps
-        batches = len(problem.fit) / (2 if self.mirrored else 1)  # either of two comes
+        batches = len(problem.fit) / (2 if problem.mirrored else 1)  # either of two comes
         return size, max(1, math.ceil(self.rounds * batches / size))
 
 

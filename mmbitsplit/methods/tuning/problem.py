@@ -19,12 +19,14 @@ class TuningProblem(Protocol):
         fit: Numbers of the batches to learn from.
         held_out: Of those to judge on.
         images: How many images are in a batch.
+        mirrored: Whether ``fit`` names each batch twice, once seen in a mirror.
     """
 
     size: int
     fit: Sequence[int]
     held_out: Sequence[int]
     images: int
+    mirrored: bool
 
     def move_to(self, point: Tensor) -> None:
         """Writes a point (size,) into the model; at zero it is bit for bit as it was."""

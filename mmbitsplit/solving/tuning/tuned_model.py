@@ -32,6 +32,7 @@ class TunedModel:
         held_out: Of those to judge on.
         seed: Of this stage.
         images: How many images are in a batch.
+        mirrored: Whether ``fit`` names each batch twice, once seen in a mirror.
         inner: What inner layers read is compared by, times ``inner_weight``.
         inner_weight: 0 for outputs alone.
         progress: Told (steps done, steps in all).
@@ -47,6 +48,7 @@ class TunedModel:
     held_out: Sequence[int]
     seed: int
     images: int
+    mirrored: bool
     inner: InnerLoss
     inner_weight: float = 0.0
     progress: Callable[[int, int], None] = lambda step, steps: None
