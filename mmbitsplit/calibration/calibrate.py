@@ -14,10 +14,8 @@ from mmbitsplit.calibration.importance import asks_for_importance, find_importan
 from mmbitsplit.calibration.journal import Journal
 from mmbitsplit.calibration.layer_solver import LayerSolver, solve_without_images
 from mmbitsplit.calibration.memory import (
-    BUDGET,
     NOTHING,
     MemoryEstimate,
-    available_bytes,
     check_memory,
     estimate_memory,
     refining_bytes,
@@ -47,6 +45,7 @@ from mmbitsplit.passes.batches import batch_size
 from mmbitsplit.passes.call_counts import reached_by
 from mmbitsplit.passes.float_pass import FloatRecord
 from mmbitsplit.passes.forwards import Forwards, check_not_empty
+from mmbitsplit.passes.free_memory import memory_budget
 from mmbitsplit.passes.lockstep import Lockstep
 from mmbitsplit.passes.random_check import randomness
 from mmbitsplit.passes.repeated_calls import find_owners
@@ -234,8 +233,7 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
             look.flow, units, geometries, batch_size=method.batch_size, total=total,
             budget=keeps))
     device = next((value.device for value in model.parameters()), torch.device('cpu'))
-    budget = BUDGET * available_bytes(device) if spec.calibration.memory_budget is None \
-        else spec.calibration.memory_budget * 1e9
+    budget = memory_budget(spec.calibration.memory_budget, device)
     if spec.tuning:
         stages = build_stages(spec.tuning)
         estimate = with_tuning(estimate, tuning_bytes(look.flow, geometries, look.sizes, stages),

@@ -4,15 +4,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
-
-import torch
 
 from mmbitsplit.functional.solvers.bitsplit_rows import PART
 from mmbitsplit.functional.statistics import MOST_INPUTS_IN_DOUBLE
 from mmbitsplit.methods.tuning import STEP_IMAGES, TuningStage
 from mmbitsplit.models import DataFlow, layer_role
 from mmbitsplit.passes.capture import SAMPLES_PER_LAYER
+from mmbitsplit.passes.free_memory import gb
 from mmbitsplit.passes.repeated_calls import Owner
 from mmbitsplit.passes.sampling import rows_per_call
 from mmbitsplit.passes.team import Team
@@ -20,7 +18,6 @@ from mmbitsplit.solving.model_loss import MOST_ELEMENTS
 from mmbitsplit.solving.statistics import MOST_INPUTS_FOR_GRAM
 from mmbitsplit.structures import LayerGeometry, Unit
 
-BUDGET = 0.8  # part of the available memory that a calibration may take
 # Copies of a layer's sampled rows and of its gram that are alive at once while it is solved.
 ROW_COPIES, GRAM_COPIES = 3, 4
 WEIGHT_BYTES = 4 + 1 + 4  # of a weight of a layer that is put in: float, code, what that stands for
@@ -253,13 +250,13 @@ def check_memory(estimate: MemoryEstimate, budget: int, num_images: int,
     advice = f'about {fit} images would fit: set quantization.calibration.num_images={fit}' \
         if fit else ('not one image would fit: set quantization.calibration.batch_size or '
                      'rows_per_layer lower')
-    more = f", {_gb(estimate.refining)} for the model's loss" if estimate.refining else ''
-    more += f', {_gb(estimate.gradients)} for gradients before' if estimate.gradients else ''
-    more += f', {_gb(estimate.units)} for inputs and outputs of units' if estimate.units else ''
+    more = f", {gb(estimate.refining)} for the model's loss" if estimate.refining else ''
+    more += f', {gb(estimate.gradients)} for gradients before' if estimate.gradients else ''
+    more += f', {gb(estimate.units)} for inputs and outputs of units' if estimate.units else ''
     if estimate.learning:
-        more += f', {_gb(estimate.learning)} for a step in which a unit is learned'
+        more += f', {gb(estimate.learning)} for a step in which a unit is learned'
     if estimate.tuning:
-        more += f', {_gb(estimate.tuning)} to tune the whole model afterwards'
+        more += f', {gb(estimate.tuning)} to tune the whole model afterwards'
     if not fit and estimate.tuning and estimate.weights + estimate.tuning > budget:
         advice = ('a batch of quantization.tuning does not fit: set '
                   'quantization.calibration.batch_size lower, or leave quantization.tuning out')
@@ -267,43 +264,9 @@ def check_memory(estimate: MemoryEstimate, budget: int, num_images: int,
         advice = ('the steps do not fit: set quantization.method.batch_size or granularity lower, '
                   'or divide the largest unit (`mmbitsplit units`)')
     raise ValueError(
-        f'Calibrating on {num_images} images would hold about {_gb(estimate.total)} '
-        f'({_gb(estimate.suspended)} of suspended forwards, {_gb(estimate.running)} of the running '
-        f'one, {_gb(estimate.targets)} of float outputs, {_gb(estimate.solving)} to solve the '
-        f'largest layer, {_gb(estimate.weights)} of weights and their codes{more}); the budget '
-        f'is {_gb(budget)}. {advice}, share the images between several processes, or raise '
+        f'Calibrating on {num_images} images would hold about {gb(estimate.total)} '
+        f'({gb(estimate.suspended)} of suspended forwards, {gb(estimate.running)} of the running '
+        f'one, {gb(estimate.targets)} of float outputs, {gb(estimate.solving)} to solve the '
+        f'largest layer, {gb(estimate.weights)} of weights and their codes{more}); the budget '
+        f'is {gb(budget)}. {advice}, share the images between several processes, or raise '
         'quantization.calibration.memory_budget (GB) if you know better.')
-
-
-def available_bytes(device: torch.device) -> int:
-    """Bytes that can still be taken on a device, within the limits of a container."""
-    if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path('/proc/meminfo')
-    if not meminfo.is_file():  # no Linux: nothing is known, nothing is refused
-        return 1 << 62
-    fields = dict(line.split(':', 1) for line in meminfo.read_text().splitlines())
-    available = int(fields['MemAvailable'].split()[0]) * 1024
-    for limit, usage, stat, cache in (
-            ('memory.max', 'memory.current', 'memory.stat', 'inactive_file'),
-            ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes',
-             'memory/memory.stat', 'total_inactive_file')):
-        try:
-            most = int(Path('/sys/fs/cgroup', limit).read_text())
-            used = int(Path('/sys/fs/cgroup', usage).read_text())
-        except (OSError, ValueError):  # no such file, or 'max'
-            continue
-        # What was read from files counts as used, and is given up when memory is wanted.
-        available = min(available, most - used + _entry(Path('/sys/fs/cgroup', stat), cache))
-    return max(0, available)
-
-
-def _entry(path: Path, name: str) -> int:
-    try:
-        return int(dict(line.split() for line in path.read_text().splitlines())[name])
-    except (OSError, KeyError, ValueError):
-        return 0
-
-
-def _gb(size: int) -> str:
-    return f'{size / 1e9:.1f} GB'

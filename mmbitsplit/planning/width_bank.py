@@ -1,5 +1,6 @@
 """Solutions of all layers at all their widths, of which any plan can be installed."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -104,13 +105,9 @@ def bytes_for(geometries: Mapping[str, LayerGeometry], choices: Mapping[str, Seq
         geometries: Of the planned layers.
         choices: Widths of each.
     """
-    total = 0
-    for name, row in choices.items():
-        weights = 1
-        for size in geometries[name].weight_shape:
-            weights *= size
-        total += len(row) * (weights + BYTES_OF_A_CHANNEL * geometries[name].out_channels)
-    return total
+    return sum(len(row) * (math.prod(geometries[name].weight_shape)
+                           + BYTES_OF_A_CHANNEL * geometries[name].out_channels)
+               for name, row in choices.items())
 
 
 def _bytes(value: LayerSolution | QParams) -> int:

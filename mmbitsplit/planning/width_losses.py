@@ -18,6 +18,8 @@ from mmbitsplit.passes.raw_outputs import RawOutput, RawOutputs
 from mmbitsplit.passes.replay import ReplayPoint, patched
 from mmbitsplit.passes.sampling import unseen_batches
 from mmbitsplit.planning.width_bank import WidthBank
+from mmbitsplit.solving.block_loss import BlockLoss
+from mmbitsplit.solving.label_loss import LabelLoss
 from mmbitsplit.solving.tuning import OutputLoss
 from mmbitsplit.structures import CalibrationSpec, Widths
 
@@ -151,7 +153,7 @@ class PlanLosses:
     Args:
         raw: Runs the model.
         bank: Installs plans.
-        loss: Compares raw outputs with the float model's.
+        loss: Compares what the model gives with what the float model gave, or with labels.
         batches: Numbers of the batches to judge on, of all processes.
         calls: Of the base model.
 
@@ -161,7 +163,7 @@ class PlanLosses:
 
     raw: RawOutputs
     bank: WidthBank
-    loss: OutputLoss
+    loss: OutputLoss | LabelLoss | BlockLoss
     batches: Sequence[int]
     calls: BaseCalls
     forwards: int = 0

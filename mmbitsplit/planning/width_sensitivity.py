@@ -23,10 +23,12 @@ from mmbitsplit.functional.kernels.precision import full_float32
 from mmbitsplit.methods import build_method
 from mmbitsplit.models import last_layers
 from mmbitsplit.models.layers.streams import streams_through
+from mmbitsplit.models.surgery.prepare import planned_geometries
 from mmbitsplit.models.surgery.undo import ModelState
 from mmbitsplit.passes.call_counts import reached_by, totals
 from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.passes.forwards import Forwards, check_not_empty
+from mmbitsplit.passes.free_memory import memory_budget
 from mmbitsplit.passes.importance import ImportancePass
 from mmbitsplit.passes.raw_outputs import RawOutputs
 from mmbitsplit.passes.replay import ReplayPoint, Tape
@@ -36,6 +38,7 @@ from mmbitsplit.passes.uncompiled import as_written, uncompiled
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.planning.preparation import prepare_as_requested
 from mmbitsplit.planning.request_plan import check_request, layers_to_find, make_plan
+from mmbitsplit.planning.units import find_units
 from mmbitsplit.planning.width_bank import WidthBank
 from mmbitsplit.planning.width_choices import width_choices, with_widths
 from mmbitsplit.planning.width_journal import WidthJournal
@@ -46,10 +49,13 @@ from mmbitsplit.planning.width_losses import (
     mean,
     shared_bytes,
 )
+from mmbitsplit.planning.width_memory import estimate
 from mmbitsplit.planning.width_solutions import WidthSolver, row_bytes
 from mmbitsplit.planning.width_units import UnitLearner
+from mmbitsplit.solving.block_loss import BlockLoss
 from mmbitsplit.solving.label_loss import LabelLoss, class_labels
 from mmbitsplit.solving.model_loss import usual_kind
+from mmbitsplit.solving.statistics import check_large_layers
 from mmbitsplit.solving.streams import settle_streams
 from mmbitsplit.solving.tuning import OutputLoss
 from mmbitsplit.structures import QuantSpec, Widths, WidthTable
@@ -210,15 +216,25 @@ class WidthSensitivity:
 
     def _record(self) -> None:
         if self._losses is None:
-            raw = RawOutputs.of(self.forwards, self.look.flow, Tape())
-            seed, kind = self.spec.calibration.seed, self.budget.loss
+            loss = self._loss()
             losses = PlanLosses(
-                raw, self.bank, LabelLoss(raw, self.classes) if kind == 'cross_entropy' else
-                OutputLoss(raw, kind, seed, 'quantization.budget'),
+                loss.raw, self.bank, loss,
                 batches_to_judge(self.forwards.total, self.spec.calibration)[0],
                 BaseCalls(self.prepared.layers, shared_bytes(self.spec.calibration)))
             losses.record()
             self._losses = losses
+
+    def _loss(self) -> OutputLoss | LabelLoss | BlockLoss:
+        kind, look, plan = self.budget.loss, self.look, self.prepared.plan
+        if kind == 'block_kl':
+            units = find_units(look.flow, plan, overrides=self.spec.overrides, counts=look.counts)
+            return BlockLoss(
+                RawOutputs(self.forwards, {unit.name: self.forwards.model.get_submodule(
+                    unit.modules[-1]) for unit in units}, Tape()),
+                {unit.name: self.prepared.layers[unit.layers[-1]].geometry for unit in units})
+        raw = RawOutputs.of(self.forwards, look.flow, Tape())
+        return LabelLoss(raw, self.classes) if kind == 'cross_entropy' else OutputLoss(
+            raw, kind, self.spec.calibration.seed, 'quantization.budget')
 
     def _begin(self) -> None:
         spec = self.spec
@@ -227,6 +243,7 @@ class WidthSensitivity:
             lambda asked: make_plan(self.forwards.model, look.flow, asked), spec)
         self.base = {name: max(row, key=lambda one: (one.weight, one.activation or 0))
                      for name, row in self.choices.items()}
+        self._check_memory(look)
         prepared = prepare_as_requested(look, with_widths(spec, self.base))
         settle_streams(prepared, self.forwards, spec.calibration.seed)
         self.prepared, self.look = prepared, look
@@ -234,6 +251,17 @@ class WidthSensitivity:
         if self.budget.sensitivity == 'measured':
             self._record()  # says early what is wrong with the loss
         self._solve()
+
+    def _check_memory(self, look: Watching) -> None:
+        spec, model = self.spec, self.forwards.model
+        geometries = planned_geometries(model, look.flow, make_plan(
+            model, look.flow, with_widths(spec, self.base)))
+        judged = batches_to_judge(self.forwards.total, spec.calibration)[0]
+        device = next((value.device for value in model.parameters()), torch.device('cpu'))
+        check_large_layers(self.method, geometries)
+        estimate(look.flow, geometries, self.choices, spec.calibration, [*look.sizes.values()],
+                 [size for number, size in look.sizes.items() if number in judged]).check(
+                     memory_budget(spec.calibration.memory_budget, device))
 
     def _solve(self) -> None:
         counts, layers = self.look.counts, self.prepared.layers

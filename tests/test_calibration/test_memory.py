@@ -15,7 +15,6 @@ from mmbitsplit.calibration import calibrate, memory
 from mmbitsplit.calibration.layer_solver import LayerSolver
 from mmbitsplit.calibration.memory import (
     MemoryEstimate,
-    available_bytes,
     check_memory,
     estimate_memory,
     tuning_bytes,
@@ -23,10 +22,12 @@ from mmbitsplit.calibration.memory import (
     with_units,
 )
 from mmbitsplit.models import QuantizedLayer, prepare, watch
+from mmbitsplit.passes import free_memory
 from mmbitsplit.passes.batches import batch_size
 from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.passes.float_pass import float_pass
 from mmbitsplit.passes.forwards import Forwards
+from mmbitsplit.passes.free_memory import available_bytes
 from mmbitsplit.passes.repeated_calls import find_owners
 from mmbitsplit.planning import make_plan
 from mmbitsplit.solving.tuning import TunedModel
@@ -355,7 +356,7 @@ def test_a_budget_that_suffices_changes_nothing(residual_net, images, make_spec,
 def test_without_a_budget_the_available_memory_counts(residual_net, images, make_spec, run_model,
                                                       monkeypatch):
     asked = []
-    monkeypatch.setattr(sys.modules['mmbitsplit.calibration.calibrate'], 'available_bytes',
+    monkeypatch.setattr(free_memory, 'available_bytes',
                         lambda device: asked.append(device) or 1000)
     with pytest.raises(ValueError, match=r'budget is 0.0 GB'):
         calibrate(residual_net(), images(), make_spec(), run=run_model)
@@ -380,7 +381,7 @@ def test_memory_is_available():
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """Writes the files that a machine tells its memory by."""
-    monkeypatch.setattr(memory, 'Path', lambda *parts: tmp_path.joinpath(
+    monkeypatch.setattr(free_memory, 'Path', lambda *parts: tmp_path.joinpath(
         *(part.lstrip('/') for part in parts)))
 
     def write(**files):

@@ -17,6 +17,7 @@ from mmbitsplit.calibration.journal import WidthFiles
 from mmbitsplit.models import apply, prepare, watch
 from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.planning import make_plan, width_losses, width_solutions
+from mmbitsplit.planning.width_bank import bytes_for
 from mmbitsplit.planning.width_choices import with_widths
 from mmbitsplit.planning.width_losses import batches_to_judge
 from mmbitsplit.planning.width_sensitivity import WidthSensitivity, noise_in, sensitivities
@@ -354,6 +355,40 @@ def test_the_cross_entropy_needs_labels(seeded, images, study):
         pass
     with pytest.raises(ValueError, match='ends in one layer of class scores'), \
             study(seeded(ResidualNet), labelled, budget=budget, run=run):
+        pass
+
+
+def test_the_divergence_of_blocks_is_that_of_their_channels(seeded, images, study):
+    with study(seeded(ResidualNet), budget={**BUDGET, 'loss': 'block_kl'}) as found:
+        model, plan = found.prepared.model, {'blocks.1.conv1': Widths(2, 2)}
+        names = list(found.losses.raw.modules)
+        assert {'blocks.0', 'blocks.1', 'classify'} <= {*names}
+        loss, outputs = found.loss_of(plan), {}
+        for _ in ('quantized', 'float'):
+            for name in names:
+                module = found.losses.raw.modules[name]
+                with calls_of(module) as calls, torch.no_grad():
+                    for x in images():
+                        model(x)
+                outputs.setdefault(name, []).append(torch.cat([y for _, y in calls]).double())
+            found.bank.take_out()
+        expected = 0.0
+        for ours, wanted in outputs.values():
+            ours, wanted = (one.log_softmax(1) for one in (ours, wanted))
+            expected += float((wanted.exp() * (wanted - ours)).sum(1).mean()) / len(outputs)
+        assert loss == pytest.approx(expected, rel=1e-4)
+        row = found.measure().layers['blocks.1.conv1']
+        assert row[Widths(2, 2)] == pytest.approx(loss - found.base_loss)
+        assert row[Widths(2, 2)] > row[Widths(4, 4)] > 0
+
+
+def test_the_bank_is_as_large_as_was_said(seeded, study):
+    with study(seeded(ResidualNet)) as found:
+        geometries = {name: layer.geometry for name, layer in found.prepared.layers.items()}
+        said = bytes_for(geometries, found.choices)
+        assert 0.8 < found.bank.bytes / said < 1.2
+    with pytest.raises(ValueError, match=r'Measuring widths would hold about .* of codes of all'), \
+            study(seeded(ResidualNet), calibration=dict(memory_budget=1e-6)):
         pass
 
 

@@ -9,8 +9,8 @@ from mmengine.logging import print_log
 from torch.utils._pytree import tree_leaves
 
 from mmbitsplit.calibration import Team
-from mmbitsplit.calibration.memory import BUDGET, available_bytes
 from mmbitsplit.engine.configs.config_errors import ConfigError, naming_config_errors
+from mmbitsplit.passes.free_memory import memory_budget
 from mmbitsplit.structures import CalibrationSpec
 
 MOST_UNREADABLE = 0.05  # part of the images; more is a fault of the data set, not of a few files
@@ -45,8 +45,7 @@ def read_images(dataset: Any, chosen: Mapping[int, str], spec: CalibrationSpec, 
     samples: dict[int, Any] = {}
     failed: dict[int, str] = {}
     own = _own(list(chosen), spec, team)
-    room = BUDGET * available_bytes(torch.device('cpu')) if spec.memory_budget is None \
-        else spec.memory_budget * 1e9
+    room = memory_budget(spec.memory_budget, torch.device('cpu'))
     held = 0
     for number in own:
         try:
