@@ -181,8 +181,8 @@ def with_tuning(estimate: MemoryEstimate, tuning: int, budget: float,
     """
     more = replace(estimate, tuning=tuning)
     if all(stage.if_possible for stage in stages) and any(team.gather(more.total > budget)):
-        return replace(estimate, no_tuning=f'a step would take {_gb(more.total)}, and the memory '
-                                           f'budget is {_gb(budget)}')
+        return replace(estimate, no_tuning=f'a step would take {gb(more.total)}, and the memory '
+                                           f'budget is {gb(budget)}')
     return more
 
 
