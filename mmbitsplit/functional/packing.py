@@ -9,6 +9,20 @@ from torch import Tensor
 from mmbitsplit.structures.spec import check_bits
 
 
+# Bits that codes take in the formats of an ONNX file: runtimes have kernels for no others.
+ONNX_BITS = {'int8': (8,), 'int4': (4, 8)}
+
+
+def onnx_bits(num_bits: int, format: str) -> int:
+    """Returns the bits that a code takes in an ONNX file.
+
+    Args:
+        num_bits: Width of the code, 2 to 8.
+        format: ``'int8'`` or ``'int4'``.
+    """
+    return next(bits for bits in ONNX_BITS[format] if num_bits <= bits)
+
+
 def packed_bytes(num_codes: int, num_bits: int) -> int:
     """Returns the bytes that a row of packed codes takes."""
     return -(-num_codes * num_bits // 8)

@@ -47,7 +47,7 @@ def layers_figure(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                    zeroline=False, fixedrange=True, anchor='y2'),
         yaxis=dict(type='log', domain=[0.26, 1], title=dict(text='relative output error'),
                    range=_log_range(layers), fixedrange=True, dtick=1, exponentformat='power'),
-        yaxis2=dict(domain=[0, 0.2], range=[0, 9], tickvals=[4, 8], title=dict(text='bits'),
+        yaxis2=dict(domain=[0, 0.2], range=[0, 9], tickvals=[2, 4, 8], title=dict(text='bits'),
                     fixedrange=True),
         shapes=part_shapes(bands))
     return dict(data=traces, layout=layout, least_width=72 + 8 * len(layers))

@@ -1,9 +1,11 @@
 """The report of one run: a page made of ``results.json``, ``layers.json`` and the report's data."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from mmbitsplit.functional.packing import ONNX_BITS, onnx_bits, packed_bytes
 from mmbitsplit.report.budget import budget_section
 from mmbitsplit.report.drawing import BOTH, LOST, NEW
 from mmbitsplit.report.layer_figures import bits_text, layers_figure
@@ -76,7 +78,7 @@ def _page(results: Mapping[str, Any], layers: Mapping[str, Any], data: Mapping[s
                           'headline'),
         other_metrics=_metrics(results, [metric for metric in results['float']
                                          if metric not in headlines]),
-        tiles=_tiles(results), budget=widths, layers=_layers(rows),
+        tiles=_tiles(results), budget=widths, layers=_layers(rows), codes=_codes(rows),
         worst_layer=max(rows, key=lambda row: row['error'])['name'] if rows else None,
         classes=sections, pictures=data['pictures'] or {'kind': None}, keys=KEYS,
         kept_float=_kept_float(kept),
@@ -123,6 +125,22 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> Table:
              row['role'], _remark(row)] for row in layers]
     return Table(['layer', 'bits', 'error', 'plain rounding', 'role', 'remark'], rows,
                  numeric=(2, 3), sortable=True, layers=[row['name'] for row in layers])
+
+
+def _codes(layers: Sequence[Mapping[str, Any]]) -> Table:
+    """What codes take here and in ONNX files, a row a width."""
+    rows = []
+    for bits in sorted({row['weight_bits'] for row in layers}):
+        mine = [row for row in layers if row['weight_bits'] == bits]
+        packed = 0
+        for row in mine:  # rows of codes end on a byte
+            outputs = row['shape'][1 if row['kind'] == 'conv_transpose2d' else 0]
+            packed += outputs * packed_bytes(math.prod(row['shape']) // outputs, bits)
+        rows.append([f'{bits}', str(len(mine)), f"{sum(math.prod(row['shape']) for row in mine):,}",
+                     f'{packed / 1e3:.1f} kB',
+                     *(f'{onnx_bits(bits, format)}' for format in ONNX_BITS)])
+    return Table(['weight bits', 'layers', 'weights', 'codes in quantized.pth',
+                  *(f'bits in ONNX, {format}' for format in ONNX_BITS)], rows, numeric=range(6))
 
 
 def _remark(row: Mapping[str, Any]) -> str:

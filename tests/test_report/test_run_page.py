@@ -56,6 +56,17 @@ def test_headline_and_size_are_told(report, read_page):
         assert figure in text
 
 
+def test_codes_are_told_by_width_and_as_onnx_stores_them(results, layer, read_page):
+    layers = [layer('a', weight_bits=2, shape=[8, 1, 3, 3]), layer('b', weight_bits=2),
+              layer('c', weight_bits=5)]
+    text = read_page(run_page(results(), {'layers': layers}, None)).text
+    cells = [cell for cell in text if cell.strip()]
+    place = cells.index('bits in ONNX, int4') + 1
+    # 9 codes of 2 bits take 3 bytes a channel, 36 take 9.
+    assert cells[place:place + 12] == ['2', '2', '360', '0.1 kB', '8', '4',
+                                       '5', '1', '288', '0.2 kB', '8', '8']
+
+
 def test_figures_have_units_and_absent_ones_a_dash(report, read_page):
     read = read_page(report())
     text = ' '.join(read.text)

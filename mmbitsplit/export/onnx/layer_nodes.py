@@ -21,8 +21,8 @@ from torch import Tensor
 from mmbitsplit.export.onnx.fold import LayerCall, codes_as_they_are, one_zero_point
 from mmbitsplit.export.onnx.int32_bias import with_int32_bias
 from mmbitsplit.export.onnx.requirements import need
-from mmbitsplit.export.onnx.storage import stored_bits
 from mmbitsplit.functional import channel_dim, explicit_padding, per_input, weight_rows
+from mmbitsplit.functional.packing import onnx_bits
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import LayerGeometry, QParams
 
@@ -182,7 +182,7 @@ class LayerWriter:
         axis = 0 if geometry.kind == 'conv2d' else 1
         if geometry.kind == 'linear':
             array = array.T  # as MatMul wants it
-        dtype = self.ir.DataType.INT4 if stored_bits(call.layer.num_bits, self.format) == 4 \
+        dtype = self.ir.DataType.INT4 if onnx_bits(call.layer.num_bits, self.format) == 4 \
             else self.ir.DataType.INT8
         stored = self._store(f'{codes_name}.codes', array, dtype)
         if geometry.kind == 'conv_transpose2d' and geometry.groups > 1:

@@ -7,18 +7,9 @@ in the next of these. What they compute is the same: only the file is larger tha
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-FORMATS = ('int8', 'int4')
-STORED_BITS = {'int8': (8,), 'int4': (4, 8)}
+from mmbitsplit.functional.packing import ONNX_BITS, onnx_bits
 
-
-def stored_bits(num_bits: int, format: str) -> int:
-    """Returns the bits that a code takes in a file of a format.
-
-    Args:
-        num_bits: Width of the code, 2 to 8.
-        format: One of ``FORMATS``.
-    """
-    return next(bits for bits in STORED_BITS[format] if num_bits <= bits)
+FORMATS = tuple(ONNX_BITS)
 
 
 def count_widths(widths: Iterable[int], format: str) -> list[dict[str, int]]:
@@ -28,7 +19,7 @@ def count_widths(widths: Iterable[int], format: str) -> list[dict[str, int]]:
         widths: Of the codes of each layer in a file.
         format: Of the file.
     """
-    return [{'code_bits': bits, 'stored_bits': stored_bits(bits, format), 'layers': layers}
+    return [{'code_bits': bits, 'stored_bits': onnx_bits(bits, format), 'layers': layers}
             for bits, layers in sorted(Counter(widths).items())]
 
 
@@ -42,10 +33,17 @@ def storage_note(rows: Iterable[Mapping[str, int]], format: str) -> str:
     wider = [row for row in rows if row['stored_bits'] > row['code_bits']]
     if not wider:
         return ''
-    told = ', '.join(f"{row['code_bits']}-bit codes of {row['layers']} "
-                     f"layer{'s' if row['layers'] > 1 else ''} take {row['stored_bits']} bits"
-                     for row in wider)
+    parts = []
+    for bits in sorted({row['stored_bits'] for row in wider}):
+        own = [f"{row['code_bits']}-bit codes of {row['layers']} "
+               f"layer{'s' if row['layers'] > 1 else ''}" for row in wider
+               if row['stored_bits'] == bits]
+        parts.append(f'{_joined(own)} take {bits} bits each here')
     four = format == 'int8' and any(row['code_bits'] <= 4 for row in wider)
-    return (f'{told} a weight in this file, as ONNX runtimes have kernels for no fewer'
-            + ("; format int4 stores those of at most 4 bits in 4" if four else '')
-            + '. quantized.pth holds codes at their own widths')
+    return ('; '.join(parts) + ': ONNX runtimes have no kernels for fewer'
+            + ('; --format int4 stores codes of at most 4 bits in 4' if four else '')
+            + '. quantized.pth holds all codes at their own widths.')
+
+
+def _joined(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f'{", ".join(parts[:-1])} and {parts[-1]}'

@@ -124,7 +124,8 @@ function codesFigure(counts) {
     hovertemplate: 'code %{x}: %{y:.2f} % (%{customdata})<extra></extra>',
   }], layout: {
     height: 320, margin: { l: 52, r: 8, t: 52, b: 44 }, bargap: counts.length > 40 ? 0 : 0.15,
-    xaxis: { title: { text: 'weight code' }, fixedrange: true, showgrid: false },
+    xaxis: { title: { text: 'weight code' }, fixedrange: true, showgrid: false,
+      ...(counts.length < 16 ? { dtick: 1 } : {}) },
     yaxis: { title: { text: '% of the weights' }, fixedrange: true },
   } };
 }
