@@ -8,7 +8,6 @@ from torch import Tensor
 
 from mmbitsplit.structures.spec import check_bits
 
-
 # Bits that codes take in the formats of an ONNX file: runtimes have kernels for no others.
 ONNX_BITS = {'int8': (8,), 'int4': (4, 8)}
 

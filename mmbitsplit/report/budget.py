@@ -22,6 +22,8 @@ LOSSES = {
     'raw': 'squared change of the raw outputs, relative to their spread',
     'cross_entropy': 'cross-entropy of the labels',
     'block_kl': 'Kullback-Leibler divergence, mean of the blocks'}
+# Of sensitivities that are estimated, in units of their own.
+ESTIMATES = {'fisher': 'output error weighted by squared gradients', 'error': 'output error'}
 SIZE = 'bytes'
 MISLED = 1.5  # a loss that is so many times what was added up is worth a sentence
 
@@ -35,15 +37,17 @@ def budget_section(budget: Mapping[str, Any], layers: Sequence[Mapping[str, Any]
         layers: Rows of ``layers.json``.
     """
     table, unit = WidthTable.from_json(budget['table']), loss_unit(budget)
-    plans, chosen = budget['plans'], int(budget['chosen'])
+    plans, chosen, estimate = budget['plans'], int(budget['chosen']), estimated(budget)
     cost, free = front_cost(budget), free_layers(table)
     widths = {row['name']: Widths(row['weight_bits'], row['activation_bits']) for row in layers}
     figures = {'budget-widths': widths_figure(widths, free)}
     if free:
-        figures['budget-sensitivity'] = sensitivity_figure(budget['table'], unit)
-    figures['budget-front'] = front_figure(budget['front'], plans, cost, chosen)
+        figures['budget-sensitivity'] = sensitivity_figure(budget['table'], estimate or unit)
+    front = [] if estimate else budget['front']
+    figures['budget-front'] = front_figure(front, plans, cost, chosen)
     return {
-        'figures': figures, 'sentence': sentence(budget), 'misled': misled(plans[chosen]),
+        'figures': figures, 'sentence': sentence(budget), 'estimate': estimate,
+        'misled': '' if estimate else misled(plans[chosen]),
         'fixed': len(widths) - len(free), 'free': len(free), 'unit': unit,
         'steps': steps_table(table, size_table(budget), chosen_widths(plans[chosen])),
         'plans': plans_table(plans, chosen)}
@@ -61,15 +65,15 @@ def plan_page(budget: Mapping[str, Any], title: str) -> str:
         ImportError: plotly or Jinja2 is not installed.
     """
     table, unit, plans = WidthTable.from_json(budget['table']), loss_unit(budget), budget['plans']
-    names = [str(plan['name']) for plan in plans]
+    names, estimate = [str(plan['name']) for plan in plans], estimated(budget)
     free = list(free_layers(table))
     figures = {
-        'front': front_figure(budget['front'], plans, front_cost(budget)),
+        'front': front_figure([] if estimate else budget['front'], plans, front_cost(budget)),
         'widths': heat_map(free, names, [[chosen_widths(plan)[name].weight for plan in plans]
                                          for name in free], 'weight bits', logarithmic=False,
                            digits=0),
-        'sensitivity': sensitivity_figure(budget['table'], unit)}
-    return build_page('plan.html', title, figures, unit=unit, plans=plans_table(plans, None),
+        'sensitivity': sensitivity_figure(budget['table'], estimate or unit)}
+    return build_page('plan.html', title, figures, unit=unit, estimate=estimate, plans=plans_table(plans, None),
                       free=len(free), inputs=any(own.activation for row in table.layers.values()
                                                  for own in row))
 
@@ -77,6 +81,15 @@ def plan_page(budget: Mapping[str, Any], title: str) -> str:
 def loss_unit(budget: Mapping[str, Any]) -> str:
     """What losses of a budget are, in words."""
     return LOSSES.get(str(budget['loss']), str(budget['loss']))
+
+
+def estimated(budget: Mapping[str, Any]) -> str:
+    """What the losses of the layers are where they are estimates; empty where they were measured.
+
+    Their sums are in other units than losses of plans then.
+    """
+    kind = str(budget.get('sensitivity', 'measured'))
+    return '' if kind == 'measured' else ESTIMATES.get(kind, kind)
 
 
 def front_cost(budget: Mapping[str, Any]) -> str:

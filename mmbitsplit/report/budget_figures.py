@@ -75,7 +75,8 @@ def front_figure(front: Sequence[Mapping[str, float]], plans: Sequence[Mapping[s
     """Draws the loss of plans over their cost.
 
     Args:
-        front: Of the integer program: ``predicted`` and costs, in any order.
+        front: Of the integer program: ``predicted`` and costs, in any order; empty where losses of
+            layers are in other units than those of plans.
         plans: Those that were looked at more closely: ``name``, ``costs``, ``predicted``,
             ``whole`` and ``trial``, of which the last two may be ``None``.
         cost: Which of the costs; a key of ``UNITS``.
@@ -83,10 +84,11 @@ def front_figure(front: Sequence[Mapping[str, float]], plans: Sequence[Mapping[s
     """
     line = sorted((cost_value(cost, point[cost]), point['predicted']) for point in front)
     hover = dict(hovertemplate='%{customdata}<extra></extra>')
-    traces = [dict(type='scatter', mode='lines+markers', name='front, losses of layers added up',
-                   x=[x for x, _ in line], y=[positive(y) for _, y in line],
-                   marker=dict(color='@plain', size=5), line=dict(color='@plain', width=1.5),
-                   customdata=[f'{UNITS[cost]} {x:.4g}<br>loss {y:.3g}' for x, y in line], **hover)]
+    traces = [] if not line else [dict(
+        type='scatter', mode='lines+markers', name='front, losses of layers added up',
+        x=[x for x, _ in line], y=[positive(y) for _, y in line],
+        marker=dict(color='@plain', size=5), line=dict(color='@plain', width=1.5),
+        customdata=[f'{UNITS[cost]} {x:.4g}<br>loss {y:.3g}' for x, y in line], **hover)]
     kinds = [('mixed, measured', '@ours', 'circle', False),
              ('uniform, measured', '@warn', 'diamond', True)]
     for title, colour, symbol, uniform in kinds:

@@ -116,6 +116,18 @@ def test_the_page_of_a_run_has_the_section_only_with_a_budget(budget, results, l
     assert 'Widths within the budget' not in without
 
 
+def test_sums_of_estimates_are_not_compared_with_losses(budget, results, layer, read_page):
+    pytest.importorskip('PIL')
+    budget['sensitivity'] = 'fisher'
+    layers = {'layers': [layer(name) for name in (FIXED, *FREE)]}
+    read = read_page(run_page(results(), layers, None, budget))
+    text = ' '.join(' '.join(read.text).split())
+    assert 'in units of its own: output error weighted' in text
+    assert 'add up' not in text and 'The line' not in text
+    figures = json.loads(unpack(read.scripts['page-data']))['figures']
+    assert not any('front' in trace['name'] for trace in figures['budget-front']['data'])
+
+
 def test_the_page_of_several_budgets_shows_every_plan(budget, read_page):
     read = read_page(plan_page({**budget, 'chosen': None}, 'front of a_name'))
     figures = json.loads(unpack(read.scripts['page-data']))['figures']
