@@ -73,9 +73,10 @@ def plan_page(budget: Mapping[str, Any], title: str) -> str:
                                          for name in free], 'weight bits', logarithmic=False,
                            digits=0),
         'sensitivity': sensitivity_figure(budget['table'], estimate or unit)}
-    return build_page('plan.html', title, figures, unit=unit, estimate=estimate, plans=plans_table(plans, None),
-                      free=len(free), inputs=any(own.activation for row in table.layers.values()
-                                                 for own in row))
+    return build_page(
+        'plan.html', title, figures, unit=unit, estimate=estimate,
+        plans=plans_table(plans, None), free=len(free),
+        inputs=any(own.activation for row in table.layers.values() for own in row))
 
 
 def loss_unit(budget: Mapping[str, Any]) -> str:
