@@ -11,8 +11,11 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 import mmbitsplit.engine  # noqa: F401  registers the hook and the wrapper
+from mmbitsplit.apis.held_metric import HeldMetric
 from mmbitsplit.calibration import Journal, Team, current_team
+from mmbitsplit.calibration.budget import forget_plans
 from mmbitsplit.engine.configs.config_shape import check_shape
+from mmbitsplit.engine.files.choice_writer import BUDGET
 from mmbitsplit.engine.files.run_lock import only_run_in
 from mmbitsplit.engine.files.writing import check_work_dir
 from mmbitsplit.engine.quantization_runner import runner_of
@@ -124,18 +127,23 @@ def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, *,
     if float_metrics is not None and journal is not None:
         journal.remember(float={'metrics': dict(float_metrics), 'seconds': 0.0})
     float_metrics, float_seconds, float_record = _evaluate_float(runner, journal, team, report)
-    run = quantize_runner(runner, spec, data, journal)
+    metric = HeldMetric(float_metrics, lambda: _evaluate(runner, team, report))
+    run = quantize_runner(runner, spec, data, journal, metric.target)
     sizes = {'float': run.float_bytes}
     dataset_meta = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None)
     if runner.rank == 0:
         sizes = save_quantized(work_dir, cfg, spec, run, dataset_meta)
-    print_log('mmbitsplit: evaluating the quantized model', logger='current')
-    quantized_metrics, quantized_seconds, quantized_record = _evaluate(runner, team, report)
+    known = metric.known(run.report.budget)
+    if known is None:
+        print_log('mmbitsplit: evaluating the quantized model', logger='current')
+        known = _evaluate(runner, team, report)
+    quantized_metrics, quantized_seconds, quantized_record = known
     results = results_table(config_name, spec, run, sizes, float_metrics, quantized_metrics,
                             float_seconds + quantized_seconds, untrained)
     if runner.rank == 0:
         save_results(work_dir, results)
         journal.finish()
+        forget_plans(journal)
         if report:
             leave_report(work_dir, run, float_record, quantized_record,
                          (dataset_meta or {}).get('classes') or ())
@@ -145,7 +153,7 @@ def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, *,
 
 def _forget_results(work_dir: Path) -> None:
     """Removes what an earlier run left, lest it pass for this one's."""
-    for name in (RESULTS, CHECKPOINT, REPORT, REPORT_DATA, REPORT_ERROR):
+    for name in (RESULTS, CHECKPOINT, BUDGET, REPORT, REPORT_DATA, REPORT_ERROR):
         (work_dir / name).unlink(missing_ok=True)
 
 

@@ -10,6 +10,9 @@ from torch import nn
 
 from mmbitsplit.apis.batches import ModelCall, arrays_to_tensors, read_batches
 from mmbitsplit.calibration import Progress, ReplayPoint, calibrate, read_request
+from mmbitsplit.calibration.budget import Told, calibrate_within
+from mmbitsplit.calibration.plan_loss import Given
+from mmbitsplit.calibration.plan_trials import MetricTarget
 from mmbitsplit.structures import BitPlan, PlanSpec, QuantizationReport, QuantSpec, read_plan
 
 
@@ -20,6 +23,7 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
                    labels: Sequence[str] | None = None,
                    progress: Callable[[Progress], None] = lambda step: None,
                    plan: PlanSpec | BitPlan | Mapping[str, Any] | str | Path | None = None,
+                   evaluate: Callable[[nn.Module], float] | None = None,
                    ) -> QuantizationReport:
     """Quantizes a model in place from a few batches of its inputs.
 
@@ -38,6 +42,8 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
         progress: Told every step.
         plan: Widths layer by layer, which win over those of ``spec``: the ``plan`` of an earlier
             report, a ``plan.json`` or its path, edited or not (``docs/files.md``).
+        evaluate: The metric of a model, in points, more is better; for ``budget.max_drop``. Called
+            with the float model first.
 
     Returns:
         What was done to each layer, times and memory.
@@ -54,8 +60,15 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
     if run is None:
         batches = arrays_to_tensors(batches, model)
     try:
-        _, report = calibrate(model, batches, spec, run=run or call,
-                              replay_points=replay_points, labels=labels, progress=progress)
+        if spec.budget is None:
+            _, report = calibrate(model, batches, spec, run=run or call,
+                                  replay_points=replay_points, labels=labels, progress=progress)
+        else:
+            given = Given(model=model, batches=batches, run=run or call,
+                          replay_points=replay_points, labels=labels)
+            _, report = calibrate_within(
+                given, spec, target=None if evaluate is None else _target(model, evaluate),
+                told=Told(progress=progress))
     except Exception as error:
         refusal = call.refusal(model)
         if refusal is None:
@@ -65,3 +78,9 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
         warnings.warn(warning, stacklevel=2)
     return report
 
+
+def _target(model: nn.Module, evaluate: Callable[[nn.Module], float]) -> MetricTarget:
+    """A metric in points that is a number of the model."""
+    wanted = float(evaluate(model.eval()))
+    return MetricTarget(lambda: {'metric': float(evaluate(model))},
+                        lambda metrics: wanted - metrics['metric'])

@@ -14,6 +14,7 @@ EXAMPLE = ('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py --weight-bits 4 '
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
+    from mmbitsplit.cli.budget_arguments import add_budget_arguments
     from mmbitsplit.cli.config_arguments import add_config_arguments
     from mmbitsplit.methods import METHODS
 
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         '--cfg-options quantization.activation.num_bits=None')
     parser.add_argument('--plan', metavar='FILE', help='widths layer by layer: the plan.json of a '
                         'work directory, edited; wins over all other widths')
+    add_budget_arguments(parser)
     parser.add_argument('--seed', type=int, help='chooses calibration images and positions')
     parser.add_argument('--resume', action='store_true',
                         help='go on where an interrupted run in the work directory stopped')
@@ -41,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Quantizes, in each of the processes that a launcher started, and prints the figures."""
     from mmbitsplit.apis import quantize_config
+    from mmbitsplit.cli.budget_arguments import apply_budget, budget_text
     from mmbitsplit.cli.requests import read_request_config
     from mmbitsplit.engine.results.report_files import REPORT
     from mmbitsplit.engine.run.distributed import Processes, work_together
@@ -56,10 +59,13 @@ def run(args: argparse.Namespace) -> int:
                    'quantization.plan': args.plan,
                    'quantization.calibration.seed': args.seed}
         cfg.merge_from_dict({key: value for key, value in changes.items() if value is not None})
+        apply_budget(cfg, args)
         results = quantize_config(cfg, config_name=args.config, untrained=args.untrained,
                                   resume=args.resume)
         if processes.rank == 0:
             print(results_text([results]))
+            if 'budget' in results:
+                print(budget_text(results['budget']))
             page = Path(cfg.work_dir) / REPORT
             print(f'Files are in {cfg.work_dir}'
                   + (f'; {page} shows every layer' if page.is_file() else ''))

@@ -18,17 +18,15 @@ _ROUND_OFF = 1e-9
 
 @dataclass(frozen=True)
 class Move:
-    """Other widths for a layer, or for layers that must have the same.
+    """Other widths for a layer, or for layers whose inputs have one width.
 
     Args:
-        layers: Their names.
-        widths: What they would have.
+        widths: What they would have, by layer.
         loss: Change of the sum of losses.
         costs: Change of each limited cost.
     """
 
-    layers: frozenset[str]
-    widths: Widths
+    widths: Mapping[str, Widths]
     loss: float
     costs: tuple[float, ...]
 
@@ -42,11 +40,11 @@ def exchanges(plan: Plan, losses: WidthTable, costs: Mapping[str, WidthTable],
     are left out: the plan that was within the limits stays there, with a larger sum.
 
     Args:
-        plan: Widths of all layers.
+        plan: Widths of all layers that have losses.
         losses: Of each layer at each of its widths.
         costs: The same of what is limited.
         limits: Most of each cost, summed over all layers.
-        together: Layers that must have the same widths.
+        together: Sets of layers whose inputs have one width.
     """
     moves = _moves(plan, losses, costs, limits, together)
     if not moves:
@@ -57,7 +55,8 @@ def exchanges(plan: Plan, losses: WidthTable, costs: Mapping[str, WidthTable],
     cost = np.array([move.costs for move in moves]).reshape(len(moves), -1)  # (moves, costs)
     slack = _ROUND_OFF * np.array([max(abs(limits[name]), 1.0) for name in names])
     single = (cost <= room + slack).all(1) & (cost > 0).any(1)
-    pair = np.array([[not (one.layers & other.layers) for other in moves] for one in moves])
+    pair = np.array([[one.widths.keys().isdisjoint(other.widths) for other in moves]
+                     for one in moves])
     for index in range(len(names)):
         pair &= cost[:, index, None] + cost[None, :, index] <= room[index] + slack[index]
     opposed = np.zeros_like(pair)
@@ -67,10 +66,11 @@ def exchanges(plan: Plan, losses: WidthTable, costs: Mapping[str, WidthTable],
     first, second = pair.nonzero()
     ones = single.nonzero()[0]
     sums = np.concatenate([loss[ones], loss[first] + loss[second]])
-    ways = [(moves[index],) for index in ones] + [
-        (moves[one], moves[other]) for one, other in zip(first, second)]
     for index in np.argsort(sums, kind='stable'):
-        yield {**plan, **{name: move.widths for move in ways[index] for name in move.layers}}
+        chosen = [ones[index]] if index < len(ones) else [first[index - len(ones)],
+                                                          second[index - len(ones)]]
+        yield {**plan, **{name: widths for number in chosen
+                          for name, widths in moves[number].widths.items()}}
 
 
 @dataclass(frozen=True)
@@ -123,18 +123,23 @@ def _key(plan: Plan) -> frozenset[tuple[str, Widths]]:
 
 def _moves(plan: Plan, losses: WidthTable, costs: Mapping[str, WidthTable],
            limits: Mapping[str, float], together: Sequence[frozenset[str]]) -> list[Move]:
-    grouped = frozenset().union(*together)
-    groups = [*together, *(frozenset([name]) for name in plan if name not in grouped)]
+    changes: list[dict[str, Widths]] = []
+    shared = {name for group in together for name in group}
+    for name, row in losses.layers.items():
+        changes += [{name: widths} for widths in row if widths != plan[name] and (
+            name not in shared or widths.activation == plan[name].activation)]
+    for group in together:
+        members = sorted(name for name in group & losses.layers.keys()
+                         if plan[name].activation is not None)
+        inputs = {widths.activation for name in members for widths in losses.layers[name]}
+        for bits in sorted(inputs - {plan[name].activation for name in members}):
+            change = {name: Widths(plan[name].weight, bits) for name in members}
+            if all(widths in losses.layers[name] for name, widths in change.items()):
+                changes.append(change)
+    tables = [losses, *(costs[limit] for limit in limits)]
     moves = []
-    for layers in groups:
-        names = sorted(layers)
-        shared = set.intersection(*(set(losses.layers[name]) for name in names))
-        for widths in sorted(shared - {plan[names[0]]}):
-            moves.append(Move(
-                layers, widths, _change(losses, plan, names, widths),
-                tuple(_change(costs[limit], plan, names, widths) for limit in limits)))
+    for change in changes:
+        loss, *spent = (sum(table.layers[name][widths] - table.layers[name][plan[name]]
+                            for name, widths in change.items()) for table in tables)
+        moves.append(Move(change, loss, tuple(spent)))
     return moves
-
-
-def _change(table: WidthTable, plan: Plan, names: Sequence[str], widths: Widths) -> float:
-    return sum(table.layers[name][widths] - table.layers[name][plan[name]] for name in names)

@@ -1,4 +1,4 @@
-"""Which widths a budget may give each layer, the plans that give all the same, and plans as data."""
+"""Which widths a budget may give each layer, uniform plans, and plans as data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

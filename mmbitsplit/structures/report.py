@@ -103,6 +103,7 @@ class QuantizationReport:
         units: Which layers belong together, and why those that stand alone do.
         plan: As ``plan.json`` has it (``plan_value``); can be given back.
         tuning: What each stage says that changed the whole model, in order.
+        budget: How widths were chosen, where they were: ``PlanChoice.to_json()``.
     """
 
     layers: list[LayerReport]
@@ -119,6 +120,7 @@ class QuantizationReport:
     units: list[Unit] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
     tuning: list[dict[str, Any]] = field(default_factory=list)
+    budget: dict[str, Any] = field(default_factory=dict)
 
 
 def width_summary(layers: Iterable[LayerReport]) -> dict[str, dict[str, float] | None]:

@@ -123,7 +123,8 @@ class BudgetSpec(Options):
             ``'raw'``, the change of raw outputs in parts of their spread; ``'cross_entropy'``
             needs labels; ``'block_kl'`` compares what blocks give.
         method: Solves the layers whose loss is found; ``None`` for the request's own.
-        evaluations: Plans that are calibrated and measured before one is chosen.
+        evaluations: Most plans that are calibrated and measured before one is chosen; without
+            ``max_drop`` two are enough.
         max_drop: Most that the metric may fall, in its points (0.5: from 76.1 % to 75.6 %): the
             smallest model within it is searched. Needs labels.
     """
@@ -138,7 +139,7 @@ class BudgetSpec(Options):
     sensitivity: Literal['measured', 'fisher', 'error'] = 'measured'
     loss: Literal['auto', 'kl', 'raw', 'cross_entropy', 'block_kl'] = 'auto'
     method: Mapping[str, Any] | None = None
-    evaluations: Annotated[int, Range(1)] = 4
+    evaluations: Annotated[int, Range(1)] = 6
     max_drop: Annotated[float, Range(0)] | None = None
 
     def __post_init__(self) -> None:

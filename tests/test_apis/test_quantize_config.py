@@ -1,6 +1,7 @@
 """Requests that cannot work are refused early; Mask R-CNN is quantized whole."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -77,13 +78,14 @@ def few_digits(demo, tmp_path):
         (classes / str(label)).mkdir(parents=True)
         picture = min((PROJECT / 'data/digits/cls_val' / str(label)).iterdir())
         (classes / str(label) / picture.name).symlink_to(picture)
-    def run(report=False, **changes):
+    def run(report=False, resume=False, **changes):
         cfg = demo('classifier_digits_w4a8', **{
             'test_dataloader.dataset.data_root': f'{tmp_path}/data/',
             'quantization.calibration.num_images': 8,
             'quantization.calibration.rows_per_layer': 256, **changes})
         with DefaultScope.overwrite_default_scope('mmpretrain'):
-            return quantize_config(cfg, config_name='demo', report=report), Path(cfg.work_dir)
+            return quantize_config(cfg, config_name='demo', report=report,
+                                   resume=resume), Path(cfg.work_dir)
     return run
 
 
@@ -128,6 +130,65 @@ def test_the_plan_of_a_run_is_there_early_can_be_edited_and_given_back(few_digit
     bits = results['bits']
     assert not bits['uniform'] and bits['weight']['min'] == 2 and bits['weight']['max'] == 8
     assert results_rows(results)[0][1] == f"W{bits['weight']['mean']:.1f} (2-8) A8"
+
+
+BUDGET = {'quantization.method': dict(type='RoundToNearest'),
+          'quantization.calibration.batch_size': 2}
+
+
+@pytest.mark.slow
+def test_a_budget_leaves_its_plan_and_what_it_was_chosen_from(few_digits):
+    results, work_dir = few_digits(report=True, **BUDGET, **{'quantization.budget': dict(
+        weight_bits=3.5, widths=[2, 3, 4, 8], sensitivity='error')})
+    budget = json.loads((work_dir / 'budget.json').read_text())
+    chosen = budget['plans'][budget['chosen']]
+    layers = json.loads((work_dir / 'layers.json').read_text())['layers']
+    assert {row['name']: f"W{row['weight_bits']}" for row in layers} == chosen['widths']
+    assert {row['name']: f"W{row['weight_bits']}" for row in json.loads(
+        (work_dir / 'plan.json').read_text())['layers']} == chosen['widths']
+    assert len((work_dir / 'layers.jsonl').read_text().splitlines()) == len(layers)
+    free = [row for row in layers if row['role'] == 'inner']
+    sizes = [math.prod(row['shape']) for row in free]
+    mean = sum(row['weight_bits'] * size for row, size in zip(free, sizes)) / sum(sizes)
+    assert mean == pytest.approx(chosen['costs']['weight_bits']) and 3 < mean <= 3.5
+    assert results['budget']['plans'][budget['chosen']]['trial'] == chosen['trial']
+    assert 'table' not in results['budget'] and (work_dir / 'report.html').is_file()
+    # Planned, of the model in place and of the file.
+    assert chosen['costs']['bytes'] == pytest.approx(chosen['trial']['payload'], rel=0.01)
+    assert results['size_bytes']['quantized_payload'] == chosen['trial']['payload']
+
+
+@pytest.mark.slow
+def test_a_metric_is_kept_by_the_configs_evaluator_also_after_an_interruption(few_digits,
+                                                                              monkeypatch):
+    """Each plan is evaluated once, the chosen one too; what an interrupted run knew is kept."""
+    request = {**BUDGET, 'quantization.budget': dict(
+        max_drop=20, evaluations=3, widths=[2, 8], sensitivity='error')}
+    tested, stop = [], 2  # the float model and a plan
+    test = Runner.test
+
+    def counting(self):
+        tested.append(1)
+        if len(tested) > stop:
+            raise KeyboardInterrupt
+        return test(self)
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, 'test', counting)
+        with pytest.raises(KeyboardInterrupt):
+            few_digits(**request)
+    before, stop = len(tested) - 1, 100
+    tested.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, 'test', counting)
+        results, work_dir = few_digits(resume=True, **request)
+    budget = results['budget']
+    chosen = budget['plans'][budget['chosen']]['trial']
+    again = chosen == budget['plans'][0]['trial']  # evaluated by the run that was interrupted
+    assert before + len(tested) == 1 + len(budget['plans']) + again
+    assert budget['held'] and chosen['drop'] <= 20
+    assert results['quantized'] == chosen['metrics']
+    assert results['drop']['accuracy/top1'] == pytest.approx(chosen['drop'])
+    assert sorted(path.name for path in (work_dir / 'journal').iterdir()) == ['header.json']
 
 
 def test_the_hook_wants_float_weights():

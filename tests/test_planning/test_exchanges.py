@@ -56,13 +56,19 @@ def test_neighbours_are_all_exchanges_within_the_limits(seed):
     assert len(found) == len(wanted) and all(other in found for other in wanted)
 
 
-def test_layers_that_belong_together_move_together():
-    losses, costs, _, _ = tables(1)
-    plan = dict.fromkeys(NAMES, Widths(4))
-    limits = {'bytes': costs['bytes'].sum(plan)}
-    found = list(exchanges(plan, losses, costs, limits, [frozenset('ab')]))
-    assert found and all(other['a'] == other['b'] for other in found)
-    assert any(other['a'] != Widths(4) for other in found)
+def test_inputs_that_are_shared_change_together():
+    pairs = [Widths(weight, activation) for weight in (2, 8) for activation in (4, 8)]
+    losses = WidthTable({name: {widths: 1 / (widths.weight * widths.activation)
+                                for widths in pairs} for name in NAMES})
+    costs = {'bitops': WidthTable({name: {widths: widths.weight * widths.activation
+                                          for widths in pairs} for name in NAMES})}
+    plan = {**dict.fromkeys(NAMES, Widths(2, 8)), 'c': Widths(8, 4)}
+    found = list(exchanges(plan, losses, costs, {'bitops': 120.0}, [frozenset('ab')]))
+    assert all(other['a'].activation == other['b'].activation for other in found)
+    assert {**plan, 'a': Widths(2, 4), 'b': Widths(2, 4), 'c': Widths(8, 8)} in found
+    assert {**plan, 'a': Widths(8, 8), 'c': Widths(2, 4)} in found  # weights are free
+    assert all(sum(costs['bitops'].layers[name][widths] for name, widths in other.items()) <= 120
+               for other in found)
 
 
 def test_exchanges_find_what_the_sum_does_not_know():

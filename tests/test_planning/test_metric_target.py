@@ -5,17 +5,22 @@ import pytest
 from mmbitsplit.planning.metric_target import levels_for, smallest_that_holds
 
 
+def search(levels, first, evaluations):
+    """What is found where ``first`` and all above hold, and what was asked for."""
+    asked = []
+
+    def holds(level):
+        asked.append(level)
+        return level >= first
+
+    return smallest_that_holds(levels, holds, lambda: evaluations - len(asked)), asked
+
+
 @pytest.mark.parametrize('evaluations', [1, 2, 3, 6])
 def test_as_many_evaluations_tell_all_levels_apart(evaluations):
     levels = levels_for(evaluations)
-    for first in range(levels + 1):  # that holds; none of them in the last round
-        asked = []
-
-        def holds(level, first=first):
-            asked.append(level)
-            return level >= first
-
-        found = smallest_that_holds(levels, holds, lambda: evaluations - len(asked))
+    for first in range(levels + 1):  # none holds in the last round
+        found, asked = search(levels, first, evaluations)
         assert len(asked) <= evaluations and len(set(asked)) == len(asked)
         assert found == (None if first == levels else first)
         if found is None:

@@ -35,7 +35,7 @@ def budget():
 
     plans = [plan('mixed', (8, 4, 2), 5.0, dict(loss=9.0, payload=2600, metrics={}, drop=1.5,
                                                 holds=None)),
-             plan('uniform W4', (4, 4, 4), 0.6, dict(loss=12.0, payload=3600, metrics={},
+             plan('uniform W4', (4, 4, 4), 12.0, dict(loss=12.0, payload=3600, metrics={},
                                                      drop=None, holds=None))]
     return dict(limits={'weight_bits': 4.0}, loss='kl', base=0.01, table=loss,
                 costs={'weight_bits': mean, 'bytes': size}, plans=plans, chosen=0,

@@ -19,6 +19,7 @@ from mmbitsplit.export import PAYLOAD_KEY, PLAN_KEY, pack_checkpoint
 from mmbitsplit.models import describe
 from mmbitsplit.planning.first_and_last import is_uniform
 from mmbitsplit.structures import QuantSpec, width_summary
+from mmbitsplit.structures.plan_choice import budget_summary
 from mmbitsplit.version import __version__
 
 CHECKPOINT, CONFIG = 'quantized.pth', 'quantized_config.py'
@@ -150,6 +151,7 @@ def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[s
         'versions': versions(), **({'untrained': True} if untrained else {}),
         **({'refinement': run.report.refinement} if run.report.refinement else {}),
         **({'tuning': run.report.tuning} if run.report.tuning else {}),
+        **({'budget': budget_summary(run.report.budget)} if run.report.budget else {}),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.logging import print_log
 
+from mmbitsplit.engine.files.choice_writer import BUDGET
 from mmbitsplit.engine.files.writing import write_json, write_text
 from mmbitsplit.engine.results.artifacts import LAYERS, RESULTS
 from mmbitsplit.engine.results.evaluation_record import EvaluationRecord
@@ -19,7 +20,6 @@ from mmbitsplit.report.detections import Detections
 from mmbitsplit.report.page import to_json
 
 REPORT, REPORT_DATA, REPORT_ERROR = 'report.html', 'report_data.json', 'report_error.txt'
-BUDGET = 'budget.json'
 FORMAT = 1
 NEEDED = {RESULTS: ('config', 'method', 'weight_bits', 'activation_bits', 'float', 'quantized',
                     'drop', 'size_bytes', 'seconds', 'peak_rss_bytes', 'calibration', 'versions'),

@@ -19,7 +19,10 @@ from rich.progress import (
 from mmbitsplit.calibration import Progress as Step
 
 TITLES = {'importance': 'gradients of raw outputs, batches', 'float': 'float pass, batches',
-          'layers': 'solving layers', 'unit': 'learning a unit, steps',
+          'widths, float': 'float model, batches',
+          'widths, solve': 'solving layers at all widths',
+          'widths, measure': 'measuring layers at all widths', 'layers': 'solving layers',
+          'unit': 'learning a unit, steps',
           'refine': 'losses of the whole model', 'tuning': 'tuning the whole model, steps'}
 LOG_LINES = 10  # of the float pass
 LOSSES = 50  # of the whole model, between two lines
@@ -52,6 +55,8 @@ def progress_bar(logger: logging.Logger, stream=None, shown: bool = True):
             if step.stage not in tasks:
                 tasks[step.stage] = bar.add_task(TITLES[step.stage], total=total, detail='')
             task = tasks[step.stage]
+            if step.done < bar.tasks[task].completed:  # of another plan
+                bar.reset(task, total=total)
             if step.stage == 'unit':
                 learning.show(task, step, terminal)
                 return

@@ -10,19 +10,23 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmbitsplit.calibration import Journal, Progress, calibrate, current_team, read_request
+from mmbitsplit.calibration.budget import Told, calibrate_within
+from mmbitsplit.calibration.plan_loss import Given
+from mmbitsplit.calibration.plan_trials import MetricTarget
 from mmbitsplit.engine.data.calibration_data import (
     CalibrationData,
     evaluated_files,
     load_calibration_data,
 )
 from mmbitsplit.engine.data.calibration_images import reading_data_set
+from mmbitsplit.engine.files.choice_writer import keeping_choice, write_choice
 from mmbitsplit.engine.files.layer_log import layer_log
 from mmbitsplit.engine.files.plan_writer import write_plan
 from mmbitsplit.engine.run.presets import replay_points
 from mmbitsplit.engine.run.progress import progress_bar
 from mmbitsplit.models import PreparedModel
 from mmbitsplit.planning import check_request
-from mmbitsplit.structures import QuantizationReport, QuantSpec
+from mmbitsplit.structures import BitPlan, QuantizationReport, QuantSpec
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ def build_evaluation(runner: Runner) -> None:
 
 
 def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData,
-                    journal: Journal | None = None) -> QuantizedRun:
+                    journal: Journal | None = None,
+                    target: MetricTarget | None = None) -> QuantizedRun:
     """Calibrates and quantizes ``runner.model`` in place; its weights must be loaded.
 
     Args:
@@ -96,6 +101,7 @@ def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData,
         spec: The request.
         data: From ``prepare_data``.
         journal: Of the first process: keeps solved layers and gives those of an earlier run.
+        target: How the metric is measured that ``budget.max_drop`` is about.
 
     Raises:
         ValueError: See ``calibration.calibrate`` and ``engine.calibration_data``.
@@ -112,13 +118,32 @@ def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData,
             show(step)
             write(step)
 
-        prepared, report = calibrate(
-            model, data.batches, spec, run=lambda model, batch: model.test_step(batch),
-            replay_points=replay_points(model), labels=data.labels, progress=progress,
-            team=current_team(), journal=journal,
-            planned=lambda plan: write_plan(runner.work_dir, plan, runner.cfg) if first else None)
+        def planned(plan: BitPlan) -> None:
+            if first:
+                write_plan(runner.work_dir, plan, runner.cfg)
+
+        given = Given(model=model, batches=data.batches, run=_test_step,
+                      replay_points=replay_points(model), labels=data.labels, team=current_team())
+        if spec.budget is None:
+            prepared, report = calibrate(
+                model, data.batches, spec, run=_test_step, **given.options, progress=progress,
+                journal=journal, planned=planned)
+        else:
+            # Layers of plans that are tried are shown, those of the chosen one are written.
+            with keeping_choice(runner.work_dir, written=first):
+                prepared, report = calibrate_within(
+                    given, spec, target=target, journal=journal, told=Told(
+                        show, planned, lambda line: runner.logger.info('mmbitsplit: %s', line)))
+            if first:
+                write_choice(runner.work_dir, report.budget)
+            for place, layer in enumerate(report.layers):
+                write(Progress('layers', place + 1, len(report.layers), layer))
     _log(runner, report)
     return QuantizedRun(prepared, report, data, float_bytes)
+
+
+def _test_step(model: nn.Module, batch: Any) -> Any:
+    return model.test_step(batch)
 
 
 def bare_model(model: nn.Module) -> nn.Module:
