@@ -143,8 +143,8 @@ def _tune(stage: TuningStage, index: int, look: Watching, calibration: Calibrati
     unreached = [name for name in layers if name not in reached]
     return {'type': type(stage).__name__, **outcome,
             'loss': loss.kind, 'inner': inner, 'options': asdict(stage), 'learned': values.counts(),
-            'changed_codes': changed,
-            'mirrored': mirrored, 'fit_batches': len(fit), 'held_out_batches': len(held_out), 'unseen': unseen,
+            'changed_codes': changed, 'mirrored': mirrored, 'fit_batches': len(fit),
+            'held_out_batches': len(held_out), 'unseen': unseen,
             **({'unreached': unreached} if reached and unreached else {})}
 
 

@@ -17,7 +17,8 @@ TUNED = dict(weight=dict(num_bits=3), activation=dict(num_bits=4),
 
 
 @pytest.mark.parametrize(('name', 'loss'), [
-    ('RetinaNet', 'confidence'), ('Mask R-CNN', 'confidence'), ('YOLOX', 'confidence'), ('Swin', 'kl')])
+    ('RetinaNet', 'confidence'), ('Mask R-CNN', 'confidence'), ('YOLOX', 'confidence'),
+    ('Swin', 'kl')])
 def test_every_layer_of_a_stock_model_is_reached_and_held_out_loss_does_not_rise(name, loss):
     model, batch = build(name)
     other = copy.deepcopy(batch)

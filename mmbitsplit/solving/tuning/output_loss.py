@@ -40,8 +40,9 @@ class OutputLoss:
     layers. ``'confidence'``: the same, each place of a dense head (several maps of one size)
     weighted by how sure the float model or the quantized one is there, whichever is surer: nearly
     all places of a detector are background, where nothing hangs on the scores, unless the
-    quantized model sees an object. All are divided by what a batch has of them on average, so that the loss of several batches is the
-    mean of theirs. Of a large output, elements drawn once for all are looked at.
+    quantized model sees an object. All are divided by what a batch has of them on average, so
+    that the loss of several batches is the mean of theirs. Of a large output, elements drawn once
+    for all are looked at.
 
     Args:
         raw: What runs the model.
