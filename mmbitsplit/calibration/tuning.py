@@ -161,5 +161,5 @@ def _update_reports(solved: SolvedLayers) -> None:
         report.weight_scale = summary(layer.weight_scale)
         if layer.qparams is not None:
             report.activation_scale = summary(layer.qparams.scale)
-        report.notes.append('scales and biases were tuned with those of other layers afterwards; '
-                            'the error is that before')
+        report.notes.append('its numbers were tuned with those of other layers afterwards; the '
+                            'error is that before')
