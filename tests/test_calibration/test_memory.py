@@ -91,7 +91,7 @@ def look(make_spec):
 def test_more_images_hold_more(make_net, look, images):
     _, _, estimate = look(make_net(), images(1)[0])
     few, many = estimate(4), estimate(12)
-    later = ('refining', 'units', 'learning', 'gradients', 'tuning')
+    later = ('refining', 'units', 'learning', 'gradients', 'tuning', 'no_tuning')
     parts = {name: size for name, size in vars(few).items() if name not in later}
     assert min(parts.values()) > 0 and few.total == sum(parts.values())
     assert few.refining == few.units == few.gradients == 0

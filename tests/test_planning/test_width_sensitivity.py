@@ -20,7 +20,8 @@ from mmbitsplit.planning import make_plan, width_losses, width_solutions
 from mmbitsplit.planning.width_bank import bytes_for
 from mmbitsplit.planning.width_choices import with_widths
 from mmbitsplit.planning.width_losses import batches_to_judge
-from mmbitsplit.planning.width_sensitivity import WidthSensitivity, noise_in, sensitivities
+from mmbitsplit.planning.width_sensitivity import WidthSensitivity
+from mmbitsplit.planning.width_tables import noise_in, sensitivities
 from mmbitsplit.solving.solve_layer import solve_layer
 from mmbitsplit.structures import CalibrationSpec, Widths, WidthTable
 
@@ -119,6 +120,18 @@ def test_more_bits_are_more_accurate_and_a_plan_can_be_measured(seeded, study):
             found.loss_of({'blocks.0.conv1': Widths(3, 3)})
         with pytest.raises(ValueError, match="'stern'"):
             found.loss_of({'stern': Widths(8)})
+
+
+def test_weights_are_measured_beside_inputs_of_8_bits(seeded, study):
+    """Rounding inputs to 3 bits would hide what weights lose."""
+    def measured(bits):
+        with study(seeded(ResidualNet), budget={**BUDGET, 'activation_widths': None},
+                   activation=dict(mode='per_tensor', num_bits=bits)) as found:
+            return found.measure(), found.base_loss, found.loss_of({'blocks.0.conv1': Widths(2)})
+
+    (table, base, narrow), (wanted, base8, narrow8) = measured(3), measured(8)
+    assert table == wanted and len(table.layers['blocks.0.conv1']) == 3
+    assert base > 20 * base8 and narrow > narrow8  # plans have the inputs that were asked for
 
 
 def test_the_model_is_float_again_also_after_an_error(seeded, images, study, assert_same_state):
