@@ -46,8 +46,12 @@ def tuning_request(args: argparse.Namespace) -> dict[str, Any]:
     """``tuning`` of a ``quantization`` dict: one stage where ``--tuning`` is given, else nothing."""
     if args.tuning is None:
         return {}
-    pairs = (text.split('=', 1) for text in args.tuning)
-    return {'tuning': [{'type': 'OutputTuning', **{key: _value(text) for key, text in pairs}}]}
+    return {'tuning': [{'type': 'OutputTuning', **typed_options(args.tuning)}]}
+
+
+def typed_options(texts: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` as options; numbers and truth values are read as such."""
+    return {key: _value(value) for key, value in (text.split('=', 1) for text in texts)}
 
 
 def with_steps(name: str, iterations: int | None) -> str:
@@ -96,8 +100,7 @@ def method_request(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def own_options(method: str, texts: Sequence[str]) -> dict[str, Any]:
     """Of ``KEY=VALUE`` those that are options of a method; numbers are read as such."""
     names = {field.name for field in dataclasses.fields(METHODS[method])}
-    pairs = (text.split('=', 1) for text in texts)
-    return {key: _value(text) for key, text in pairs if key in names}
+    return {key: value for key, value in typed_options(texts).items() if key in names}
 
 
 def _steps_of(method: str) -> dict[str, int]:

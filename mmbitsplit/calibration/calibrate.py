@@ -26,7 +26,7 @@ from mmbitsplit.calibration.memory import (
 )
 from mmbitsplit.calibration.refine import refine
 from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
-from mmbitsplit.calibration.tuning import tune
+from mmbitsplit.calibration.tuning import check_norms, tune
 from mmbitsplit.calibration.unit_memory import learning_bytes
 from mmbitsplit.calibration.unit_solver import (
     SolvedUnits,
@@ -36,7 +36,7 @@ from mmbitsplit.calibration.unit_solver import (
     unit_bytes,
 )
 from mmbitsplit.functional.kernels.precision import full_float32
-from mmbitsplit.methods import Method, build_method, check_data_free
+from mmbitsplit.methods import Method, build_method, check_data_free, check_pipeline
 from mmbitsplit.methods.tuning import build_stages
 from mmbitsplit.models import PreparedModel
 from mmbitsplit.models.surgery.prepare import planned_geometries
@@ -115,6 +115,7 @@ def calibrate(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, *,
         raise ValueError('quantization.budget asks for widths that are not chosen yet: calibrate '
                          'takes those of a plan. Choose them first and give '
                          'quantization.plan in its place.')
+    check_pipeline(spec)
     check_data_free(spec)
     method = build_method(spec.method)
     model = as_written(model)
@@ -151,7 +152,8 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
         else:  # it was not run again
             run.record.seconds_forward = journal.facts.get('float_forward', 0.0)
     check_method(made.prepared, method)
-    warnings = [*_random_forwards(forwards), *open_stream_warnings(made.prepared)]
+    warnings = [*_random_forwards(forwards), *open_stream_warnings(made.prepared),
+                *_without_widths(spec)]
     with stopwatch('watch'):
         settle_streams(made.prepared, forwards, spec.calibration.seed)
     solved = (SolvedUnits if method.solves == 'unit' else SolvedLayers)(
@@ -203,6 +205,7 @@ def _prepare(look: Watching, spec: QuantSpec, method: Method,
         estimate = _check_memory(look, plan, spec, method)
         prepared = look.prepare(plan)
         if prepared is not None:
+            check_norms(build_stages(spec.tuning), prepared)
             planned(plan)
             return _Made(prepared, estimate)
 
@@ -225,6 +228,7 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
         estimate = with_gradients(estimate, look.flow, look.sizes, 0 if
                                   spec.calibration.sampling == 'even' else
                                   spec.calibration.rows_per_layer * len(geometries))
+    asleep = estimate.suspended + estimate.running
     if method.solves == 'unit':
         units = divide(look, plan, spec, method)
         total = sum(sum(part.values()) for part in look.forwards.team.gather(look.sizes))
@@ -236,8 +240,9 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
     budget = memory_budget(spec.calibration.memory_budget, device)
     if spec.tuning:
         stages = build_stages(spec.tuning)
-        estimate = with_tuning(estimate, tuning_bytes(look.flow, geometries, look.sizes, stages),
-                               budget, stages, look.forwards.team)
+        estimate = with_tuning(estimate, tuning_bytes(
+            look.flow, geometries, look.sizes, stages, asleep), budget, stages,
+            look.forwards.team)
     check_memory(estimate, budget, len(batches) * spec.calibration.batch_size,
                  look.forwards.team.size)
     return estimate
@@ -302,6 +307,14 @@ def _solve(look: Watching, prepared: PreparedModel, run: FloatRun, method: Metho
                             run.tape, solver)
         with stopwatch('quantized_pass'):
             lockstep.run()
+
+
+def _without_widths(spec: QuantSpec) -> list[str]:
+    """Says that a pipeline has left out its choice of widths."""
+    if spec.pipeline is None or spec.plan is not None:
+        return []
+    return [f'quantization.pipeline={spec.pipeline!r} has chosen no widths, all are as requested: '
+            'it does so within a quantization.budget, such as dict(weight_bits=4.5).']
 
 
 def _random_forwards(forwards: Forwards) -> list[str]:

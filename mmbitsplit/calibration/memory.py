@@ -146,12 +146,13 @@ def with_gradients(estimate: MemoryEstimate, flow: DataFlow, sizes: Mapping[int,
 
 
 def tuning_bytes(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
-                 sizes: Mapping[int, float], stages: Sequence[TuningStage] = ()) -> int:
+                 sizes: Mapping[int, float], stages: Sequence[TuningStage], asleep: int) -> int:
     """Bytes that a stage holds which tunes the whole model: one batch's graph, and raw outputs.
 
     Args:
         flow, geometries, sizes: See ``estimate_memory``.
         stages: The largest of them counts.
+        asleep: Held by all batches side by side, as a stage that renews norms has them.
     """
     outputs = sum(size for calls in flow.output_sizes.values() for size in calls)
     weights = sum((flow.calls[name] + 1) * math.prod(geometry.weight_shape)
@@ -164,8 +165,10 @@ def tuning_bytes(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
     vectors = max((CODE_VECTORS + (stage.batch_size or STEP_IMAGES) for stage in stages
                    if 'codes' in stage.learns), default=0)
     codes = sum(math.prod(geometry.weight_shape) for geometry in geometries.values())
-    return int(4 * copies * outputs * max(sizes.values(), default=0)
-               + TUNED_WEIGHT_BYTES * weights + 8 * vectors * codes + kept)
+    graph = int(4 * copies * outputs * max(sizes.values(), default=0)
+                + TUNED_WEIGHT_BYTES * weights + 8 * vectors * codes)
+    return kept + max((asleep if stage.works_on == 'norms' else graph for stage in stages),
+                      default=0)
 
 
 def with_tuning(estimate: MemoryEstimate, tuning: int, budget: float,

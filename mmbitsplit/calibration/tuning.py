@@ -1,7 +1,7 @@
 """Lets tuning stages improve the whole model once all layers are solved, and reports it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +9,9 @@ import torch
 
 from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
 from mmbitsplit.methods.tuning import TuningStage
+from mmbitsplit.models import PreparedModel
 from mmbitsplit.passes.batches import holds_images, images_in
+from mmbitsplit.passes.call_counts import CallCounts
 from mmbitsplit.passes.raw_outputs import RawOutput, RawOutputs
 from mmbitsplit.passes.replay import Tape
 from mmbitsplit.passes.stopwatch import Stopwatch
@@ -18,10 +20,13 @@ from mmbitsplit.solving.tuning import (
     InnerLoss,
     LearnedValues,
     OutputLoss,
+    RenormalisedModel,
     TunedModel,
     as_float,
+    norms_of_float,
     record_float,
     split_batches,
+    spreads_of,
 )
 from mmbitsplit.structures import CalibrationSpec, summary
 
@@ -58,6 +63,19 @@ def tune(stages: Sequence[TuningStage], look: Watching, calibration: Calibration
     if any(outcome['kept'] != 'start' for outcome in outcomes):
         _update_reports(solved)
     return outcomes
+
+
+def check_norms(stages: Sequence[TuningStage], prepared: PreparedModel) -> None:
+    """Raises ``ValueError`` for a stage that rebuilds folded norms of a model that has none."""
+    for index, stage in enumerate(stages):
+        if getattr(stage, 'target', None) == 'norm' and not prepared.folded_norms():
+            name = type(stage).__name__
+            raise ValueError(
+                f'quantization.tuning[{index}]: {name} renews the batch norms that were folded '
+                'into layers, and none was: the model has no batch norm behind a quantized layer, '
+                'or its weights came with the norms folded. Give it '
+                "target='float', which takes what the float model's layers give on the calibration "
+                f'images instead, or leave {name} out.')
 
 
 def _tune_if_possible(stage: TuningStage, index: int, look: Watching,
@@ -114,23 +132,43 @@ def _unlike(wanted: Sequence[RawOutput], found: Sequence[RawOutput]) -> str:
 
 def _tune(stage: TuningStage, index: int, look: Watching, calibration: CalibrationSpec,
           solved: SolvedLayers) -> dict[str, Any]:
-    layers, seed, total = solved.prepared.layers, calibration.seed, look.forwards.total
+    seed, total = calibration.seed, look.forwards.total
     fit, held_out, unseen = split_batches(total, calibration, stage.holdout)
     mirrored = _mirrors(stage, look)
     forwards = look.forwards.with_mirrored(fit) if mirrored else look.forwards
-    images = max(forwards.team.gather(max(map(images_in, forwards.batches.values()), default=1)))
     raw = RawOutputs.of(forwards, look.flow, Tape())
     loss = OutputLoss(raw, stage.loss, seed)
-    spreads = record_float(raw, layers, loss)
+
+    def progress(step: int, steps: int) -> None:
+        solved.progress(Progress('tuning', step, steps))
+
+    if stage.works_on == 'norms':
+        outcome = _renormalise(stage, look, solved, raw, loss, fit, held_out, progress)
+    else:
+        learned_from = [*fit, *(number + total for number in fit if mirrored)]
+        outcome = _learn(stage, solved, raw, loss, learned_from, held_out, seed + index, mirrored,
+                         progress)
+    return {'type': type(stage).__name__, **outcome, 'loss': loss.kind, 'options': asdict(stage),
+            'fit_batches': len(fit), 'held_out_batches': len(held_out), 'unseen': unseen}
+
+
+def _learn(stage: TuningStage, solved: SolvedLayers, raw: RawOutputs, loss: OutputLoss,
+           fit: Sequence[int], held_out: Sequence[int], seed: int, mirrored: bool,
+           progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """A stage that moves values by gradients."""
+    layers, forwards = solved.prepared.layers, raw.forwards
+    images = max(forwards.team.gather(max(map(images_in, forwards.batches.values()), default=1)))
+    spreads = spreads_of(layers, record_float(raw, layers, loss))
+    if stage.real_biases:
+        spreads = {name: torch.ones_like(spread) for name, spread in spreads.items()}
     inner = (INNER_OF_SCORES if loss.kind == 'kl' else 0.0) if stage.inner is None else stage.inner
     # Who gives a quantized residual stream and who reads it have one scale.
     shared = {name for stream in solved.prepared.plan.streams
               for name in (stream.name, *stream.readers)}
-    values = LearnedValues(layers, stage.learns, spreads, shared)
-    model = TunedModel(
-        raw, values, loss, [*fit, *(number + total for number in fit if mirrored)], held_out,
-        seed + index, images, mirrored, InnerLoss(layers), inner,
-        lambda step, steps: solved.progress(Progress('tuning', step, steps)))
+    values = LearnedValues(layers, stage.learns, spreads, shared,
+                           () if stage.last_layers else raw.modules)
+    model = TunedModel(raw, values, loss, fit, held_out, seed, images, mirrored, InnerLoss(layers),
+                       inner, progress)
     try:
         outcome = stage.tune(model)
     except ValueError:
@@ -140,12 +178,27 @@ def _tune(stage: TuningStage, index: int, look: Watching, calibration: Calibrati
     changed = values.changed_codes()
     values.end()
     reached = set().union(*forwards.team.gather(model.reached))
-    unreached = [name for name in layers if name not in reached]
-    return {'type': type(stage).__name__, **outcome,
-            'loss': loss.kind, 'inner': inner, 'options': asdict(stage), 'learned': values.counts(),
-            'changed_codes': changed, 'mirrored': mirrored, 'fit_batches': len(fit),
-            'held_out_batches': len(held_out), 'unseen': unseen,
+    unreached = [part.name for part in values.parts if part.size and part.name not in reached]
+    return {**outcome, 'inner': inner, 'mirrored': mirrored, 'learned': values.counts(),
+            'changed_codes': changed,
             **({'unreached': unreached} if reached and unreached else {})}
+
+
+def _renormalise(stage: TuningStage, look: Watching, solved: SolvedLayers, raw: RawOutputs,
+                 loss: OutputLoss, fit: Sequence[int], held_out: Sequence[int],
+                 progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """A stage that renews norms behind layers."""
+    prepared, calls = solved.prepared, CallCounts()
+    used = [*fit, *(held_out if stage.batches == 'all' else ())]
+    moments = record_float(raw, prepared.layers, loss,
+                           used if stage.target == 'float' else (), calls)
+    norms = norms_of_float(moments) if stage.target == 'float' else prepared.folded_norms()
+    norms = {name: norms[name] for name in prepared.layers if name in norms}
+    model = RenormalisedModel(raw, prepared, look.flow, loss, norms, calls, fit, held_out, progress)
+    outcome = stage.tune(model)
+    channels = sum(prepared.layers[name].geometry.out_channels for name in norms)
+    return {**outcome, 'learned': {'scales': channels, 'biases': channels},
+            'left_alone': len(prepared.layers) - outcome['layers']}
 
 
 def _mirrors(stage: TuningStage, look: Watching) -> bool:

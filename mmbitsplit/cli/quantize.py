@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmbitsplit.cli.command import add_debug, run_module, say_error
 
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
     from mmbitsplit.cli.budget_arguments import add_budget_arguments
     from mmbitsplit.cli.config_arguments import add_config_arguments
-    from mmbitsplit.methods import METHODS
+    from mmbitsplit.methods import METHODS, PIPELINES
 
     parser.add_argument('config', help='a config, or the name of one of mmdet or mmpretrain, '
                         'such as mmdet::yolox/yolox_tiny_8xb8-300e_coco.py')
@@ -26,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument('--method', help='another quantizer, with its own defaults: '
                         + ', '.join(METHODS))
+    parser.add_argument('--pipeline', help="a paper's whole procedure, with its own method unless "
+                        '--method gives another: ' + ', '.join(PIPELINES))
     parser.add_argument('--weight-bits', type=int, help='2 to 8')
     parser.add_argument('--activation-bits', type=int, help='2 to 8; inputs stay float with '
                         '--cfg-options quantization.activation.num_bits=None')
@@ -50,10 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.report import results_text
 
     def work(processes: Processes) -> None:
-        # Options of another method would mean nothing to it.
-        method = None if args.method is None else dict(type=args.method, _delete_=True)
-        cfg = read_request_config(args, {} if method is None
-                                  else {'quantization.method': method})
+        cfg = read_request_config(args, procedure(args.method, args.pipeline))
         changes = {'quantization.weight.num_bits': args.weight_bits,
                    'quantization.activation.num_bits': args.activation_bits,
                    'quantization.plan': args.plan,
@@ -71,6 +71,20 @@ def run(args: argparse.Namespace) -> int:
                   + (f'; {page} shows every layer' if page.is_file() else ''))
 
     return work_together(args.launcher, work, say_error, args.debug)
+
+
+def procedure(method: str | None, pipeline: str | None) -> dict[str, Any]:
+    """Settings that stand for a method and a pipeline; options of others would mean nothing to it.
+    """
+    from mmbitsplit.structures import QuantSpec
+
+    named = {} if method is None else {'method': {'type': method}}
+    if pipeline is None:
+        return {f'quantization.{part}': {**value, '_delete_': True}
+                for part, value in named.items()}
+    return {'quantization.method': {**QuantSpec().method, '_delete_': True},
+            'quantization.tuning': None,
+            'quantization.pipeline': {'type': pipeline, **named, '_delete_': True}}
 
 
 def after_interrupt(command: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from mmbitsplit.methods.pipelines import PIPELINES, fill_pipeline
 from mmbitsplit.methods.solved_model import SolvedModel
 from mmbitsplit.methods.tuning import build_stages
 from mmbitsplit.spelling import nearest
@@ -211,6 +212,9 @@ def build_method(config: Mapping[str, Any]) -> Method:
     """
     options = dict(config)
     name = options.pop('type')
+    if name in PIPELINES:
+        raise ValueError(f"method.type='{name}' is a pipeline, a method and what comes after it: "
+                         f"write quantization.pipeline='{name}'.")
     if name not in METHODS:
         raise ValueError(f"method.type='{name}' is not known; {nearest(name, METHODS)}.")
     method = from_mapping(METHODS[name], options, f'quantization.method ({name})')
@@ -223,14 +227,18 @@ def read_request(mapping: Mapping[str, Any]) -> QuantSpec:
 
     The rule: an option that is written stands; one that is not is the method's
     (``Method.defaults``, ``Method.tuning``); one that neither names is the option's own default.
-    So naming a method is enough to get all that it stands for, its input scales too.
+    So naming a method is enough to get all that it stands for, its input scales too. A pipeline
+    gives the method and what comes after it.
 
     Raises:
-        ValueError: Whatever ``QuantSpec.from_dict``, ``read_plan``, ``build_method`` and
-            ``check_data_free`` refuse; or a package that the method needs is not installed.
+        ValueError: Whatever ``fill_pipeline``, ``QuantSpec.from_dict``, ``read_plan``,
+            ``build_method`` and ``check_data_free`` refuse; or a package that the method needs is
+            not installed.
     """
     if isinstance(mapping, Mapping) and mapping.get('plan') is not None:
         mapping = {**mapping, 'plan': read_plan(mapping['plan'])}
+    if isinstance(mapping, Mapping):
+        mapping = fill_pipeline(mapping)
     spec = QuantSpec.from_dict(mapping)
     filled, method = dict(mapping), build_method(spec.method)
     for package, extra in method.packages().items():

@@ -169,7 +169,7 @@ class Lockstep:
                 worker = current_branch()
                 if worker.owner_runs is not None:
                     return worker.owner_runs.call(name, input, forward)
-                if not layer.quantized:
+                if not self._passed(name):
                     with self.state.ours.apart():
                         capture = self.sampler.capture(name, layer, 0, worker.batch,
                                                        ordinary(input, layer))
@@ -193,8 +193,8 @@ class Lockstep:
                 if worker.owner_runs is not None:  # the owner's class calls itself
                     return forward(*args, **kwargs)
                 worker.owner_runs = OwnerRuns(OwnerCall(
-                    layers=layers, readers=owner.readers, counts=self.counts[worker.batch],
-                    sampler=self.sampler, batch=worker.batch,
+                    layers=layers, passed=self._passed, readers=owner.readers,
+                    counts=self.counts[worker.batch], sampler=self.sampler, batch=worker.batch,
                     rewind=self.tape.bookmark(worker.batch), ours=self.state.ours,
                     bookmark=self.state.bookmark(),
                     spare=self.spare, care=care, units=self._units_inside(worker, owner)))

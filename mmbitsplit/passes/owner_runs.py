@@ -43,6 +43,7 @@ class OwnerCall:
 
     Args:
         layers: Planned layers inside the owner.
+        passed: Whether nobody waits at a layer any more: it is solved.
         readers: See ``repeated_calls.Owner``.
         counts: Calls of each layer in this batch's float forward.
         sampler: Positions.
@@ -56,6 +57,7 @@ class OwnerCall:
     """
 
     layers: dict[str, QuantizedLayer]
+    passed: Callable[[str], bool]
     readers: dict[str, frozenset[str]]
     counts: dict[str, int]
     sampler: Sampler
@@ -114,8 +116,8 @@ class OwnerRuns:
     def pending(self) -> list[str]:
         """Layers of this batch not solved yet, in plan order."""
         owner = self.call_again
-        return [name for name, layer in owner.layers.items()
-                if owner.counts.get(name) and not layer.quantized]
+        return [name for name in owner.layers
+                if owner.counts.get(name) and not owner.passed(name)]
 
     def run(self, forward: Callable, args: tuple, kwargs: dict,
             arrive: Callable[[Offer], None]) -> Any:
@@ -136,7 +138,7 @@ class OwnerRuns:
             if self.now.provisional is None:
                 owner.units.freeze(set(complete))
             arrive(complete)
-            renewed = owner.units.solve(lambda name: owner.layers[name].quantized, arrive)
+            renewed = owner.units.solve(owner.passed, arrive)
             self.outputs.renew(renewed)
             self.inputs.renew(renewed)
         return self._finish(forward, keep, args, kwargs)
@@ -297,9 +299,9 @@ class OwnerRuns:
         layer = owner.layers[name]
         if provisional is None:
             self.inputs.note(call, Digest.of(x, total))
-            if layer.quantized:
+            if owner.passed(name):
                 return None
-        if not layer.quantized and provisional in (None, name):
+        if not owner.passed(name) and provisional in (None, name):
             self.found.setdefault(name, {})[index] = owner.sampler.capture(
                 name, layer, index, owner.batch, ordinary(x, layer))
         return None if provisional is not None else self._unknown_output(name, x)

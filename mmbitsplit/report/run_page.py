@@ -248,8 +248,12 @@ def _tuning(stages: Sequence[Mapping[str, Any]]) -> Table:
         if 'left_out' in stage:
             rows.append([str(stage['type']), f"left out: {stage['left_out']}", '', '', '', ''])
             continue
-        taken = f"step {stage['best_step']} of {stage['steps']}" if stage['kept'] != 'start' \
-            else f"the start, no better one in {stage['steps']} steps"
+        of = f"{stage['steps']} {'layers' if 'layers' in stage else 'steps'}"
+        if stage['kept'] == 'start':
+            taken = f'the start, no better one in {of}'
+        else:
+            taken = f"{stage['best_step']} of {of}" if 'layers' in stage \
+                else f"step {stage['best_step']} of {stage['steps']}"
         rows.append([
             str(stage['type']), taken, *(
                 f'{stage[f"{part}_before"]:.4g} to {stage[f"{part}_after"]:.4g}'

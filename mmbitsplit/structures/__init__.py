@@ -1,6 +1,7 @@
 """Frozen dataclasses that the other rooms exchange."""
 
 from mmbitsplit.structures.geometry import LayerGeometry
+from mmbitsplit.structures.norms import FoldedNorm
 from mmbitsplit.structures.options import Options, Range, from_mapping
 from mmbitsplit.structures.plan import (
     BitPlan,
@@ -31,6 +32,7 @@ from mmbitsplit.structures.widths import BudgetSpec, Widths, WidthTable
 
 __all__ = [
     'ActivationSpec', 'BitPlan', 'BudgetSpec', 'CalibrationSpec', 'FirstLastSpec', 'FloatRemainder',
+    'FoldedNorm',
     'LayerGeometry', 'LayerMeans', 'LayerPlan', 'LayerReport', 'LayerSolution', 'LayerStatistics',
     'Options', 'OutputPlan', 'OverrideSpec', 'PlanRow', 'PlanSpec', 'PlannedStream', 'QParams',
     'QuantSpec', 'QuantizationReport', 'Range', 'RowStatistics', 'Selection', 'StreamPlan', 'Unit',

@@ -290,6 +290,9 @@ class QuantSpec(Options):
             above. Also the path of such a file, from where the command is started.
         tuning: Stages that change the whole model once all layers are solved, one after the
             other: a dict with ``type`` and the stage's own keys, or a list of such.
+        pipeline: A paper's whole procedure by name, which gives ``method`` and ``tuning``:
+            ``'CalibTIPLight'`` or ``'CalibTIPAdvanced'``; or a dict with the name as ``type`` and
+            another ``method`` (or options of its own) or ``tuning``.
         budget: Within which widths are chosen layer by layer; ``weight.num_bits`` is not used.
     """
 
@@ -302,6 +305,7 @@ class QuantSpec(Options):
     scope: str = 'all'
     plan: PlanSpec | None = None
     tuning: Mapping[str, Any] | tuple[Mapping[str, Any], ...] = ()
+    pipeline: str | Mapping[str, Any] | None = None
     budget: BudgetSpec | None = None
 
     def __post_init__(self) -> None:
@@ -340,7 +344,10 @@ class QuantSpec(Options):
         return from_mapping(cls, mapping, 'quantization')
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns nested plain dicts for JSON; ``plan``, ``tuning``, ``budget`` where they are."""
+        """Returns nested plain dicts for JSON.
+
+        ``plan``, ``tuning``, ``pipeline`` and ``budget`` are there where the request has them.
+        """
         values = dataclasses.asdict(self)
         # As files of before these have it, which journals are compared with.
         if self.plan is None:
@@ -349,6 +356,8 @@ class QuantSpec(Options):
             del values['plan']['streams']
         if not self.tuning:
             del values['tuning']
+        if self.pipeline is None:
+            del values['pipeline']
         if self.budget is None:
             del values['budget']
         return values

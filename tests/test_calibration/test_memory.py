@@ -147,7 +147,7 @@ def test_gradients_are_held_before_anything_is_asleep(make_net, look, images):
 def test_tuning_holds_one_graph_when_all_else_is_gone(make_net, images, make_spec, run_model,
                                                        monkeypatch):
     """What autograd saves of a batch is less than is estimated, and not far less."""
-    most, told = [0], []
+    most, told, args = [0], [], []
     loss = TunedModel._loss
 
     def watched(self, batch, gradients):
@@ -162,8 +162,9 @@ def test_tuning_holds_one_graph_when_all_else_is_gone(make_net, images, make_spe
         most[0] = max(most[0], sum(saved.values()))
         return found
 
-    def estimated(*args):
-        told.append(tuning_bytes(*args))
+    def estimated(*given):
+        args.append(given)
+        told.append(tuning_bytes(*given))
         return told[-1]
 
     monkeypatch.setattr(TunedModel, '_loss', watched)
@@ -171,6 +172,9 @@ def test_tuning_holds_one_graph_when_all_else_is_gone(make_net, images, make_spe
     calibrate(make_net(), images(4), make_spec(tuning=dict(type='OutputTuning', steps=2)),
               run=run_model)
     assert most[0] <= told[0] <= 6 * most[0]
+    calibrate(make_net(), images(4), make_spec(tuning=dict(
+        type='NormReestimation', target='float')), run=run_model)
+    assert told[0] != told[1] > tuning_bytes(*args[1][:4], 0)  # all batches asleep instead
     least = replace(EIGHT, suspended=0).total
     assert replace(EIGHT, tuning=least).total == EIGHT.total
     with pytest.raises(ValueError, match='9.0 GB to tune.*batch of quantization.tuning does not '

@@ -10,7 +10,7 @@ from mmbitsplit.methods.tuning import OutputTuning, build_stages
 class Bowl:
     """Squared distance from a best point, another one for the held-out batches."""
 
-    size, images, mirrored = 3, 8, False
+    size, images, mirrored, classes = 3, 8, False, 1
 
     def __init__(self, held_out_best=(0.02, -0.03, 0.01), broken_from=10 ** 6):
         self.fit, self.held_out = [0, 2, 3, 5], [1, 4]

@@ -137,6 +137,13 @@ CASES = {
         request(2, 3), method=dict(type='MSE'), first_last=dict(weight_bits=2),
         tuning=dict(type='OutputTuning', steps=12, learning_rate=2e-3, batch_size=3,
                     codes=True, inner=1.0, judge_every=2))),
+    'renormalised': Case(ResidualNet, spec=dict(
+        request(2, 3), method=dict(type='MSE'), tuning=[
+            dict(type='NormReestimation', guard=False), dict(type='BiasTuning', steps=4),
+            dict(type='NormReestimation', guard=False, momentum=0.1)])),
+    'renormalised, shared': Case(lambda: Detector(LevelHead()), sizes(8, 12, 8, 12, 8), dict(
+        request(3, 4), method=dict(type='MSE'),
+        tuning=dict(type='NormReestimation', guard=False, target='float'))),
     'refined': Case(ResidualNet, spec=dict(request(3, 4, 'per_tensor'), method=REFINED)),
     'groups': Case(Separable, spec=request(3, 4)),
     'reached by the first': Case(Optional, bright(7, 0, 6)),

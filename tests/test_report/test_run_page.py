@@ -172,8 +172,9 @@ def test_what_tuning_gained_is_told(results, layer, read_page):
              'fit_after': 0.0625, 'learned': {'scales': 53, 'output_scales': 0, 'biases': 7},
              'seconds': 12.34}
     layers = {'layers': [layer('conv')], 'kept_float': []}
-    stages = [stage, {**stage, 'kept': 'start'}]
+    stages = [stage, {**stage, 'kept': 'start'},
+              {**stage, 'type': 'NormReestimation', 'steps': 9, 'best_step': 8, 'layers': 8}]
     text = read_page(run_page(results(tuning=stages), layers, None)).text
     assert {'step 60 of 200', '0.25 to 0.125', '0.5 to 0.0625', '53 scales, 7 biases',
-            '12.3 s', 'the start, no better one in 200 steps'} <= set(text)
+            '12.3 s', 'the start, no better one in 200 steps', '8 of 9 layers'} <= set(text)
     assert 'Tuning of the whole model' not in read_page(run_page(results(), layers, None)).text

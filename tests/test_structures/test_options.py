@@ -147,6 +147,7 @@ REFUSED = {
         'overrides': (r'a list, each item OverrideSpec\(\.\.\.\)', [{}, [{}], OverrideSpec('a')]),
         'tuning': ('a dict or a list, each item a dict', ['OutputTuning', 5, [3], None]),
         'plan': (r'PlanSpec\(\.\.\.\) or None', ['plan.json', {'layers': []}, PlanRow('a')]),
+        'pipeline': ('a string or a dict or None', [5, ['CalibTIPLight'], True]),
         'budget': (r'BudgetSpec\(\.\.\.\) or None', [4.5, '12MB', {'weight_bits': 4}])},
     BudgetSpec: {
         'weight_bits': ('a number from 2 to 8 or None', [1.9, '4', True]),

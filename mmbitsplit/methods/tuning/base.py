@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from mmbitsplit.methods.tuning.problem import TuningProblem
+from mmbitsplit.methods.tuning.problem import NormProblem, TuningProblem
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import Options, from_mapping
 
 STEP_IMAGES = 4  # that a step looks at, where a stage is not told
 Learned = Literal['scales', 'biases', 'input_scales', 'codes']
+WorksOn = Literal['values', 'norms']
 
 
 class TuningStage(Options):
@@ -27,6 +28,8 @@ class TuningStage(Options):
             in the report; else that is an error.
         holdout: Part of the calibration batches that ``tune`` only judges on, where there is none
             that no layer was solved on.
+        last_layers: Whether what ``learns`` names is learned in the last layers, too.
+        real_biases: Whether biases are counted in units of the layer's output, not of its spread.
     """
 
     loss: str = 'auto'
@@ -35,13 +38,20 @@ class TuningStage(Options):
     mirrored: bool | Literal['auto'] = False
     if_possible: bool = False
     holdout: float = 0.25
+    last_layers: bool = True
+    real_biases: bool = False
+
+    @property
+    def works_on(self) -> WorksOn:
+        """``'values'``: is given a ``TuningProblem``; ``'norms'``: a ``NormProblem``."""
+        return 'values'
 
     @property
     def learns(self) -> Sequence[Learned]:
         """What may move."""
         raise NotImplementedError(f'{type(self).__name__}.learns')
 
-    def tune(self, problem: TuningProblem) -> dict[str, Any]:
+    def tune(self, problem: TuningProblem | NormProblem) -> dict[str, Any]:
         """Moves the model to a better point, or leaves it where it was.
 
         Every process of a team does the same: what it does must depend on the problem alone.

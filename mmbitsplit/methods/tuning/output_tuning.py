@@ -3,17 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 
 from mmbitsplit.methods.tuning.base import STEP_IMAGES, Learned, TuningStage, register_stage
+from mmbitsplit.methods.tuning.descent import Descent, descend, step_size, warmed_cosine
 from mmbitsplit.methods.tuning.problem import TuningProblem
 from mmbitsplit.structures import Range
 
-WARM_UP = 0.1  # of the steps
 BETAS = (0.9, 0.999)
-LOOKS = 10  # at held-out batches
 
 
 @register_stage
@@ -95,60 +95,17 @@ class OutputTuning(TuningStage):
 
     def tune(self, problem: TuningProblem) -> dict[str, Any]:
         """See ``TuningStage.tune``."""
-        point = torch.zeros(problem.size, dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.Adam([point], betas=BETAS) if self.optimizer == 'adam' else \
-            torch.optim.SGD([point], momentum=0.9)
+        optimizer = partial(torch.optim.Adam, betas=BETAS) if self.optimizer == 'adam' \
+            else partial(torch.optim.SGD, momentum=0.9)
         size, steps = self._schedule(problem)
-        judge_every = self.judge_every or max(1, steps // LOOKS)
-        start = best = problem.loss(problem.held_out)
-        fit_start = problem.loss(problem.fit)
-        kept, best_step, judged, stopped = point.detach().clone(), 0, [(0, start)], None
-        for step in range(steps):
-            _, gradient = problem.gradient(draw(problem, step, size))
-            if not bool(gradient.isfinite().all()):
-                stopped = step
-                break
-            optimizer.param_groups[0]['lr'] = self.learning_rate * rate(step, steps)
-            point.grad = gradient
-            optimizer.step()
-            problem.move_to(point.detach())
-            problem.progress(step + 1, steps)
-            if (step + 1) % judge_every == 0 or step + 1 == steps:
-                judged.append((step + 1, problem.loss(problem.held_out)))
-                if judged[-1][1] < best:
-                    (best_step, best), kept = judged[-1], point.detach().clone()
-        problem.move_to(kept)
-        return {'steps': steps, 'batches_of_a_step': size, 'best_step': best_step,
-                'kept': 'tuned' if best_step else 'start', 'held_out_before': start,
-                'held_out_after': best, 'fit_before': fit_start,
-                'fit_after': problem.loss(problem.fit) if best_step else fit_start,
-                'judged': [list(pair) for pair in judged],
-                **({} if stopped is None else {'not_finite_at_step': stopped})}
+        return descend(problem, Descent(
+            steps, lambda step: self.learning_rate * warmed_cosine(step, steps), optimizer, size,
+            self.judge_every))
 
     def _schedule(self, problem: TuningProblem) -> tuple[int, int]:
         """Batches of a step, and steps."""
-        size = self.batch_size or max(1, STEP_IMAGES // problem.images)
-        size = min(size, len(problem.fit))
+        size = step_size(problem, self.batch_size, STEP_IMAGES)
         if self.steps is not None:
             return size, self.steps
         batches = len(problem.fit) / (2 if problem.mirrored else 1)  # either of two comes
         return size, max(1, math.ceil(self.rounds * batches / size))
-
-
-def draw(problem: TuningProblem, step: int, size: int) -> list[int]:
-    """Batches of a step: all in turn, in another order each round."""
-    count = len(problem.fit)
-    chosen = []
-    for place in range(step * size, (step + 1) * size):
-        order = torch.randperm(count, generator=problem.generator(place // count))
-        chosen.append(problem.fit[int(order[place % count])])
-    return sorted(chosen)
-
-
-def rate(step: int, steps: int) -> float:
-    """Rises over the first tenth of the steps to a cosine, which falls from 1 to nearly 0.
-
-    Adam's first steps have their full size whatever the gradients are: without the rise they
-    take the model far from where the solver has left it.
-    """
-    return 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1.0, (step + 1) / (WARM_UP * steps))

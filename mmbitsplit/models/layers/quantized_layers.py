@@ -85,12 +85,16 @@ class QuantizedLayer(nn.Module):
             return self._compute(input.to(self.weight.dtype)).to(expected)
 
     def _compute(self, input: Tensor) -> Tensor:
+        output = self.product(input)
+        return output if self.output_quantizer is None else self.output_quantizer(output)
+
+    def product(self, input: Tensor) -> Tensor:
+        """What it gives before its output is rounded, in full precision."""
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
         # In TF32, torch's default for convolutions on GPUs, scale times code would be rounded.
         with full_float32() if self.quantized and input.is_cuda else nullcontext():
-            output = apply_layer(input, self.weight, self.bias, self.geometry)
-        return output if self.output_quantizer is None else self.output_quantizer(output)
+            return apply_layer(input, self.weight, self.bias, self.geometry)
 
     def install(self, solution: LayerSolution) -> None:
         """Computes with a solution from now on; float weights are kept until ``release_float``."""

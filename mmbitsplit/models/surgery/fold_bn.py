@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from mmbitsplit.models.surgery.modules import has_hooks
 from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.layer_inside import scale_outputs
-from mmbitsplit.structures import LayerGeometry
+from mmbitsplit.structures import FoldedNorm, LayerGeometry
 
 
 def foldable_batch_norms(model: nn.Module, flow: DataFlow) -> dict[str, str]:
@@ -50,11 +50,17 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None, geometry: LayerGeometry
         Weight of the same shape and bias (out_channels,), in the weight's dtype; computed in
         float64.
     """
-    old = torch.zeros_like(norm.running_mean, dtype=torch.float64) if bias is None \
-        else bias.detach().double()
-    gamma = torch.ones_like(old) if norm.weight is None else norm.weight.detach().double()
-    beta = torch.zeros_like(old) if norm.bias is None else norm.bias.detach().double()
-    factor = gamma / torch.sqrt(norm.running_var.double() + norm.eps)  # (out_channels,)
+    known = read_norm(norm)
+    old = torch.zeros_like(known.beta) if bias is None else bias.detach().double()
+    factor = known.gamma / torch.sqrt(norm.running_var.double() + norm.eps)  # (out_channels,)
     folded = scale_outputs(weight.detach().double(), factor, geometry)
-    folded_bias = beta + (old - norm.running_mean.double()) * factor
+    folded_bias = known.beta + (old - norm.running_mean.double()) * factor
     return folded.to(weight.dtype), folded_bias.to(weight.dtype)
+
+
+def read_norm(norm: nn.Module) -> FoldedNorm:
+    """Weight, bias and epsilon of a batch norm; 1 and 0 where it has none."""
+    ones = torch.ones_like(norm.running_mean, dtype=torch.float64)
+    gamma = ones if norm.weight is None else norm.weight.detach().double()
+    beta = torch.zeros_like(ones) if norm.bias is None else norm.bias.detach().double()
+    return FoldedNorm(gamma.clone(), beta.clone(), norm.eps)

@@ -10,11 +10,15 @@ from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
 from mmbitsplit.models.layers.stepped_layer import SteppedLayer
 from mmbitsplit.models.layers.steps import Steps
 from mmbitsplit.models.layers.streams import stream_qparams
-from mmbitsplit.models.surgery.fold_bn import fold_batch_norm, foldable_batch_norms
+from mmbitsplit.models.surgery.fold_bn import (
+    fold_batch_norm,
+    foldable_batch_norms,
+    read_norm,
+)
 from mmbitsplit.models.surgery.modules import get_module, hand_over, set_module
 from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.layer_inside import LayerInside
-from mmbitsplit.structures import BitPlan, LayerGeometry, QParams
+from mmbitsplit.structures import BitPlan, FoldedNorm, LayerGeometry, QParams
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,14 @@ class PreparedModel:
         layer = self.layers.get(name)
         return stream_qparams(get_module(self.model, name)) if layer is None \
             else layer.output_qparams
+
+    def folded_norms(self) -> dict[str, FoldedNorm]:
+        """What the folded batch norms were, by the layer that took each in.
+
+        There as long as the way back to float is.
+        """
+        return {layer: read_norm(self.originals[norm]) for norm, layer in self.folded.items()
+                if norm in self.originals}
 
     def put_back(self) -> None:
         """Makes the model the float model that it was."""

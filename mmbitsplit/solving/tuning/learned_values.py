@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.functional import code_range, per_output, weight_rows
+from mmbitsplit.functional.norm_statistics import mean_and_variance, output_moments
 from mmbitsplit.functional.quantizers.integer_bias import whole_steps
 from mmbitsplit.methods.tuning import Learned
 from mmbitsplit.models import QuantizedLayer
@@ -36,19 +37,21 @@ class LearnedValues:
         learns: What moves.
         spreads: (out_channels,) of each layer's outputs, by name.
         shared: Layers whose input or output scale others have, too; it stays.
+        fixed: Layers that stay as they are.
     """
 
     layers: Mapping[str, QuantizedLayer]
     learns: Sequence[Learned]
     spreads: Mapping[str, Tensor]
     shared: Container[str] = ()
+    fixed: Container[str] = ()
     parts: list['_Part'] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         first = 0
         for name, layer in self.layers.items():
-            learns = [kind for kind in self.learns
-                      if kind != 'input_scales' or name not in self.shared]
+            learns = [kind for kind in self.learns if name not in self.fixed
+                      and (kind != 'input_scales' or name not in self.shared)]
             part = _Part(name, layer, learns, self.spreads[name], first)
             self.parts.append(part)
             first += part.size
@@ -253,11 +256,7 @@ def output_spreads(layers: Mapping[str, QuantizedLayer]) -> Iterator[dict[str, T
 
     def hook_for(name: str):
         def hook(layer, args, output):
-            dim = -1 if layer.geometry.kind == 'linear' else -3
-            rows = output.detach().movedim(dim, -1).flatten(0, -2).double()
-            sums[name] = sums.get(name, 0) + torch.stack([
-                torch.full_like(rows[:0].sum(0), len(rows)), rows.sum(0),
-                rows.square().sum(0)]).cpu()
+            sums[name] = sums.get(name, 0) + output_moments(output, layer.geometry).cpu()
         return hook
 
     handles = [layer.register_forward_hook(hook_for(name), prepend=True)
@@ -275,7 +274,6 @@ def spread(sums: Tensor) -> Tensor:
     Args:
         sums: (3, out_channels), see ``output_spreads``.
     """
-    count = sums[0].clamp(min=1)
-    variance = (sums[2] / count - (sums[1] / count).square()).clamp(min=0)
+    _, variance = mean_and_variance(sums)
     least = LEAST_SPREAD * float(variance.mean().sqrt())
     return variance.sqrt().clamp(min=least if least > 0 else 1.0)

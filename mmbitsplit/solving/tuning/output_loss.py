@@ -70,6 +70,13 @@ class OutputLoss:
         self._scores = self.asked in ('kl', 'auto') and usual_kind(modules) == 'cross_entropy'
         self._weighted = self.asked in ('confidence', 'auto') and len(modules) > 1
 
+    @property
+    def classes(self) -> int:
+        """Numbers of a row that the loss sums over, 1 where it is a mean over elements."""
+        team = self.raw.forwards.team
+        widths = [one.shape[-1] for outputs in self.wanted.values() for one in outputs]
+        return max(team.gather(max(widths, default=1))) if self.kind == 'kl' else 1
+
     def add(self, batch: int, outputs: Sequence[RawOutput]) -> None:
         """Keeps what the float model gave on a batch."""
         sure = _sure([output for _, output in outputs]) if self._weighted else [None] * len(outputs)

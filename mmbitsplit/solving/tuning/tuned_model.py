@@ -1,7 +1,7 @@
 """The quantized model as a tuning stage moves it: see ``methods.tuning.TuningProblem``."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.models.layers.streams import streams_through
+from mmbitsplit.passes.call_counts import CallCounts
+from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.raw_outputs import RawOutputs
 from mmbitsplit.passes.replay import ReplayPoint, patched
 from mmbitsplit.passes.sampling import unseen_batches
@@ -59,6 +61,11 @@ class TunedModel:
         """Length of a point."""
         return self.values.size
 
+    @property
+    def classes(self) -> int:
+        """See ``TuningProblem``."""
+        return self.output_loss.classes
+
     def move_to(self, point: Tensor) -> None:
         """See ``TuningProblem``."""
         self.values.write(point)
@@ -69,16 +76,13 @@ class TunedModel:
 
     def loss(self, batches: Sequence[int]) -> float:
         """See ``TuningProblem``."""
-        found = torch.zeros(len(batches), dtype=torch.float64)
-        for place, batch in self._own(batches):
-            found[place] = float(self._loss(batch, gradients=False))
-        self.raw.forwards.team.add_(found)
-        return _mean(found).item()
+        return mean_loss(self.raw.forwards, batches,
+                         lambda batch: self._loss(batch, gradients=False))
 
     def gradient(self, batches: Sequence[int]) -> tuple[float, Tensor]:
         """See ``TuningProblem``; one batch's graph at a time, added in the order of batches."""
         found = torch.zeros(len(batches), 1 + self.size, dtype=torch.float64)
-        for place, batch in self._own(batches):
+        for place, batch in _own(self.raw.forwards, batches):
             with self.values.recorded() as leaves:
                 loss = self._loss(batch, gradients=True)
                 if not loss.requires_grad:
@@ -96,10 +100,6 @@ class TunedModel:
         total = _mean(found)
         return float(total[0]), total[1:]
 
-    def _own(self, batches: Sequence[int]) -> list[tuple[int, int]]:
-        return [(place, batch) for place, batch in enumerate(batches)
-                if batch in self.raw.forwards.batches]
-
     def _loss(self, batch: int, gradients: bool) -> Tensor:
         count = len(self.output_loss.wanted[batch])
         if not self.inner_weight:
@@ -114,7 +114,22 @@ class TunedModel:
             return self.output_loss(batch, outputs) + self.inner_weight * mean_of(terms)
 
 
+def mean_loss(forwards: Forwards, batches: Sequence[int], loss: Callable[[int], Tensor]) -> float:
+    """Mean over batches of all processes of a loss of this process's batches."""
+    found = torch.zeros(len(batches), dtype=torch.float64)
+    for place, batch in _own(forwards, batches):
+        found[place] = float(loss(batch))
+    forwards.team.add_(found)
+    return _mean(found).item()
+
+
+def _own(forwards: Forwards, batches: Sequence[int]) -> list[tuple[int, int]]:
+    """(place, number) of those batches that are this process's."""
+    return [(place, batch) for place, batch in enumerate(batches) if batch in forwards.batches]
+
+
 def record_float(raw: RawOutputs, layers: Mapping[str, QuantizedLayer], loss: OutputLoss,
+                 measured: Collection[int] | None = None, calls: CallCounts | None = None,
                  ) -> dict[str, Tensor]:
     """Runs the float model on all batches: fills the tape and the loss.
 
@@ -122,15 +137,21 @@ def record_float(raw: RawOutputs, layers: Mapping[str, QuantizedLayer], loss: Ou
         raw: Runs the model, whose layers are quantized.
         layers: These; they answer in float meanwhile.
         loss: Given the raw outputs.
+        measured: Batches, of all processes, whose outputs of layers are summed up; a few when not
+            given.
+        calls: Counts calls of layers.
 
     Returns:
-        (out_channels,) spread of each layer's outputs.
+        (3, out_channels) sums of each layer's outputs, see ``output_moments``; none of a layer that
+        was not called.
     """
-    team, first = raw.forwards.team, range(min(SPREAD_BATCHES, raw.forwards.total))
+    team = raw.forwards.team
+    first = range(min(SPREAD_BATCHES, raw.forwards.total)) if measured is None else measured
     sums: dict[int, dict[str, Tensor]] = {}
     with as_float(layers):
         for batch in raw.forwards.batches:
-            with output_spreads(layers if batch in first else {}) as found:
+            with output_spreads(layers if batch in first else {}) as found, nullcontext() \
+                    if calls is None else calls.of(batch, raw.forwards.model, layers):
                 loss.add(batch, raw.record(batch))
             sums[batch] = found
     loss.settle()
@@ -140,7 +161,13 @@ def record_float(raw: RawOutputs, layers: Mapping[str, QuantizedLayer], loss: Ou
     for _, found in sorted(by_batch.items()):
         for name, value in found.items():
             total[name] = total.get(name, 0) + value
-    return {name: spread(total[name]) if name in total
+    return total
+
+
+def spreads_of(layers: Mapping[str, QuantizedLayer], moments: Mapping[str, Tensor],
+               ) -> dict[str, Tensor]:
+    """(out_channels,) that biases of each layer are counted in; ones where nothing is known."""
+    return {name: spread(moments[name]) if name in moments
             else torch.ones(layer.geometry.out_channels, dtype=torch.float64)
             for name, layer in layers.items()}
 
