@@ -43,7 +43,7 @@ def chosen_methods(args: argparse.Namespace) -> list[str]:
 
 
 def tuning_request(args: argparse.Namespace) -> dict[str, Any]:
-    """``tuning`` of a ``quantization`` dict: one stage where ``--tuning`` is given, else nothing."""
+    """``tuning`` of a ``quantization`` dict: one stage where ``--tuning`` is given, or nothing."""
     if args.tuning is None:
         return {}
     return {'tuning': [{'type': 'OutputTuning', **typed_options(args.tuning)}]}
