@@ -57,7 +57,8 @@ def measured_widths(given: Given, spec: QuantSpec, journal: Journal | None = Non
         journal.folder / FOLDER, journal.identity, resume=True)
 
     def tell(step: WidthProgress) -> None:
-        progress(Progress(STAGES[step.stage], step.step, step.steps))
+        progress(Progress(STAGES[step.stage], step.step, step.steps,
+                          seconds_left=step.seconds_left))
 
     with WidthSensitivity(given.model, given.batches, spec, run=given.run, **given.options,
                           journal=files, progress=tell) as found:

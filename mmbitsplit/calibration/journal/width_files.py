@@ -8,7 +8,6 @@ itself: what is damaged is solved again, and nothing else.
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,12 @@ from mmbitsplit.calibration.journal.journal import (
 from mmbitsplit.files import remove_stale
 from mmbitsplit.planning.width_bank import Banked
 from mmbitsplit.planning.width_journal import WidthJournal
-from mmbitsplit.structures import QuantSpec, Widths
+from mmbitsplit.structures import Widths
 
 HEADER = 'widths.json'
 FORMAT = 1
 _MAGIC = b'mmbs-wdt'
 _NAME = re.compile(r'[0-9]{4,}\.widths')
-# Of a budget what layers and their losses depend on; limits may be others another time.
-_MEASURED_BY = ('widths', 'activation_widths', 'sensitivity', 'loss', 'method')
-
-
-def measured_by(spec: QuantSpec) -> dict[str, Any]:
-    """Returns what of a request solved layers and losses depend on, for an identity."""
-    budget = {} if spec.budget is None else asdict(spec.budget)
-    return {**spec.to_dict(), 'budget': {name: budget.get(name) for name in _MEASURED_BY}}
 
 
 class WidthFiles(WidthJournal):
@@ -67,8 +58,8 @@ class WidthFiles(WidthJournal):
 
         Args:
             folder: Made if it is not there; files that are no journal's are left alone.
-            identity: What layers and losses depend on (``measured_by``, digest of the weights,
-                images), as nested JSON-able dicts and lists.
+            identity: What layers and losses depend on (options, digest of the weights, images),
+                as nested JSON-able dicts and lists.
             resume: Takes over what is there, if anything is; otherwise it is removed.
 
         Raises:
