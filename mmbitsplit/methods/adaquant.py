@@ -26,8 +26,8 @@ from mmbitsplit.methods.unit_problem import (
     UnitCandidate,
     UnitLayer,
     UnitProblem,
-    in_steps,
     positions,
+    steps_of,
 )
 from mmbitsplit.structures import QParams, Range, WeightSolution
 
@@ -130,7 +130,7 @@ class AdaQuant(RoundingMethod):
     def _groups(self, name: str, layer: UnitLayer) -> list[ParameterGroup]:
         """What is learned of a layer: four optimizers in the source, with rates in real units."""
         weights, inputs = layer.weight_quantizer, layer.input_quantizer
-        weights.loosen(positions(layer), steps=in_steps(layer, torch.ones_like(layer.weight)),
+        weights.loosen(positions(layer), steps=steps_of(layer),
                        everywhere=self.clipped_gradient, follow=True)
         weights.learn(scale='raw', offset=self.weight_offset, bias=weights.bias is not None)
         if weights.bias is not None:  # not in whole steps of the product, until the end

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional import per_input, per_output, rows_to_weight, weight_rows, whole_steps
+from mmbitsplit.functional import code_positions, in_steps, whole_steps
 from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, Unit
 
 
@@ -195,21 +195,21 @@ class UnitCandidate:
 
 def positions(layer: UnitLayer) -> Tensor:
     """Where each weight would be without rounding, in steps of its codes; shape of the weight."""
-    quantizer, steps = layer.weight_quantizer, in_steps(layer, layer.weight)
-    if quantizer.offset is None:
-        return steps
-    return steps - per_output(quantizer.offset.detach() / quantizer.scale.detach(), layer.geometry)
+    offset = layer.weight_quantizer.offset
+    return code_positions(layer.weight, layer.geometry, *_scales(layer),
+                          None if offset is None else offset.detach())
 
 
-def in_steps(layer: UnitLayer, weight: Tensor) -> Tensor:
-    """Real numbers in steps of a layer's codes; shape of the weight."""
-    geometry, quantizer = layer.geometry, layer.weight_quantizer
-    rows = weight_rows(weight, geometry)
+def steps_of(layer: UnitLayer) -> Tensor:
+    """Code steps a real unit of each weight; shape of the weight."""
+    return in_steps(torch.ones_like(layer.weight), layer.geometry, *_scales(layer))
+
+
+def _scales(layer: UnitLayer) -> tuple[Tensor, Tensor | None]:
+    """Of the weight, and of the input where the weight's holds it."""
     inputs = None if layer.input_quantizer is None else layer.input_quantizer.qparams
-    if inputs is not None and inputs.unit:  # weights carry the scales of the inputs
-        rows = rows * per_input(inputs.scale.detach(), geometry).unsqueeze(1)
-    steps = quantizer.scale.detach().view(rows.shape[0], rows.shape[1], 1)
-    return rows_to_weight(rows / steps, geometry)
+    return (layer.weight_quantizer.scale.detach(),
+            inputs.scale.detach() if inputs is not None and inputs.unit else None)
 
 
 def _with_whole_bias(solution: LayerSolution) -> LayerSolution:

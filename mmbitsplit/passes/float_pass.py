@@ -1,8 +1,8 @@
 """The float pass: one forward a batch, nothing kept but targets at the sampled positions."""
 
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +14,7 @@ from mmbitsplit.models.watch.storages import odd_layout
 from mmbitsplit.passes.call_counts import CallCounts, Stacks
 from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.passes.forwards import Forwards
+from mmbitsplit.passes.hooks import hooked
 from mmbitsplit.passes.selection_replay import in_a_recorded_call
 
 
@@ -131,9 +132,9 @@ def check_finite(name: str, x: Tensor, label: str, which: str) -> None:
             'well?) and that image.')
 
 
-@contextmanager
 def taking(layers: Mapping[str, QuantizedLayer],
-           take: Callable[[str, QuantizedLayer, Tensor, Tensor], None]) -> Iterator[None]:
+           take: Callable[[str, QuantizedLayer, Tensor, Tensor], None],
+           ) -> AbstractContextManager[None]:
     """Calls ``take`` right after every call of the layers, before the user's hooks.
 
     Args:
@@ -144,11 +145,4 @@ def taking(layers: Mapping[str, QuantizedLayer],
         def hook(module, args, kwargs, output):
             take(name, module, layer_input(args, kwargs), output)
         return hook
-
-    handles = [layer.register_forward_hook(hook_for(name), with_kwargs=True, prepend=True)
-               for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooked(layers.items(), hook_for, with_kwargs=True, prepend=True)

@@ -11,8 +11,8 @@ Source: M. F. Hutchinson, *A stochastic estimator of the trace of the influence 
 the probes; Y. Li et al., *BRECQ*, ICLR 2021, section 3.2, for squared gradients as weights.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ from mmbitsplit.functional.probe_vectors import (
 )
 from mmbitsplit.models import PreparedModel
 from mmbitsplit.passes.forwards import Forwards
+from mmbitsplit.passes.hooks import hooked
 from mmbitsplit.passes.sampling import generator_of
 from mmbitsplit.passes.with_gradients import INSTEAD, NoGradients, gradients_kept
 from mmbitsplit.structures import Unit
@@ -195,16 +196,10 @@ class _Gradients:
             for name, module in named.items():
                 self._modules.setdefault(module, {})[kind] = name
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> AbstractContextManager[None]:
         """Around a forward: notes the outputs whose gradients are looked at."""
-        handles = [module.register_forward_hook(self._hook(names), prepend=True)
-                   for module, names in self._modules.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return hooked(((names, module) for module, names in self._modules.items()), self._hook,
+                      prepend=True)
 
     def backward(self, generator: torch.Generator, last: bool) -> None:
         """One probe.

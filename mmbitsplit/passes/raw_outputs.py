@@ -1,7 +1,7 @@
 """What the model's last layers give on a batch, with gradients where they are asked for."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from mmbitsplit.models import DataFlow, layer_role
 from mmbitsplit.passes.forwards import Forwards
+from mmbitsplit.passes.hooks import hooked
 from mmbitsplit.passes.replay import Tape
+from mmbitsplit.passes.with_gradients import gradients_kept
 
 RawOutput = tuple[str, Tensor]  # name of the layer, what it gave
 
@@ -47,7 +49,8 @@ class RawOutputs:
             self.forwards.alone(number)
         return seen
 
-    def replay(self, number: int, count: int, *, gradients: bool = False) -> list[RawOutput]:
+    def replay(self, number: int, count: int, learned: Sequence[Tensor] | None = None,
+               ) -> list[RawOutput]:
         """Runs the model on a batch whose decisions are on the tape, up to the last raw output.
 
         What comes after (boxes drawn from the outputs, masks pasted) is not run: nobody asks for
@@ -56,54 +59,26 @@ class RawOutputs:
         Args:
             number: Of the batch.
             count: How many outputs there are.
-            gradients: Whether autograd records the forward.
+            learned: What gradients are wanted of; ``None``: autograd does not record the forward.
         """
         seen: list[RawOutput] = []
+        forwards = self.forwards
         self.tape.positions.pop(number, None)
-        with self._taken(seen, count), self.forwards.replaying(self.tape), \
-                self.forwards.state.watched(number), \
-                gradients_everywhere() if gradients else torch.no_grad():
+        with self._taken(seen, count), forwards.replaying(self.tape), \
+                forwards.state.watched(number), torch.no_grad() if learned is None else \
+                gradients_kept(forwards.model, forwards.replay_points, learned):
             try:
-                self.forwards.run(number)
+                forwards.run(number)
             except _EnoughError:
                 pass
         return seen
 
-    @contextmanager
-    def _taken(self, seen: list[RawOutput], count: int | None = None) -> Iterator[None]:
+    def _taken(self, seen: list[RawOutput], count: int | None = None,
+               ) -> AbstractContextManager[None]:
         def hook_for(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, output: Tensor) -> None:
                 seen.append((name, output.clone()))  # what comes after may change it in place
                 if len(seen) == count:
                     raise _EnoughError
             return hook
-
-        handles = [module.register_forward_hook(hook_for(name))
-                   for name, module in self.modules.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-@contextmanager
-def gradients_everywhere() -> Iterator[None]:
-    """Inside, autograd records, though a model or who runs it says ``no_grad``.
-
-    Models are made to be trained with another forward than the one that predicts, which often
-    turns gradients off as a whole or in parts. ``detach`` is left as it is.
-    """
-    def enter(guard: torch.no_grad) -> None:
-        guard.prev = torch.is_grad_enabled()
-
-    def enter_inference(guard: torch.inference_mode) -> None:
-        guard._inference_mode_context = nullcontext()
-
-    before = torch.no_grad.__enter__, torch.inference_mode.__enter__
-    torch.no_grad.__enter__, torch.inference_mode.__enter__ = enter, enter_inference
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        torch.no_grad.__enter__, torch.inference_mode.__enter__ = before
+        return hooked(self.modules.items(), hook_for)

@@ -5,8 +5,8 @@ geometry. Where a model looks at its layers in another way (their class, a list 
 runs otherwise on other images, the outputs of layers tell.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from mmbitsplit.models import PreparedModel, layer_kind, quantized_layers
 from mmbitsplit.models.layers.steps import Steps
 from mmbitsplit.models.watch.storages import odd_layout
 from mmbitsplit.passes.forwards import Forwards
+from mmbitsplit.passes.hooks import hooked
 from mmbitsplit.passes.replay import Tape
 from mmbitsplit.passes.selection_replay import in_a_recorded_call
 
@@ -191,26 +192,18 @@ def _outputs(forwards: Forwards, batch: int) -> Outputs:
     return outputs
 
 
-@contextmanager
-def _watched(model: nn.Module, keep: Callable[[str, Any], None]) -> Iterator[None]:
+def _watched(model: nn.Module, keep: Callable[[str, Any], None]) -> AbstractContextManager[None]:
     def hook_for(name: str):
         return lambda module, args, output: keep(name, output)
 
-    handles = [module.register_forward_hook(hook_for(name))
-               for name, module in model.named_modules()
-               if isinstance(module, (nn.modules.batchnorm._BatchNorm, Steps))
-               or layer_kind(module)]
-    handles += [model.get_submodule(name).register_forward_hook(hook_for(name))
-                for name, _ in quantized_layers(model)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    looked_at = [(name, module) for name, module in model.named_modules()
+                 if isinstance(module, (nn.modules.batchnorm._BatchNorm, Steps))
+                 or layer_kind(module)]
+    looked_at += [(name, model.get_submodule(name)) for name, _ in quantized_layers(model)]
+    return hooked(looked_at, hook_for)
 
 
-@contextmanager
-def _noisy(model: nn.Module, seed: int, size: float) -> Iterator[None]:
+def _noisy(model: nn.Module, seed: int, size: float) -> AbstractContextManager[None]:
     """Changes every layer's output by a little."""
     generators: dict[torch.device, torch.Generator] = {}
 
@@ -224,13 +217,9 @@ def _noisy(model: nn.Module, seed: int, size: float) -> Iterator[None]:
             return output + noise * (2 * size * _extent(module, output))
         return output
 
-    handles = [module.register_forward_hook(hook, prepend=True) for module in model.modules()
-               if layer_kind(module) or isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    changed = ((name, module) for name, module in model.named_modules()
+               if layer_kind(module) or isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return hooked(changed, lambda name: hook, prepend=True)
 
 
 def _extent(module: nn.Module, output: Tensor) -> float:

@@ -1,11 +1,13 @@
-"""Runs the float model so that gradients of its raw outputs reach its layers.
+"""Runs a model so that gradients of its raw outputs reach its layers.
 
-Models are run to predict: inside ``torch.no_grad()`` perhaps, with steps after the last layer that
-take no tensor which requires gradients, and with changes in place. What can be is gone around here.
+Models are run to predict: inside ``torch.no_grad()`` or ``torch.inference_mode()`` perhaps, with
+steps after the last layer that take no tensor which requires gradients, and with changes in place.
+What can be is gone around here.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -53,8 +55,11 @@ class KeepGradients(TorchFunctionMode):
 
 
 @contextmanager
-def gradients_kept(model: nn.Module, points: Sequence[ReplayPoint]) -> Iterator[None]:
-    """Around a forward: gradients pass what passes them, and none go to parameters.
+def gradients_kept(model: nn.Module, points: Sequence[ReplayPoint],
+                   learned: Sequence[Tensor] = ()) -> Iterator[None]:
+    """Around a forward: gradients pass what passes them, and of parameters go to few or none.
+
+    ``detach`` is left as it is.
 
     What replay points return is a constant: they decide in jumps, and nothing before them is seen
     through them.
@@ -62,8 +67,10 @@ def gradients_kept(model: nn.Module, points: Sequence[ReplayPoint]) -> Iterator[
     Args:
         model: Its parameters require no gradients inside.
         points: See ``ReplayPoint``; of those with ``indices_only`` values pass as ever.
+        learned: Parameters among them that go on doing so.
     """
-    mode, asked = KeepGradients(), [one for one in model.parameters() if one.requires_grad]
+    mode, kept = KeepGradients(), {id(one) for one in learned}
+    asked = [one for one in model.parameters() if one.requires_grad and id(one) not in kept]
 
     def constant(method: Callable) -> Callable:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -79,9 +86,31 @@ def gradients_kept(model: nn.Module, points: Sequence[ReplayPoint]) -> Iterator[
         stack.enter_context(patched(whole, constant))
         stack.enter_context(patched([ReplayPoint(checkpoint, 'checkpoint', instead=_at_once)],
                                     lambda method: method))
+        stack.enter_context(_no_inference_mode())
         stack.enter_context(torch.enable_grad())
         stack.enter_context(mode)
         yield
+
+
+@contextmanager
+def _no_inference_mode() -> Iterator[None]:
+    """Inside, ``inference_mode`` of the model's own code does nothing in this thread.
+
+    No mode of torch sees who enters it: the class is changed for a while.
+    """
+    thread, enter = threading.get_ident(), torch.inference_mode.__enter__
+
+    def entered(guard: torch.inference_mode) -> None:
+        if threading.get_ident() == thread:
+            guard._inference_mode_context = nullcontext()
+        else:
+            enter(guard)
+
+    torch.inference_mode.__enter__ = entered
+    try:
+        yield
+    finally:
+        torch.inference_mode.__enter__ = enter
 
 
 def _at_once(function: Callable, *args: Any, use_reentrant: Any = None,

@@ -1,13 +1,14 @@
 """How far the quantized model is from the float one: a loss that needs no labels."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from mmbitsplit.models import DataFlow, QuantizedLayer, SteppedLayer, last_layers
 from mmbitsplit.passes.forwards import Forwards
+from mmbitsplit.passes.hooks import hooked
 from mmbitsplit.passes.replay import Tape
 
 MOST_ELEMENTS = 1 << 16  # of an output that a squared error looks at, evenly spread
@@ -41,16 +42,13 @@ class ModelLoss:
         self.batches = loss_batches(forwards, most_batches)
         self.wanted: dict[int, list[tuple[int, Tensor]]] = {}
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self) -> AbstractContextManager[None]:
         """Keeps outputs of the float pass, each for the batch whose forward is running."""
         def keep(layer: int, output: Tensor) -> None:
             batch = self.forwards.state.current_batch()
             if batch in self.batches:
                 self.wanted.setdefault(batch, []).append((layer, output.clone()))
-
-        with self._watched(keep):
-            yield
+        return self._watched(keep)
 
     @torch.no_grad()
     def __call__(self) -> float:
@@ -84,20 +82,12 @@ class ModelLoss:
         mean_part = wanted.double().sum().square() / max(1, wanted.numel())
         return torch.stack([error, square, mean_part])
 
-    @contextmanager
-    def _watched(self, take: Callable[[int, Tensor], None]) -> Iterator[None]:
+    def _watched(self, take: Callable[[int, Tensor], None]) -> AbstractContextManager[None]:
         def hook_for(layer: int):
             def hook(module, args, output):
                 take(layer, self._thin(output.detach()))
             return hook
-
-        handles = [module.register_forward_hook(hook_for(layer))
-                   for layer, module in enumerate(self.modules)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return hooked(enumerate(self.modules), hook_for)
 
     def _thin(self, output: Tensor) -> Tensor:
         if self.kind == 'cross_entropy':

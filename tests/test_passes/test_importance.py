@@ -1,5 +1,7 @@
 """Squared gradients of raw outputs: closed forms, and models that are made to predict."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -156,9 +158,17 @@ def predict(model, batch):
     return model(batch)
 
 
-def test_nothing_that_predicting_does_blocks_gradients():
+@torch.inference_mode()
+def infer(model, batch):
+    return model(batch)
+
+
+@pytest.mark.parametrize('run', [predict, infer])
+def test_nothing_that_predicting_does_blocks_gradients(run):
     model, plain = seeded(Predicting), seeded(lambda: Predicting(plain=True))
-    found, _ = look(model, images(), run=predict)
+    enter = torch.inference_mode.__enter__
+    found, _ = look(model, images(), run=run)
+    assert torch.inference_mode.__enter__ is enter
     expected, _ = look(plain, images())
     for batch, maps in expected.items():
         assert found[batch].keys() == maps.keys()
@@ -219,11 +229,6 @@ def test_what_no_gradient_reaches_is_named():
     assert torch.equal(importance.channels['lost'], torch.ones(4).double())
 
 
-@torch.inference_mode()
-def infer(model, batch):
-    return model(batch)
-
-
 def norms():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU(), nn.Conv2d(4, 2, 1))
 
@@ -235,13 +240,13 @@ def broken():
     return model
 
 
-@pytest.mark.parametrize('make, run, message', [
-    (norms, infer, r"on batch 0.*'0' is called in inference mode.*sampling='even'"),
-    (broken, call, r"at layer '0'.*NaN or infinite on batch 0.*sampling='even'")])
-def test_what_cannot_be_done_is_refused_and_the_model_is_as_before(make, run, message):
+@pytest.mark.parametrize('make, around, message', [
+    (norms, torch.inference_mode, r"on batch 0.*'0' is called in inference mode.*sampling='even'"),
+    (broken, nullcontext, r"at layer '0'.*NaN or infinite on batch 0.*sampling='even'")])
+def test_what_cannot_be_done_is_refused_and_the_model_is_as_before(make, around, message):
     model = seeded(make)
-    with pytest.raises(ValueError, match=message):
-        look(model, images(), run=run)
+    with pytest.raises(ValueError, match=message), around():
+        look(model, images())
     assert not any(module._forward_hooks for module in model.modules())
     assert model[2].weight.requires_grad and model[2].weight.grad is None
     assert checkpoint.checkpoint.__module__.startswith('torch')

@@ -1,14 +1,14 @@
 """How far the inputs of inner layers are from the float model's, with gradients."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmbitsplit.models import QuantizedLayer
+from mmbitsplit.passes.hooks import hooked
 
 
 @dataclass
@@ -57,18 +57,10 @@ class InnerLoss:
         with self._watched(compare):
             yield terms
 
-    @contextmanager
-    def _watched(self, see: Any) -> Iterator[None]:
-        def hook_for(name: str) -> Any:
+    def _watched(self, see: Callable[[str, Tensor], None]) -> AbstractContextManager[None]:
+        def hook_for(name: str) -> Callable[..., None]:
             return lambda module, args: see(name, args[0])
-
-        handles = [layer.register_forward_pre_hook(hook_for(name))
-                   for name, layer in self.layers.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return hooked(self.layers.items(), hook_for, before=True)
 
 
 def mean_of(terms: list[Tensor]) -> Tensor:

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional import code_range, per_output, weight_rows
+from mmbitsplit.functional import code_positions, code_range, per_output, weight_rows
 from mmbitsplit.functional.norm_statistics import mean_and_variance, output_moments
 from mmbitsplit.functional.quantizers.integer_bias import whole_steps
 from mmbitsplit.methods.tuning import Learned
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.models.layers.quantizers import ActivationQuantizer, WeightQuantizer
-from mmbitsplit.solving.tuning.code_positions import nearby, positions_of
+from mmbitsplit.passes.hooks import hooked
 
+# How far a position keeps from half a step, so that it rounds to its code.
+CLEAR = 0.01
 CODE_STEP = 0.5  # code steps a unit of the vector: codes move half as fast as logarithms
 LEAST_SPREAD = 0.1  # of a channel's output, of the layer's
 
@@ -126,7 +128,9 @@ class _Part:
         if 'codes' in learns and len(layer.weight_quantizer.widths) == 1:
             sizes['codes'] = self.weight.codes.numel()
             self.start_codes = self.weight.codes.clone()
-            self.position = self.moved = nearby(positions_of(layer), self.start_codes)
+            self.position = self.moved = nearby(code_positions(
+                layer.float_weights().weight.detach(), layer.geometry, self.weight.scale,
+                self.input.scale if self.unit else None, self.weight.offset), self.start_codes)
         self.made_bias = bool(sizes['biases']) and self.weight.bias is None
         if self.made_bias:
             self.weight.bias = torch.nn.Parameter(
@@ -247,6 +251,16 @@ class _Part:
         return found
 
 
+def nearby(position: Tensor, codes: Tensor) -> Tensor:
+    """Positions moved so near to codes that each rounds to its own.
+
+    Args:
+        position: In code steps.
+        codes: Whole, same shape.
+    """
+    return codes + (position - codes).clamp(CLEAR - 0.5, 0.5 - CLEAR)
+
+
 @contextmanager
 def output_spreads(layers: Mapping[str, QuantizedLayer]) -> Iterator[dict[str, Tensor]]:
     """Adds up, while the model runs, (3, out_channels) of each layer's outputs: how many there
@@ -259,13 +273,8 @@ def output_spreads(layers: Mapping[str, QuantizedLayer]) -> Iterator[dict[str, T
             sums[name] = sums.get(name, 0) + output_moments(output, layer.geometry).cpu()
         return hook
 
-    handles = [layer.register_forward_hook(hook_for(name), prepend=True)
-               for name, layer in layers.items()]
-    try:
+    with hooked(layers.items(), hook_for, prepend=True):
         yield sums
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def spread(sums: Tensor) -> Tensor:

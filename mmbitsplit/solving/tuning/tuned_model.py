@@ -76,15 +76,14 @@ class TunedModel:
 
     def loss(self, batches: Sequence[int]) -> float:
         """See ``TuningProblem``."""
-        return mean_loss(self.raw.forwards, batches,
-                         lambda batch: self._loss(batch, gradients=False))
+        return mean_loss(self.raw.forwards, batches, self._loss)
 
     def gradient(self, batches: Sequence[int]) -> tuple[float, Tensor]:
         """See ``TuningProblem``; one batch's graph at a time, added in the order of batches."""
         found = torch.zeros(len(batches), 1 + self.size, dtype=torch.float64)
         for place, batch in _own(self.raw.forwards, batches):
             with self.values.recorded() as leaves:
-                loss = self._loss(batch, gradients=True)
+                loss = self._loss(batch, leaves)
                 if not loss.requires_grad:
                     raise ValueError(
                         'quantization.tuning: no gradient reaches the raw outputs of '
@@ -100,17 +99,17 @@ class TunedModel:
         total = _mean(found)
         return float(total[0]), total[1:]
 
-    def _loss(self, batch: int, gradients: bool) -> Tensor:
+    def _loss(self, batch: int, learned: Sequence[Tensor] | None = None) -> Tensor:
         count = len(self.output_loss.wanted[batch])
         if not self.inner_weight:
-            outputs, terms = self.raw.replay(batch, count, gradients=gradients), []
+            outputs, terms = self.raw.replay(batch, count, learned), []
         else:
             # Run again in each step, as what all layers read of all batches is too much to keep.
             with as_float(self.inner.layers), self.inner.recording():
                 self.raw.replay(batch, count)
             with self.inner.comparing() as terms:
-                outputs = self.raw.replay(batch, count, gradients=gradients)
-        with torch.set_grad_enabled(gradients):
+                outputs = self.raw.replay(batch, count, learned)
+        with torch.set_grad_enabled(learned is not None):
             return self.output_loss(batch, outputs) + self.inner_weight * mean_of(terms)
 
 
