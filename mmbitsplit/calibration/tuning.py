@@ -111,7 +111,7 @@ def why_not(look: Watching, solved: SolvedLayers) -> str:
             with as_float(layers):
                 wanted = raw.record(number)
             with values.recorded() as leaves:
-                found = raw.replay(number, len(wanted), gradients=True)
+                found = raw.replay(number, len(wanted), leaves)
                 reason = _unlike(wanted, found)
                 if not reason:
                     torch.autograd.grad([x for _, x in found if x.requires_grad], leaves, [

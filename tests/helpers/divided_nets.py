@@ -44,3 +44,41 @@ def divide(model: nn.Module, batches: Sequence[Any], *, barriers: Iterable = (),
     placed = [layer for unit in units for layer in unit.layers]
     assert sorted(placed) == sorted(layer.name for layer in plan.layers)
     return units
+
+
+def residual(part, x):
+    return x + part.b(part.a(x).relu())
+
+
+def in_a_row(part, x):
+    for child in part.children():
+        x = child(x)
+    return x
+
+
+def rectified(part, x):
+    """No chain: a ReLU that is no module comes between."""
+    return part.b(part.a(x).relu())
+
+
+def two_in(net, x):
+    y = net.stem(x)
+    return net.last(net.part(y, y.relu()))
+
+
+def block(run=residual, **modules):
+    return Part(run, **(modules or dict(a=conv(), b=conv())))
+
+
+def net(run=None, **modules):
+    """Calls a stem, its own parts one after another and a last layer."""
+    return Part(run or in_a_row, stem=conv(), **modules, last=conv())
+
+
+def shapes(units):
+    """Modules of the units that are more than a layer."""
+    return [unit.modules for unit in units if len(unit.layers) > 1]
+
+
+def reasons(units, *layers):
+    return {unit.reason for unit in units if unit.layers[0] in layers}

@@ -21,10 +21,10 @@ from mmbitsplit.calibration.memory import (
     with_units,
 )
 from mmbitsplit.models import QuantizedLayer, prepare, watch
+from mmbitsplit.passes import free_memory
 from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.passes.float_pass import float_pass
 from mmbitsplit.passes.forwards import Forwards
-from mmbitsplit.passes.free_memory import available_bytes
 from mmbitsplit.passes.repeated_calls import find_owners
 from mmbitsplit.planning import make_plan
 from mmbitsplit.solving.tuning import TunedModel

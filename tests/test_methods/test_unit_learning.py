@@ -1,71 +1,19 @@
-"""The loop of learned rounding: against brute force, broken off, on odd shapes."""
+"""The loop of learned rounding: against brute force, on odd shapes, by importance."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyramids import Detector, LevelHead
 from torch import nn
+from unit_learning_cases import INNER, SCALE_FREE, chain, rounding_group, rows
 from unit_methods import WATCHER, known  # noqa: F401
 
 from mmbitsplit.calibration import calibrate, read_request
-from mmbitsplit.methods.unit_learning import Learned, Learning, Push, learn, output_dim
-from mmbitsplit.methods.unit_learning_draws import Draws
+from mmbitsplit.methods.unit_learning import Learned, Learning, learn, output_dim
 from mmbitsplit.methods.unit_learning_optimizers import GroupOptimizer, ParameterGroup
-from mmbitsplit.methods.unit_learning_state import (
-    FAR,
-    decide,
-    harden,
-    learned_parameters,
-    repair,
-    roundings,
-    soften,
-    some_of,
-)
-from mmbitsplit.methods.unit_problem import Snapshots
-
-INNER = dict(first_last=dict(weight_bits=None, activation_bits=None))
-
-
-@pytest.fixture
-def solved(make_spec, run_model, monkeypatch):
-    """Calls a function with each unit of a model, solved; returns what it gave, by unit."""
-    def solve(model, batches, do, bits=3, input_bits=4, holdout=0.25, **changes):
-        given = {}
-
-        def once(problem):
-            given[problem.unit.name] = do(problem)
-            return ()
-
-        monkeypatch.setitem(WATCHER, 'solve', once)
-        spec = make_spec(**{**INNER, 'weight': dict(num_bits=bits),
-                            'activation': dict(num_bits=input_bits), **changes},
-                         method=dict(type='Watched'), calibration=dict(holdout=holdout))
-        calibrate(model, batches, spec, run=run_model)
-        return given
-    return solve
-
-
-def rounding_group(problem, start='solver', rate=0.02, reach=1.0):
-    return ParameterGroup(parameters=soften(problem, start, reach), learning_rate=rate)
-
-
-def chain(seed, *sizes):
-    torch.manual_seed(seed)
-    layers = [nn.Linear(one, other) for one, other in zip(sizes, sizes[1:])]
-    return nn.Sequential(*[module for layer in layers for module in (layer, nn.ReLU())][:-1])
-
-
-def rows(count=64, inputs=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, inputs, generator=generator)
-    return x + 1.5 * torch.randn(count, 1, generator=generator)
-
-
-SCALE_FREE = dict(loss='scale_free', push=Push(weight=1.0))
+from mmbitsplit.methods.unit_learning_state import FAR, harden, learned_parameters, soften
 
 
 def test_it_finds_the_best_rounding_of_a_unit_or_comes_near(solved):
@@ -136,27 +84,6 @@ def test_without_steps_the_codes_are_the_solvers_bit_for_bit(sizes, bits, seed):
     assert seen
 
 
-def test_codes_around_the_float_weight_are_those_below_and_above(solved, residual_net, images):
-    def compare(problem):
-        for layer in problem.layers.values():
-            layer.install(replace(layer.solution(), weight_scale=layer.solution().weight_scale * 3))
-        soften(problem, 'nearest')
-        for layer in problem.layers.values():
-            quantizer = layer.weight_quantizer
-            scale = quantizer.scale.view(-1, *[1] * (layer.weight.dim() - 1))
-            inputs = layer.solution().qparams
-            carried = inputs.scale if inputs is not None and inputs.unit else 1.0
-            float_codes = layer.weight * carried / scale
-            inside = float_codes.abs() <= 3
-            assert (quantizer.base == float_codes.floor())[inside].all()
-            soft = quantizer.soft_codes().detach()
-            torch.testing.assert_close(soft[inside], float_codes[inside], rtol=0, atol=1e-4)
-        return problem.unit
-
-    assert solved(residual_net(), images(), compare, activation=dict(
-        num_bits=4, mode='per_tensor'))
-
-
 def test_after_a_schedule_that_is_too_short_it_goes_on_until_all_but_a_few_are_decided(
         solved, residual_net, images):
     def both(problem):
@@ -180,196 +107,6 @@ def test_after_a_schedule_that_is_too_short_it_goes_on_until_all_but_a_few_are_d
         assert 'iterations and' in long.notes[0] and '% of the roundings' in long.notes[0]
 
 
-def test_deciding_takes_the_nearest_half_for_good():
-    """Of five that are undecided, the three that are nearest to 0 or 1; 5 is decided."""
-    v = torch.tensor([0.1, -1.0, 2.0, -2.2, 5.0, 0.0], requires_grad=True)
-    decide({'v': v})
-    assert v.tolist() == [pytest.approx(0.1), -FAR, FAR, -FAR, 5.0, 0.0]
-
-
-@pytest.mark.parametrize('reach', [0.0, 0.3])
-def test_soft_codes_can_begin_near_the_whole_ones(reach, solved, residual_net, images):
-    def compare(problem):
-        before = problem.solutions()
-        for name, layer in problem.layers.items():
-            quantizer, codes = layer.weight_quantizer, before[name].codes
-            soften(problem)
-            away = (quantizer.soft_codes() - codes).abs().detach()
-            harden(problem)
-            soften(problem, reach=reach)
-            torch.testing.assert_close((quantizer.soft_codes() - codes).abs().detach(),
-                                       reach * away, rtol=0, atol=1e-5)
-            harden(problem)
-            assert torch.equal(layer.solution().codes, codes)
-        return problem.unit
-
-    assert solved(residual_net(), images(), compare)
-
-
-class Broken(BaseException):
-    """Stands in for ``kill -9``."""
-
-
-class Memory(Snapshots):
-    """Keeps each state, and breaks off after some of them."""
-
-    def __init__(self, most=None):
-        self.state, self.most, self.saved = None, most, 0
-
-    def load(self):
-        return self.state
-
-    def due(self):
-        return True
-
-    def save(self, state):
-        self.state, self.saved = state, self.saved + 1
-        if self.saved == self.most:
-            raise Broken
-
-
-def in_two_stages(problem):
-    """Roundings by Adam, judged and decided to the end; then scales by signs, with random inputs.
-    """
-    def feed(draw, generator):
-        keep = torch.rand(draw.float_input.shape, generator=generator) < 0.5
-        return torch.where(keep, draw.quantized_input, draw.float_input)
-
-    first = learn(problem, Learning(
-        groups=[rounding_group(problem)], steps=6, batch_size=3, judge_every=2, extra_steps=10,
-        steps_after=5, **SCALE_FREE))
-    harden(problem)
-    scales = {name: layer.weight_quantizer.scale.requires_grad_()
-              for name, layer in problem.layers.items()}
-    second = learn(problem, Learning(
-        groups=[ParameterGroup(parameters=scales, learning_rate=1e-3, optimizer='sign_sgd',
-                               schedule='linear', low=1e-6)],
-        stage='scales', steps=5, batch_size=2, feed=feed, steps_before=6), first)
-    for scale in scales.values():
-        scale.requires_grad_(False)
-    return problem.solutions(), {**first.figures, 'second': second.figures}
-
-
-@pytest.mark.parametrize('most', [1, 5, 8, 16, 17, 20])
-def test_broken_off_at_any_step_it_ends_alike(most, solved, residual_net, images):
-    def compare(problem):
-        start, told = problem.solutions(), []
-        problem = replace(problem, progress=lambda step, steps: told.append((step, steps)))
-        whole = in_two_stages(problem)
-        assert told == sorted(told) and told[-1] == (11, 11) and {of for _, of in told} == {11}
-
-        def again(snapshots):
-            for name, layer in problem.layers.items():
-                layer.install(start[name])
-            return in_two_stages(replace(problem, snapshots=snapshots))
-
-        snapshots = Memory(most)
-        try:
-            again(snapshots)
-        except Broken:
-            pass
-        else:  # a unit decided early has fewer steps
-            return False
-        return equal(again(snapshots), whole)
-
-    found = solved(residual_net(), images(), compare)
-    assert any(found.values())
-
-
-def equal(one, other):
-    assert one[1] == other[1]
-    for name, solution in one[0].items():
-        assert torch.equal(solution.codes, other[0][name].codes)
-        assert torch.equal(solution.weight_scale, other[0][name].weight_scale)
-    return True
-
-
-def test_the_same_seed_gives_the_same_and_another_one_does_not(solved, residual_net, images):
-    def thrice(problem):
-        start, found = problem.solutions(), []
-        for seed in (0, 0, 1):
-            for name, layer in problem.layers.items():
-                layer.install(start[name])
-            learn(problem=replace(problem, seed=seed), what=Learning(
-                groups=[rounding_group(problem)], steps=5, batch_size=2))
-            found.append(torch.cat([v.detach().flatten() for v in roundings(problem).values()]))
-        assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
-        return problem.unit
-
-    assert solved(residual_net(), images(), thrice)
-
-
-def test_each_level_of_a_shared_head_is_heard(solved, seeded, images):
-    """Levels of one shape are levels all the same; a level of small outputs counts like others."""
-    def look(problem):
-        each = Draws(problem.fit, 2, levels='each')
-        mixed = Draws(problem.fit, 2)
-        numbers = {call.number for call in problem.fit}
-        generator = problem.generator(0)
-        assert [len(draw.float_output) for draw in each(generator)] == [2] * len(numbers)
-        assert len(mixed(generator)) == 1
-        if len(numbers) == 1:
-            return 1
-        small = tuple(replace(call, float_output=call.float_output * 1e-3) if call.number == 2
-                      else call for call in problem.fit)
-        scaled = replace(problem, fit=small)
-        soft = soften(problem)
-        group = [ParameterGroup(parameters=soft, learning_rate=0.01)]
-        gradients = []
-        for part in (small, [call for call in small if call.number == 2]):
-            before = {name: v.detach().clone() for name, v in soft.items()}
-            learn(replace(scaled, fit=tuple(part)), Learning(
-                groups=group, steps=1, batch_size=64, levels='each', loss='scale_free'))
-            gradients.append(torch.cat([v.grad.flatten() for v in soft.values()]))
-            with torch.no_grad():
-                for name, v in soft.items():
-                    v.copy_(before[name])
-        share = float((gradients[0] @ gradients[1]) / gradients[1].square().sum())
-        assert share > 0.2  # a third of the loss, in its own units
-        return len(numbers)
-
-    found = solved(seeded(lambda: Detector(LevelHead())), images(4, size=16), look)
-    assert 3 in found.values()
-
-
-def test_calls_that_are_joined_first_give_the_same_draws(solved, seeded, images):
-    def look(problem):
-        for levels in ('mixed', 'each'):
-            apart, joined = (Draws(problem.fit, 3, levels=levels, float_inputs=True, joined=joined)
-                             for joined in (False, True))
-            for step in range(3):
-                for one, other in zip(apart(problem.generator(step)),
-                                      joined(problem.generator(step)), strict=True):
-                    for name in ('quantized_input', 'float_input', 'float_output'):
-                        assert torch.equal(getattr(one, name), getattr(other, name))
-        return True
-
-    assert solved(seeded(lambda: Detector(LevelHead())), [*images(3, size=16), *images(2)], look)
-
-
-def test_hooks_are_given_the_steps_own_random_numbers(solved, residual_net, images):
-    def look(problem):
-        seen = []
-
-        def feed(draw, generator):
-            assert draw.float_input.shape == draw.quantized_input.shape
-            seen.append(float(torch.rand((), generator=generator)))
-            return draw.float_input
-
-        @contextmanager
-        def inside(generator):
-            seen.append(float(torch.rand((), generator=generator)))
-            yield
-
-        for _ in range(2):
-            learn(problem, Learning(groups=[rounding_group(problem)], steps=2, batch_size=2,
-                                    feed=feed, inside=inside))
-        assert seen[:4] == seen[4:] and len(set(seen)) == 4
-        return problem.unit
-
-    assert solved(residual_net(), images(), look)
-
-
 def test_the_best_codes_on_held_out_images_are_kept_the_start_among_them(solved, residual_net,
                                                                          images):
     def spoil(problem):
@@ -387,69 +124,6 @@ def test_the_best_codes_on_held_out_images_are_kept_the_start_among_them(solved,
 
     found = solved(residual_net(), images(), spoil)
     assert any(found.values())
-
-
-def test_a_layer_that_hardened_badly_is_given_its_start_back(solved, residual_net, images):
-    def spoil(problem):
-        start = problem.solutions()
-        name, *others = problem.layers
-        spoilt = start[name].codes.flip(0)
-        problem.layers[name].install(replace(start[name], codes=spoilt))
-        before = {other: problem.layers[other].solution() for other in others}
-        given_back = repair(problem, start)
-        if torch.equal(spoilt, start[name].codes):
-            return False
-        assert given_back == (name,)
-        assert torch.equal(problem.layers[name].solution().codes, start[name].codes)
-        for other in others:
-            assert torch.equal(problem.layers[other].solution().codes, before[other].codes)
-        return repair(problem, start) == ()
-
-    assert any(solved(residual_net(), images(), spoil).values())
-
-
-class Named:
-    """A layer whose solution is a word."""
-
-    def __init__(self):
-        self.now = 'learned'
-
-    def solution(self):
-        return self.now
-
-    def install(self, solution):
-        self.now = solution
-
-
-@pytest.mark.parametrize(('errors', 'wanted'), [
-    ({'ll': 2, 'sl': 3, 'ls': 3, 'ss': 1}, 'ab'),  # worse than all of the start
-    ({'ll': 2, 'sl': 3, 'ls': 1, 'ss': 1.5}, 'b'), ({'ll': 2, 'sl': 1, 'ls': 1.5, 'ss': 0.5}, 'ab'),
-    ({'ll': 1, 'sl': 2, 'ls': 2, 'ss': 1}, '')])
-def test_layers_are_given_back_as_long_as_that_helps_and_never_end_above_the_start(errors, wanted):
-    class Problem:
-        layers, fit = {'a': Named(), 'b': Named()}, ()
-
-        def solutions(self):
-            return {name: layer.now for name, layer in self.layers.items()}
-
-        def error(self, calls):
-            return errors[''.join(layer.now[0] for layer in self.layers.values())]
-
-    problem = Problem()
-    assert ''.join(sorted(repair(problem, dict(a='start', b='start')))) == wanted
-    assert problem.solutions() == {name: 'start' if name in wanted else 'learned'
-                                   for name in 'ab'}
-
-
-def test_some_calls_are_of_about_as_many_images_as_asked_for(solved, residual_net, images):
-    def look(problem):
-        found = some_of(problem.fit, 3)
-        assert 2 <= sum(len(call.float_output) for call in found) <= 6
-        assert some_of(problem.fit, 99) == list(problem.fit)
-        assert len(some_of(problem.fit[:1], 1)) == 1
-        return True
-
-    assert solved(residual_net(), images(8), look)
 
 
 class Turned(nn.Module):

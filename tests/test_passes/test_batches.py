@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmbitsplit.passes.batches import images_in, mirrored
+from mmbitsplit.passes.batches import batch_size, images_in, mirrored
 
 
 def image(*shape):
@@ -30,3 +30,10 @@ def test_left_and_right_change_places_and_nothing_else():
 def test_a_batch_without_images_has_no_mirror():
     with pytest.raises(ValueError, match='mirrored=True needs tensors'):
         mirrored(dict(ids=image(6, 12)))
+
+
+@pytest.mark.parametrize(('batch', 'size'), [
+    (torch.zeros(2, 3, 4), 24), ((torch.zeros(2), 'name', 5), 2), ([], 1), (None, 1),
+    ({'img': [torch.zeros(2, 3), torch.zeros(4)], 'meta': {'id': 7}}, 10), (torch.zeros(0), 1)])
+def test_size_of_a_batch(batch, size):
+    assert batch_size(batch) == size
