@@ -75,7 +75,8 @@ def test_without_steps_the_codes_are_the_solvers_bit_for_bit(sizes, bits, seed):
     WATCHER['solve'] = nothing_learned
     try:
         spec = dict(weight=dict(num_bits=bits), activation=dict(num_bits=4),
-                    method=dict(type='Watched'), calibration=dict(holdout=0.25), **INNER)
+                    method=dict(type='Watched', effort='fast'),
+                    calibration=dict(holdout=0.25), **INNER)
 
         calibrate(chain(seed, *sizes), [rows(16, sizes[0], seed) for _ in range(3)],
                   read_request(spec), run=lambda model, batch: model(batch))
