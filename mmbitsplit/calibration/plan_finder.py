@@ -118,6 +118,17 @@ class PlanFinder:
         return sorted(found, key=lambda plan: -sum(plan.costs[name] / limit
                                                    for name, limit in limits.items()))
 
+    def uniform_plans(self) -> list[PlanFound]:
+        """All uniform plans, whatever they cost, each measured as a whole."""
+        problem, known = self.problem, self.memory.get('uniform')
+        if known is None:
+            with self._measuring() as measured:
+                known = [problem.found(uniform_name(widths), plan,
+                                       measured.loss_of(plan)).to_json()
+                         for widths, plan in problem.uniform().items()]
+            self.memory.put('uniform', known)
+        return [PlanFound.from_json(plan) for plan in known]
+
     def front(self, name: str) -> list[dict[str, Any]]:
         """By the integer program alone, plans from the least to the greatest of a cost."""
         problem = self.problem

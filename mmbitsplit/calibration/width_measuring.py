@@ -64,6 +64,7 @@ def measured_widths(given: Given, spec: QuantSpec, journal: Journal | None = Non
                           journal=files, progress=tell) as found:
         losses = found.measure()
         base = found.base_loss
-        costs = cost_tables(found.prepared, found.look.flow, found.choices, latencies)
+        with found.bank.holding(found.base):  # bytes of scales are exact once there are any
+            costs = cost_tables(found.prepared, found.look.flow, found.choices, latencies)
         kind = found.losses.loss.kind if budget.loss == 'auto' else budget.loss
         yield MeasuredWidths(PlanProblem(losses, base, costs, budget.choices()), kind, found)

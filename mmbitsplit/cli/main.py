@@ -59,6 +59,7 @@ COMMANDS = {
     'report': Command('make_report', 'make report.html of a finished run again'),
     'compare': Command('compare_runs', 'put several runs into one table and one plot'),
     'sensitivity': Command('sensitivity', 'quantize each layer alone and see what it costs'),
+    'plan': Command('plan', 'choose widths layer by layer for several budgets, and their front'),
     'units': Command('units', 'divide a model into the parts that are reconstructed together'),
     'paper-tables': Command('paper_tables', "run the grid of one of the paper's tables",
                             OF_THE_REPOSITORY),
