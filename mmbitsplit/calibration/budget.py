@@ -161,9 +161,10 @@ class _Search:
         def left() -> int:
             return evaluations - kept - len(self.tried)
 
-        level = smallest_that_holds(len(sizes), holds, left)
-        if kept and level:
-            smaller = self.finder.uniform({**limits, SIZE: sizes[level - 1]})
+        smallest_that_holds(len(sizes), holds, left)
+        held = [plan.costs[SIZE] for plan in self.tried if plan.trial.holds]
+        if kept and held:
+            smaller = self.finder.uniform({**limits, SIZE: min(held) - 1})
             for plan in smaller[:evaluations - len(self.tried)]:
                 self.try_plan(plan)
 
