@@ -60,7 +60,7 @@ def test_a_classifier_comes_nearer_to_the_float_model(seeded):
     assert found['held_out_after'] < found['held_out_before']
     assert (found['fit_batches'], found['held_out_batches'], found['unseen']) == (7, 1, True)
     assert found['learned'] == {'scales': 53, 'input_scales': 48, 'output_scales': 0, 'biases': 53,
-                                'codes': 0}
+                                'codes': 0, 'zero_points': 0, 'output_zero_points': 0}
     assert 0 < found['seconds'] <= reports[1].seconds['tuning'] + 1
     for name, value in codes(models[0]).items():  # what is learned is what is beside the codes
         assert torch.equal(value, codes(models[1])[name])
@@ -131,6 +131,20 @@ def test_outputs_are_tuned_too_where_they_are_quantized(residual_net, images):
         tuning=dict(STAGE, scales=False, biases=False)))
     assert report.tuning[0]['learned']['output_scales'] > 0
     assert report.tuning[0]['held_out_after'] <= report.tuning[0]['held_out_before']
+
+
+def test_zero_points_are_tuned_where_ranges_have_both_signs(seeded):
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)))
+    report = quantize_model(model, inputs(), dict(
+        weight=dict(num_bits=8), activation=dict(num_bits=3, symmetry='asymmetric'),
+        first_last=dict(weight_bits=8, activation_bits=3), method=dict(type='MSE'), tuning=dict(
+            STAGE, scales=False, biases=False, input_scales=False, zero_points=True,
+            learning_rate=0.02)))
+    found = report.tuning[0]
+    assert found['learned']['zero_points'] == 2  # the image stays float
+    assert found['held_out_after'] < found['held_out_before']
+    for layer in [*dict(quantized_layers(model)).values()][1:]:
+        assert layer.input_quantizer.zero_point.dtype == torch.int32
 
 
 def test_batches_to_judge_on_are_those_that_no_layer_was_solved_on():

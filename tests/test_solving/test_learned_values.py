@@ -164,3 +164,39 @@ def test_codes_move_by_whole_steps_within_the_range_and_come_back(seeded):
     assert torch.equal(layer.codes, codes) and values.changed_codes() == 0
     # No further than half a step from its code, where the float weight is farther.
     assert float((values.parts[0].position - codes).abs().max()) < 0.5
+
+
+@pytest.mark.parametrize('mode', ['per_tensor', 'per_channel'])
+def test_gradients_of_zero_points_are_those_of_the_formula(seeded, mode):
+    """Both ends of the range move with it; what lies inside means what it did."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 5)))
+    quantize_model(model, [x - 0.5 for x in inputs()], dict(
+        weight=dict(num_bits=8), activation=dict(num_bits=3, symmetry='asymmetric', mode=mode),
+        first_last=dict(weight_bits=None, activation_bits=3), method=dict(type='MSE')))
+    layer = dict(quantized_layers(model))['1']
+    values, x = values_of(layer, ('zero_points',)), 2 * inputs(1, seed=3)[0] - 1.5
+    qparams, whole = layer.qparams, layer.input_quantizer.zero_point.clone()
+    zero = whole.double().requires_grad_()
+    step, place = qparams.scale.double(), x.double() / qparams.scale.double()
+    clipped = torch.minimum(torch.maximum(place, -zero), 7 - zero)
+    codes = clipped + (clipped.round() - clipped).detach()
+    weight = layer.codes.double() * layer.weight_scale.double().unsqueeze(1)
+    wanted = F.linear(codes if qparams.unit else codes * step, weight, layer.bias.double())
+    mix = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2))
+    expected, = torch.autograd.grad((wanted * mix).sum(), zero)
+    with values.recorded() as leaves:
+        output = layer(x)
+        gradient = values.gradient(torch.autograd.grad((output * mix).sum(), leaves))
+    assert torch.allclose(output.double(), wanted, atol=1e-4)
+    assert values.size == whole.numel() and bool((expected != 0).all())
+    assert torch.allclose(gradient, 7 * expected, rtol=1e-3, atol=1e-4)  # of 7 steps of the range
+    values.write(torch.full((values.size,), 1 / 7, dtype=torch.float64))
+    moved = layer.input_quantizer.zero_point
+    assert torch.equal(moved, (whole + 1).clamp(max=7)) and moved.dtype == whole.dtype
+    values.write(torch.zeros(values.size, dtype=torch.float64))
+    assert torch.equal(layer.input_quantizer.zero_point, whole)
+
+
+def test_a_range_of_one_sign_has_no_zero_point_to_learn(seeded):
+    _, layer = layer_of(seeded, mode='per_tensor')
+    assert values_of(layer, ('zero_points',)).size == 0

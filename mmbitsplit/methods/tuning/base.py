@@ -8,7 +8,7 @@ from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import Options, from_mapping
 
 STEP_IMAGES = 4  # that a step looks at, where a stage is not told
-Learned = Literal['scales', 'biases', 'input_scales', 'codes']
+Learned = Literal['scales', 'biases', 'input_scales', 'codes', 'zero_points']
 WorksOn = Literal['values', 'norms']
 
 

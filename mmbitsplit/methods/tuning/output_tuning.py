@@ -46,6 +46,8 @@ class OutputTuning(TuningStage):
             learned; but for those that a quantized residual stream shares with others.
         codes: Codes are learned, straight through rounding, from where the float weight is near
             the solver's code; those of layers with several widths stay.
+        zero_points: Zero points of inputs, and of outputs where these are quantized, are learned
+            where a range has both signs, in parts of the range; but for those of a shared stream.
         optimizer: ``'adam'``, or ``'sgd'`` with momentum 0.9.
         loss: ``'kl'``: divergence of the class probabilities from the float model's, for a model
             that ends in one layer of class scores; ``'raw'``: squared change of each raw output,
@@ -73,6 +75,7 @@ class OutputTuning(TuningStage):
     biases: bool = True
     input_scales: bool = True
     codes: bool = False
+    zero_points: bool = False
     optimizer: Literal['adam', 'sgd'] = 'adam'
     loss: Literal['auto', 'kl', 'raw', 'confidence'] = 'auto'
     inner: Annotated[float, Range(0)] | None = None
@@ -83,14 +86,16 @@ class OutputTuning(TuningStage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.learns:
-            raise ValueError('scales, biases, input_scales and codes are all False: nothing is '
-                             'left to learn. Set one of them, or leave the stage out.')
+            raise ValueError('scales, biases, input_scales, codes and zero_points are all '
+                             'False: nothing is left to learn. Set one of them, or leave the '
+                             'stage out.')
 
     @property
     def learns(self) -> Sequence[Learned]:
         """See ``TuningStage.learns``."""
         wanted: dict[Learned, bool] = {'scales': self.scales, 'biases': self.biases,
-                                       'input_scales': self.input_scales, 'codes': self.codes}
+                                       'input_scales': self.input_scales, 'codes': self.codes,
+                                       'zero_points': self.zero_points}
         return tuple(name for name, on in wanted.items() if on)
 
     def tune(self, problem: TuningProblem) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What of a quantized model a tuning stage may move: one vector, zero where it began."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -32,13 +32,15 @@ class LearnedValues:
     A weight scale is ``start * exp(w)``, an input scale ``start * exp(x)``, a bias
     ``start + spread * b``. Where codes of inputs enter the product (``unit``), the weight scale
     holds the input scale, too: it grows with the mean ``x``, so that ``x`` moves what is clipped
-    and how finely it is rounded, and not how large the output is.
+    and how finely it is rounded, and not how large the output is. A zero point of a range of both
+    signs is ``start + (largest code - smallest) * z`` rounded, with gradients straight through:
+    it moves what is clipped at either end.
 
     Args:
         layers: By name, quantized; a layer without a bias is given one of zeros.
         learns: What moves.
         spreads: (out_channels,) of each layer's outputs, by name.
-        shared: Layers whose input or output scale others have, too; it stays.
+        shared: Layers whose input or output grid others have, too; it stays.
         fixed: Layers that stay as they are.
     """
 
@@ -53,7 +55,7 @@ class LearnedValues:
         first = 0
         for name, layer in self.layers.items():
             learns = [kind for kind in self.learns if name not in self.fixed
-                      and (kind != 'input_scales' or name not in self.shared)]
+                      and (kind not in ('input_scales', 'zero_points') or name not in self.shared)]
             part = _Part(name, layer, learns, self.spreads[name], first)
             self.parts.append(part)
             first += part.size
@@ -63,7 +65,8 @@ class LearnedValues:
         """How many numbers there are of each kind."""
         return {kind: sum(len(range(*place.indices(self.size))) for part in self.parts
                           for which, place in part.places.items() if which == kind)
-                for kind in ('scales', 'input_scales', 'output_scales', 'biases', 'codes')}
+                for kind in ('scales', 'input_scales', 'output_scales', 'biases', 'codes',
+                             'zero_points', 'output_zero_points')}
 
     def changed_codes(self) -> int:
         """How many codes are others than in the beginning."""
@@ -79,12 +82,15 @@ class LearnedValues:
     @contextmanager
     def recorded(self) -> Iterator[list[Tensor]]:
         """Inside, the tensors that are learned require gradients; they are given in order."""
-        leaves = [leaf for part in self.parts for leaf in part.leaves()]
-        try:
-            yield [leaf.requires_grad_(True) for leaf in leaves]
-        finally:
-            for leaf in leaves:
-                leaf.requires_grad_(False)
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.real_zero_points())
+            leaves = [leaf for part in self.parts for leaf in part.leaves()]
+            try:
+                yield [leaf.requires_grad_(True) for leaf in leaves]
+            finally:
+                for leaf in leaves:
+                    leaf.requires_grad_(False)
 
     def reached(self, found: Sequence[Tensor | None]) -> set[str]:
         """Layers of which one of the gradients of ``recorded`` is there."""
@@ -131,6 +137,9 @@ class _Part:
             self.position = self.moved = nearby(code_positions(
                 layer.float_weights().weight.detach(), layer.geometry, self.weight.scale,
                 self.input.scale if self.unit else None, self.weight.offset), self.start_codes)
+        if 'zero_points' in learns:
+            sizes['zero_points'] = _zero_points(self.input)
+            sizes['output_zero_points'] = _zero_points(self.output)
         self.made_bias = bool(sizes['biases']) and self.weight.bias is None
         if self.made_bias:
             self.weight.bias = torch.nn.Parameter(
@@ -145,8 +154,28 @@ class _Part:
                         'bias': self.weight.bias,
                         'input': None if self.input is None else self.input.scale,
                         'output': None if self.output is None else self.output.scale}
+        for _, name, quantizer in self._zeros():
+            self.tensors[name] = quantizer.zero_point
         self.start = {name: value.detach().clone() for name, value in self.tensors.items()
                       if value is not None}
+
+    def _zeros(self) -> Iterator[tuple[str, str, ActivationQuantizer]]:
+        """Zero points that are learned: kind, name of the tensor, whose they are."""
+        for kind, name, quantizer in (('zero_points', 'zero', self.input),
+                                      ('output_zero_points', 'output_zero', self.output)):
+            if kind in self.places:
+                yield kind, name, quantizer
+
+    @contextmanager
+    def real_zero_points(self) -> Iterator[None]:
+        """Inside, those that are learned are real numbers, as autograd knows no whole ones."""
+        for _, name, quantizer in self._zeros():
+            quantizer.zero_point = self.tensors[name].to(quantizer.scale)
+        try:
+            yield
+        finally:
+            for _, name, quantizer in self._zeros():
+                quantizer.zero_point = self.tensors[name]
 
     def write(self, point: Tensor) -> None:
         moved = point[self.places_range()]
@@ -185,6 +214,10 @@ class _Part:
                 self.tensors[name].mul_(factor)
         if 'output_scales' in self.places:
             self.tensors['output'].mul_(point[self.places['output_scales']].exp())
+        for kind, name, quantizer in self._zeros():
+            low, high = quantizer.qparams.limits()
+            moved = self.start[name] + (high - low) * point[self.places[kind]]
+            self.tensors[name].copy_(moved.round().clamp(low, high))
         bias = self.tensors['bias']
         if bias is None:
             return
@@ -200,8 +233,9 @@ class _Part:
 
     def leaves(self) -> list[Tensor]:
         """Tensors whose gradients make those of this layer's numbers."""
-        return [self.weight.hard_weight if name == 'weight' else self.tensors[name]
-                for name in self._names()]
+        special = {'weight': self.weight.hard_weight,
+                   **{name: quantizer.zero_point for _, name, quantizer in self._zeros()}}
+        return [special.get(name, self.tensors.get(name)) for name in self._names()]
 
     def _names(self) -> list[str]:
         names = []
@@ -211,7 +245,7 @@ class _Part:
             names += ['scale'] + (['offset'] if self.tensors['offset'] is not None else [])
         names += [name for kind, name in (('input_scales', 'input'), ('output_scales', 'output'),
                                           ('biases', 'bias')) if kind in self.places]
-        return names
+        return names + [name for _, name, _ in self._zeros()]
 
     def add_gradient(self, total: Tensor, found: Sequence[Tensor | None]) -> None:
         """Adds by the chain rule: of a logarithm, the gradient times the value."""
@@ -219,6 +253,10 @@ class _Part:
                      in zip(self._names(), found) if gradient is not None}
         if 'weight' in gradients:
             gradients |= self._of_weight(gradients.pop('weight'), total)
+        for kind, name, quantizer in self._zeros():
+            if name in gradients:
+                low, high = quantizer.qparams.limits()
+                total[self.places[kind]] += (gradients.pop(name) * (high - low).double()).cpu()
         relative = {name: (gradient * self.tensors[name].detach().double()).cpu()
                     for name, gradient in gradients.items()}
         of_weight = sum((relative[name] for name in ('scale', 'offset') if name in relative),
@@ -249,6 +287,13 @@ class _Part:
         if self.weight.offset is not None:
             found['offset'] = weight_rows(gradient, geometry).sum(-1).flatten()
         return found
+
+
+def _zero_points(quantizer: ActivationQuantizer | None) -> int:
+    """How many there are of a range of both signs; none of others, whose zero is at an end."""
+    two_sided = quantizer is not None and quantizer.quant_min == 0 and bool(
+        (quantizer.zero_point > 0).any())
+    return quantizer.zero_point.numel() if two_sided else 0
 
 
 def nearby(position: Tensor, codes: Tensor) -> Tensor:
