@@ -51,6 +51,7 @@ from mmbitsplit.engine.run.quantize_runner import (
     tensor_bytes,
 )
 from mmbitsplit.engine.run.weight_averages import leave_out_averages
+from mmbitsplit.planning.latency_table import read_latencies
 from mmbitsplit.structures import QuantSpec
 
 FLOAT_RECORD = 'float_record.json'  # beside the journal, for the report of a resumed run
@@ -82,6 +83,8 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
     check_shape(cfg)
     spec = read_spec(cfg)
     check_data(cfg, spec.calibration)
+    if spec.budget is not None and spec.budget.latency_table is not None:
+        read_latencies(spec.budget.latency_table)  # before hours of work that need it
     if untrained:
         cfg.load_from = None
         forget_pretrained(cfg.model)

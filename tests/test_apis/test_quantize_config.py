@@ -48,6 +48,7 @@ def no_runner(monkeypatch):
     ({'quantization.method.type': 'Bitsplit'}, 'BitSplit'),
     ({'load_from': 'no/such.pth'}, 'no/such.pth does not exist'),
     ({'load_from': None}, 'No float weights'),
+    ({'quantization.budget': dict(latency=0.5, latency_table='gone.csv')}, 'gone.csv'),
     ({'test_dataloader.dataset.ann_file': 'gone.json'}, 'gone.json does not exist'),
 ])
 def test_nothing_is_built_before_the_request_is_checked(changes, message, demo, no_runner):
