@@ -134,7 +134,8 @@ def _tune(stage: TuningStage, index: int, look: Watching, calibration: Calibrati
           solved: SolvedLayers) -> dict[str, Any]:
     seed, total = calibration.seed, look.forwards.total
     fit, held_out, unseen = split_batches(total, calibration, stage.holdout)
-    mirrored = _mirrors(stage, look)
+    as_they_are = RawOutputs.of(look.forwards, look.flow, Tape())
+    mirrored = _mirrors(stage, look, OutputLoss(as_they_are, stage.loss, seed))
     forwards = look.forwards.with_mirrored(fit) if mirrored else look.forwards
     raw = RawOutputs.of(forwards, look.flow, Tape())
     loss = OutputLoss(raw, stage.loss, seed)
@@ -201,10 +202,12 @@ def _renormalise(stage: TuningStage, look: Watching, solved: SolvedLayers, raw: 
             'left_alone': len(prepared.layers) - outcome['layers']}
 
 
-def _mirrors(stage: TuningStage, look: Watching) -> bool:
+def _mirrors(stage: TuningStage, look: Watching, loss: OutputLoss) -> bool:
     """Whether batches are seen in a mirror, too."""
     if stage.mirrored != 'auto':
         return stage.mirrored
+    if loss.of_scores:
+        return False
     return all(look.forwards.team.gather(all(map(holds_images, look.forwards.batches.values()))))
 
 

@@ -25,7 +25,7 @@ from mmbitsplit.structures import (
 FEW_BITS = 4  # of inputs: with more, the solver's codes are as good (docs/measured.md)
 LEARNING = dict(type='OutputTuning', codes=True, learning_rate=2e-3, mirrored='auto',
                 if_possible=True)
-ROUNDS = {'default': 8.0, 'best': 40.0}
+ROUNDS = {'best': 40.0}  # that of the default is the stage's own
 
 
 @register_method
@@ -68,7 +68,7 @@ class BitSplit(Method):
         """See ``Method.tuning``."""
         if self.effort == 'fast' or (self.effort == 'default' and not _few_bits(spec)):
             return ()
-        return [dict(LEARNING, rounds=ROUNDS[self.effort])]
+        return [dict(LEARNING, rounds=ROUNDS.get(self.effort))]
 
     def solve(self, statistics: LayerStatistics, weight: Tensor, num_bits: int,
               ) -> WeightSolution:

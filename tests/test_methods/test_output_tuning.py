@@ -126,6 +126,8 @@ def test_without_images_there_is_nothing_to_tune_on():
     (dict(rounds=2.5, batch_size=2), 1, 5, 2),
     (dict(rounds=3, mirrored='auto'), 8, 6, 1),  # one of each two
     (dict(steps=7, rounds=100), 1, 7, 4),
+    (dict(), 8, 32, 1),
+    (dict(), 1, 8, 4),
 ])
 def test_rounds_say_how_many_steps_there_are(options, images, steps, size):
     problem = Bowl()
@@ -146,10 +148,18 @@ def test_the_default_method_learns_where_inputs_have_few_bits(bits, effort, tune
     if tuned:
         stage, = build_stages(spec.tuning)
         assert stage.if_possible and 'codes' in stage.learns
-        assert (stage.rounds > OutputTuning.rounds) == (effort == 'best')
+        assert stage.rounds == (40 if effort == 'best' else None)
     assert read_request(dict(request, tuning=[])).tuning == ()
     own = (dict(type='OutputTuning', steps=3),)
     assert read_request(dict(request, tuning=own)).tuning == own
+
+
+def test_class_scores_get_more_rounds_and_many_batches_no_more_than_so_many_steps():
+    problem = Bowl()
+    problem.classes = 10
+    assert OutputTuning().tune(problem)['steps'] == 48
+    problem.fit = [*range(100)]
+    assert OutputTuning().tune(problem)['steps'] == 240
 
 
 def test_published_bitsplit_learns_nothing():

@@ -53,6 +53,8 @@ class OutputLoss:
 
     Attributes:
         kind: What was taken, once ``settle`` has been called.
+        of_scores: Whether the model ends in one linear layer of class scores, and these are asked
+            for.
         wanted: By batch.
     """
 
@@ -67,7 +69,7 @@ class OutputLoss:
 
     def __post_init__(self) -> None:
         modules = list(self.raw.modules.values())
-        self._scores = self.asked in ('kl', 'auto') and usual_kind(modules) == 'cross_entropy'
+        self.of_scores = self.asked in ('kl', 'auto') and usual_kind(modules) == 'cross_entropy'
         self._weighted = self.asked in ('confidence', 'auto') and len(modules) > 1
 
     @property
@@ -92,7 +94,7 @@ class OutputLoss:
         """
         team = self.raw.forwards.team
         outputs = [one for wanted in self.wanted.values() for one in wanted]
-        scores = self._scores and all(team.gather(all(len(one.shape) == 2 for one in outputs)))
+        scores = self.of_scores and all(team.gather(all(len(one.shape) == 2 for one in outputs)))
         if self.asked == 'kl' and not scores:
             raise ValueError(f"{self.asked_by}: loss='kl' is for a model that ends in one "
                              'linear layer of class scores, (rows, classes); this one ends in '
@@ -177,7 +179,7 @@ class OutputLoss:
 
     def _some(self, output: Tensor, batch: int, place: int) -> Tensor:
         """An output as it is where it is small, or class scores; else some of its elements."""
-        if output.numel() <= MOST_ELEMENTS or (self._scores and output.dim() == 2):
+        if output.numel() <= MOST_ELEMENTS or (self.of_scores and output.dim() == 2):
             return output
         generator = torch.Generator().manual_seed(
             ((self.seed * 1_000_003 + batch) * 1_009 + place) % (1 << 63))
