@@ -308,6 +308,8 @@ REFUSED = {  # what an error says is allowed, and values that are not
     **{name: ('a number above 0', [0, -1e-3, '1e-3', None]) for name in (
         'scale_rate', 'weight_rate', 'bias_rate', 'weight_range_rate', 'input_range_rate')},
     'importance': ('Allowed: fisher, none', ['hessian', None]),
+    'effort': ('Allowed: best, default, fast', ['slow', None]),
+    ('PublishedBitSplit', 'effort'): ('Allowed: fast', ['default', None]),
     'granularity': ('Allowed: block, layer, net, stage', ['row', None]),
 }
 
