@@ -39,8 +39,12 @@ class KeepGradients(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch._C._set_grad_enabled and not self.off:
             return None
-        if func in _PLAIN and isinstance(args[0], Tensor):
-            args = (args[0].detach(), *args[1:])
+        if func in _PLAIN and isinstance(args[0], Tensor) and args[0].requires_grad:
+            plain = args[0].detach()
+            if func is Tensor.__deepcopy__:
+                # The memo knows tensors by their address, which another one gets once this is gone.
+                return args[1].setdefault(id(args[0]), plain.clone())
+            args = (plain, *args[1:])
         return func(*args, **(kwargs or {}))
 
     @contextmanager
