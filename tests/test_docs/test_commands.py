@@ -35,7 +35,8 @@ def test_scripts_exist_and_know_the_options(script, options):
     assert path.is_file()
     sources = [path, PROJECT / 'mmbitsplit/cli' / path.name, PROJECT / 'bench/commands' / path.name,
                *(PROJECT / 'mmbitsplit/cli').glob('co*.py'),  # what commands share
-               PROJECT / 'mmbitsplit/cli/budget_arguments.py', PROJECT / 'benchmarks/method_names.py']
+               PROJECT / 'mmbitsplit/cli/budget_arguments.py',
+               PROJECT / 'benchmarks/method_names.py']
     text = '\n'.join(source.read_text(encoding='utf-8') for source in sources if source.is_file())
     unknown = {option for option in options if f"'{option}'" not in text}
     assert not unknown
