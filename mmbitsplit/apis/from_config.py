@@ -85,11 +85,7 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
     check_data(cfg, spec.calibration)
     if spec.budget is not None and spec.budget.latency_table is not None:
         read_latencies(spec.budget.latency_table)  # before hours of work that need it
-    if untrained:
-        cfg.load_from = None
-        forget_pretrained(cfg.model)
-    else:
-        cfg.load_from = check_weights(cfg.get('load_from'))
+    settle_weights(cfg, untrained)
     work_dir = check_work_dir(cfg.work_dir)
     with only_run_in(work_dir, is_first(cfg)):
         if not resume:
@@ -101,13 +97,36 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
 
 def _ready_runner(cfg: Config, seed: int, untrained: bool) -> Runner:
     """Builds the Runner with weights and evaluation, the same in all processes."""
+    runner = runner_with_weights(cfg, seed, untrained)
+    build_evaluation(runner)
+    unite(runner)
+    return runner
+
+
+def settle_weights(cfg: Config, untrained: bool) -> None:
+    """Says in a config where float weights come from, before a model is built.
+
+    Args:
+        cfg: Its ``load_from`` becomes a path, or ``None`` for random weights.
+        untrained: Whether weights are to stay random.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    if untrained:
+        cfg.load_from = None
+        forget_pretrained(cfg.model)
+    else:
+        cfg.load_from = check_weights(cfg.get('load_from'))
+
+
+def runner_with_weights(cfg: Config, seed: int, untrained: bool) -> Runner:
+    """Builds the Runner of a config that ``settle_weights`` was called for."""
     runner = build_runner(cfg, seed)
     if untrained:
         initialise(runner)
     else:
         load_weights(runner)
-    build_evaluation(runner)
-    unite(runner)
     return runner
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmbitsplit.apis.from_config import build_runner, initialise
+from mmbitsplit.apis.from_config import runner_with_weights, settle_weights
 from mmbitsplit.calibration import Journal, Team
 from mmbitsplit.calibration.plan_finder import PlanFinder, Remembered
 from mmbitsplit.calibration.plan_loss import Given
@@ -18,8 +18,7 @@ from mmbitsplit.engine.files.run_lock import only_run_in
 from mmbitsplit.engine.files.writing import check_work_dir, write_json, write_text
 from mmbitsplit.engine.results.artifacts import file_sha256
 from mmbitsplit.engine.results.resume import FOLDER, identity
-from mmbitsplit.engine.run.float_weights import forget_pretrained, load_weights
-from mmbitsplit.engine.run.preflight import check_data, check_weights
+from mmbitsplit.engine.run.preflight import check_data
 from mmbitsplit.engine.run.presets import replay_points
 from mmbitsplit.engine.run.progress import progress_bar
 from mmbitsplit.engine.run.quantize_runner import bare_model, prepare_data, read_spec
@@ -61,18 +60,10 @@ def plan_config(cfg: Config, budgets: Budgets, *, resume: bool = False, untraine
     """
     spec = read_spec(cfg)
     check_data(cfg, spec.calibration)
-    if untrained:
-        cfg.load_from = None
-        forget_pretrained(cfg.model)
-    else:
-        cfg.load_from = check_weights(cfg.get('load_from'))
+    settle_weights(cfg, untrained)
     work_dir = check_work_dir(cfg.work_dir)
     with only_run_in(work_dir, True):
-        runner = build_runner(cfg, spec.calibration.seed)
-        if untrained:
-            initialise(runner)
-        else:
-            load_weights(runner)
+        runner = runner_with_weights(cfg, spec.calibration.seed, untrained)
         data = prepare_data(runner, spec)
         journal = _journal(runner, cfg, spec, data, resume)
         found = _find(runner, spec, data, journal, budgets, tell)

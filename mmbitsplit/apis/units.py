@@ -4,10 +4,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmbitsplit.apis.from_config import build_runner, initialise
+from mmbitsplit.apis.from_config import runner_with_weights, settle_weights
 from mmbitsplit.engine.data.synthetic_images import reach_all_stages, synthetic_batches
-from mmbitsplit.engine.run.float_weights import forget_pretrained, load_weights
-from mmbitsplit.engine.run.preflight import check_data, check_weights
+from mmbitsplit.engine.run.preflight import check_data
 from mmbitsplit.engine.run.presets import replay_points
 from mmbitsplit.engine.run.quantize_runner import bare_model, prepare_data, read_spec
 from mmbitsplit.planning import check_request
@@ -37,16 +36,8 @@ def units_of_config(cfg: Config, *, untrained: bool = False,
         reach_all_stages(cfg.model)
     else:
         check_data(cfg, spec.calibration)
-    if untrained:
-        cfg.load_from = None
-        forget_pretrained(cfg.model)
-    else:
-        cfg.load_from = check_weights(cfg.get('load_from'))
-    runner = build_runner(cfg, spec.calibration.seed)
-    if untrained:
-        initialise(runner)
-    else:
-        load_weights(runner)
+    settle_weights(cfg, untrained)
+    runner = runner_with_weights(cfg, spec.calibration.seed, untrained)
     model = bare_model(runner.model)
     if synthetic:
         check_request(model, spec)

@@ -53,6 +53,20 @@ class ConfigOptions(DictAction):
         return self._parse_iterable(text)
 
 
+def add_model_arguments(parser: argparse.ArgumentParser, suffix: str = '') -> None:
+    """Adds ``config``, ``checkpoint`` with float weights, and what ``add_config_arguments`` adds.
+
+    Args:
+        parser, suffix: See there.
+    """
+    parser.add_argument('config', help='a config, or the name of one of mmdet or mmpretrain, '
+                        'such as mmdet::yolox/yolox_tiny_8xb8-300e_coco.py')
+    parser.add_argument('checkpoint', nargs='?',
+                        help="float weights; when not given, the config's load_from, or for a "
+                        'name what its package publishes')
+    add_config_arguments(parser, suffix)
+
+
 def add_config_arguments(parser: argparse.ArgumentParser, suffix: str = '') -> None:
     """Adds ``--work-dir``, ``--cfg-options``, ``--data-root`` and ``--launcher``.
 

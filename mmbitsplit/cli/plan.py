@@ -15,13 +15,9 @@ MOST = 8  # bits of a weight: a limit that says nothing
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
-    from mmbitsplit.cli.config_arguments import add_config_arguments
+    from mmbitsplit.cli.config_arguments import add_model_arguments
 
-    parser.add_argument('config', help='a config, or the name of one of mmdet or mmpretrain')
-    parser.add_argument('checkpoint', nargs='?',
-                        help="float weights; when not given, the config's load_from, or for a "
-                        'name what its package publishes')
-    add_config_arguments(parser, SUFFIX)
+    add_model_arguments(parser, SUFFIX)
     parser.add_argument('--budgets', nargs='+', required=True, metavar='LIMIT',
                         help='each a plan: 4.5 (mean bits of a weight), 12MB (payload), bitops=0.2 '
                         'or latency=0.6 (parts of the model with 8 bits everywhere); several '

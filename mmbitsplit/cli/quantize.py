@@ -16,15 +16,10 @@ EXAMPLE = ('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py --weight-bits 4 '
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
     from mmbitsplit.cli.budget_arguments import add_budget_arguments
-    from mmbitsplit.cli.config_arguments import add_config_arguments
+    from mmbitsplit.cli.config_arguments import add_model_arguments
     from mmbitsplit.methods import METHODS, PIPELINES
 
-    parser.add_argument('config', help='a config, or the name of one of mmdet or mmpretrain, '
-                        'such as mmdet::yolox/yolox_tiny_8xb8-300e_coco.py')
-    parser.add_argument('checkpoint', nargs='?',
-                        help="float weights; when not given, the config's load_from, or for a "
-                        'name what its package publishes')
-    add_config_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument('--method', help='another quantizer, with its own defaults: '
                         + ', '.join(METHODS))
     parser.add_argument('--pipeline', help="a paper's whole procedure, with its own method unless "

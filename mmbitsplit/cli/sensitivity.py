@@ -13,13 +13,9 @@ SUFFIX = '_sensitivity'  # of the work directory, beside that of the quantized m
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
-    from mmbitsplit.cli.config_arguments import add_config_arguments
+    from mmbitsplit.cli.config_arguments import add_model_arguments
 
-    parser.add_argument('config', help='a config, or the name of one of mmdet or mmpretrain')
-    parser.add_argument('checkpoint', nargs='?',
-                        help="float weights; when not given, the config's load_from, or for a "
-                        'name what its package publishes')
-    add_config_arguments(parser, SUFFIX)
+    add_model_arguments(parser, SUFFIX)
     parser.add_argument('--weight-bits', type=int, nargs='*', default=[2, 3, 4, 8],
                         help='widths of weight codes, inputs in float; default 2 3 4 8')
     parser.add_argument('--activation-bits', type=int, nargs='*', default=[],

@@ -15,13 +15,9 @@ COLUMNS = ('unit', 'modules', 'layers', 'weights', 'why no larger one')
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
-    from mmbitsplit.cli.config_arguments import add_config_arguments
+    from mmbitsplit.cli.config_arguments import add_model_arguments
 
-    parser.add_argument('config', help='a config, or the name of one of mmdet or mmpretrain')
-    parser.add_argument('checkpoint', nargs='?',
-                        help="float weights; when not given, the config's load_from, or for a "
-                        'name what its package publishes')
-    add_config_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument('--images', type=positive, default=4,
                         help='calibration images to look at; default 4')
     parser.add_argument('--untrained', action='store_true',

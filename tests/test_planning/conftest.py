@@ -2,3 +2,4 @@
 
 from calibration_nets import *  # noqa: F403
 from model_nets import *  # noqa: F403
+from width_study import study  # noqa: F401

@@ -11,6 +11,7 @@ from lockstep_nets import Optional
 from pyramids import Detector, LevelHead
 from thread_team import together
 from torch import nn
+from width_study import BUDGET, Classifier
 
 from mmbitsplit.calibration import ReplayPoint, build_method, calibrate
 from mmbitsplit.calibration.journal import WidthFiles
@@ -19,36 +20,9 @@ from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.planning import make_plan, width_losses, width_solutions
 from mmbitsplit.planning.width_bank import bytes_for
 from mmbitsplit.planning.width_choices import with_widths
-from mmbitsplit.planning.width_losses import batches_to_judge
-from mmbitsplit.planning.width_sensitivity import WidthSensitivity
 from mmbitsplit.planning.width_tables import noise_in, sensitivities
 from mmbitsplit.solving.solve_layer import solve_layer
-from mmbitsplit.structures import CalibrationSpec, Widths, WidthTable
-
-QUICK = dict(method=dict(type='RoundToNearest'), activation=dict(mode='per_tensor'))
-BUDGET = dict(weight_bits=4, widths=[2, 4, 8], activation_widths='tied')
-
-
-class Classifier(ResidualNet):
-    """One layer of class scores."""
-
-    def forward(self, x):
-        return self.classify(self.blocks(self.relu(self.bn(self.stem(x)))).mean((2, 3)))
-
-    def __init__(self):
-        super().__init__()
-        del self.regress
-
-
-@pytest.fixture
-def study(images, make_spec, run_model):
-    def make(model, batches=None, points=(), team=None, journal=None, run=run_model,
-             progress=lambda step: None, **changes):
-        changes = {'budget': BUDGET, **QUICK, **changes}
-        return WidthSensitivity(model, images() if batches is None else batches,
-                                make_spec(**changes), run=run, replay_points=points,
-                                team=team, journal=journal, progress=progress)
-    return make
+from mmbitsplit.structures import Widths, WidthTable
 
 
 def naive(model, batches, spec, base, name, widths):
@@ -260,12 +234,6 @@ def test_methods_that_learn_units_learn_each_layer_by_itself(seeded, images, stu
     assert torch.equal(alone.get_submodule(name).codes, one[name])
 
 
-def test_batches_that_no_layer_was_solved_on_are_judged_where_there_are_enough():
-    spec = CalibrationSpec(holdout=0.125)
-    assert batches_to_judge(32, spec) == ([7, 15, 23, 31], True)
-    assert batches_to_judge(16, spec) == (list(range(16)), False)
-
-
 def test_a_gain_by_fewer_bits_is_noise():
     base = {'a': Widths(8), 'b': Widths(8)}
     losses = WidthTable({'a': {Widths(2): 1.5, Widths(4): 2.0, Widths(8): 1.0},
@@ -348,53 +316,6 @@ def test_errors_of_layers_alone_and_weighted(seeded, images, study):
                 assert tables['error'][name][widths] > 0
 
 
-def test_the_cross_entropy_needs_labels(seeded, images, study):
-    model, batches = seeded(Classifier), images()
-    labelled = [(x, torch.arange(len(x))) for x in batches]
-    budget = {**BUDGET, 'loss': 'cross_entropy'}
-
-    def run(model, batch):
-        return model(batch[0])
-
-    with study(model, labelled, budget=budget, run=run) as found:
-        widths = {'blocks.0.conv1': Widths(2, 2)}
-        loss = found.loss_of(widths)
-        found.bank.install(widths)
-        with torch.no_grad():
-            expected = [nn.functional.cross_entropy(model(x), labels) for x, labels in labelled]
-        assert loss == pytest.approx(float(sum(expected) / len(expected)), rel=1e-5)
-    with pytest.raises(ValueError, match='needs the class of each image'), \
-            study(model, batches, budget=budget):
-        pass
-    with pytest.raises(ValueError, match='ends in one layer of class scores'), \
-            study(seeded(ResidualNet), labelled, budget=budget, run=run):
-        pass
-
-
-def test_the_divergence_of_blocks_is_that_of_their_channels(seeded, images, study):
-    with study(seeded(ResidualNet), budget={**BUDGET, 'loss': 'block_kl'}) as found:
-        model, plan = found.prepared.model, {'blocks.1.conv1': Widths(2, 2)}
-        names = list(found.losses.raw.modules)
-        assert {'blocks.0', 'blocks.1', 'classify'} <= {*names}
-        loss, outputs = found.loss_of(plan), {}
-        for _ in ('quantized', 'float'):
-            for name in names:
-                module = found.losses.raw.modules[name]
-                with calls_of(module) as calls, torch.no_grad():
-                    for x in images():
-                        model(x)
-                outputs.setdefault(name, []).append(torch.cat([y for _, y in calls]).double())
-            found.bank.take_out()
-        expected = 0.0
-        for ours, wanted in outputs.values():
-            ours, wanted = (one.log_softmax(1) for one in (ours, wanted))
-            expected += float((wanted.exp() * (wanted - ours)).sum(1).mean()) / len(outputs)
-        assert loss == pytest.approx(expected, rel=1e-4)
-        row = found.measure().layers['blocks.1.conv1']
-        assert row[Widths(2, 2)] == pytest.approx(loss - found.base_loss)
-        assert row[Widths(2, 2)] > row[Widths(4, 4)] > 0
-
-
 def test_the_bank_is_as_large_as_was_said(seeded, study):
     with study(seeded(ResidualNet)) as found:
         geometries = {name: layer.geometry for name, layer in found.prepared.layers.items()}
@@ -403,9 +324,3 @@ def test_the_bank_is_as_large_as_was_said(seeded, study):
     with pytest.raises(ValueError, match=r'Measuring widths would hold about .* of codes of all'), \
             study(seeded(ResidualNet), calibration=dict(memory_budget=1e-6)):
         pass
-
-
-def test_kl_is_refused_for_raw_outputs(seeded, study):
-    with pytest.raises(ValueError, match="quantization.budget: loss='kl' is for a model"):
-        with study(seeded(ResidualNet), budget={**BUDGET, 'loss': 'kl'}):
-            pass
