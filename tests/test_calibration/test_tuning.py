@@ -5,9 +5,11 @@ import sys
 import pytest
 import torch
 from torch import nn
+from width_study import Classifier as ImageClassifier
 
 from mmbitsplit.apis import quantize_model
 from mmbitsplit.calibration import Journal, ReplayPoint, calibrate
+from mmbitsplit.methods.tuning import OutputTuning
 from mmbitsplit.models import quantized_layers
 from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.solving.tuning import split_batches
@@ -267,6 +269,33 @@ def test_batches_come_mirrored_too(residual_net, images):
     assert found[0]['judged'][1:] != found[1]['judged'][1:]
     assert found[0]['fit_batches'] == found[1]['fit_batches'] == 14
     assert [one['mirrored'] for one in found] == [False, True]
+
+
+def test_class_scores_are_learned_from_images_as_they_are(seeded, images):
+    report = quantize_model(seeded(ImageClassifier), images(16, size=12), dict(**LOW, tuning=dict(
+        STAGE, mirrored='auto', steps=2)))
+    assert (report.tuning[0]['loss'], report.tuning[0]['mirrored']) == ('kl', False)
+
+
+@pytest.mark.parametrize('if_possible', [False, True])
+def test_an_error_on_the_way_takes_back_what_was_moved(seeded, monkeypatch, assert_same_state,
+                                                       if_possible):
+    def tune(stage, problem):
+        problem.move_to(torch.full((problem.size,), 0.3, dtype=torch.float64))
+        raise ValueError('quantization.tuning: on the way')
+
+    models, request = [seeded(Classifier) for _ in range(2)], dict(LOW, tuning=[])
+    quantize_model(models[0], inputs(), request)
+    monkeypatch.setattr(OutputTuning, 'tune', tune)
+    request['tuning'] = dict(STAGE, if_possible=if_possible, codes=True)
+    if if_possible:
+        with pytest.warns(UserWarning, match='left out.*: on the way'):
+            quantize_model(models[1], inputs(), request)
+        assert_same_state(*models)
+    else:
+        with pytest.raises(ValueError, match='on the way'):
+            quantize_model(models[1], inputs(), request)
+        assert_same_state(models[1], seeded(Classifier))
 
 
 class Killed(Exception):
