@@ -93,7 +93,8 @@ def test_what_an_earlier_command_said_is_not_shown_again(tmp_path):
 def test_an_interrupted_command_is_asked_to_stop_and_its_children_too(tmp_path, monkeypatch):
     child, asked = tmp_path / 'child', tmp_path / 'asked'
     script = f"""
-import pathlib, subprocess
+import pathlib, signal, subprocess
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 process = subprocess.Popen(['sleep', '60'])
 pathlib.Path({str(child)!r}).write_text(f'{{process.pid}}.')
 try:
