@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 import mmbitsplit.engine  # noqa: F401  declares operators that mmdet's import needs
+from benchmarks.budget_rows import Row, add_budget_arguments, plan_taken, width_rows
 from benchmarks.cifar import over_seeds
 from benchmarks.method_names import (
     add_method_arguments,
@@ -47,6 +48,7 @@ from benchmarks.method_names import (
 from mmbitsplit.apis import quantize_model
 from mmbitsplit.calibration import read_request
 from mmbitsplit.engine.run.presets import replay_points
+from mmbitsplit.structures.widths import MAX_BITS
 
 CONFIG = 'mmdet::yolox/yolox_nano_8xb8-300e_coco.py'
 SURE, OVERLAP = 0.3, 0.7
@@ -143,19 +145,17 @@ def kept(results: Sequence, floats: Sequence) -> float:
     return 100.0 * again / max(total, 1)
 
 
-def request(bits: str, mode: str, search: str, method: str, seed: int, images: int,
+def request(row: Row, mode: str, search: str, method: str, seed: int, images: int,
             options: Sequence[str] = ()) -> dict:
     """Returns the quantization dict of a row of the command line; 'default' leaves it open."""
     chosen, own = method_request(method)
-    weight_bits, activation_bits = bits.lower().removeprefix('w').split('a')
     activation = {key: value for key, value in (('mode', mode), ('scale_search', search))
                   if value != 'default'}
-    if int(activation_bits) > 8:
-        activation_bits = 0
-    return dict(weight=dict(num_bits=int(weight_bits)),
-                activation=dict(num_bits=int(activation_bits) or None, **{**own, **activation}),
+    bits = row.activation_bits if row.activation_bits <= MAX_BITS else None
+    return dict(weight=dict(num_bits=row.weight_bits),
+                activation=dict(num_bits=bits, **{**own, **activation}),
                 method={**chosen, **own_options(chosen['type'], options)},
-                calibration=dict(seed=seed, num_images=images))
+                calibration=dict(seed=seed, num_images=images), **row.request)
 
 
 def main() -> None:
@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument('--weights', type=Path, required=True, help='checkpoint of YOLOX-nano')
     parser.add_argument('--bits', nargs='+', default=['w8a8', 'w4a8'],
                         help='wXaY; a32 leaves the inputs in float')
+    add_budget_arguments(parser)
     parser.add_argument('--modes', nargs='+', default=['default', 'per_channel'])
     parser.add_argument('--searches', nargs='+', default=['default'])
     add_method_arguments(parser, ['BitSplit'])
@@ -173,6 +174,7 @@ def main() -> None:
     parser.add_argument('--batch-size', type=int, default=1)
     parser.add_argument('--layers', type=Path, help='where the reports of the layers are written')
     args = parser.parse_args()
+    asked = width_rows(args, args.bits)
     register_all_modules()
     cfg = get_config(CONFIG)
     samples = load_images(cfg, args.data)
@@ -184,13 +186,12 @@ def main() -> None:
     print(f'float: AP {floats.ap:.2f} on {len(evaluation)} images', flush=True)
     names = chosen_methods(args)
     for name in names:
-        read_request(request('w8a8', 'default', 'default', name, 0, half, args.method_options))
+        read_request(request(asked[0], 'default', 'default', name, 0, half, args.method_options))
     reports = {}
-    for bits, name, mode, search in itertools.product(args.bits, names, args.modes,
-                                                      args.searches):
-        rows, seconds = [], []
+    for row, name, mode, search in itertools.product(asked, names, args.modes, args.searches):
+        rows, seconds, taken = [], [], []
         for seed in args.seeds:
-            spec = request(bits, mode, search, name, seed, half, args.method_options)
+            spec = request(row, mode, search, name, seed, half, args.method_options)
             spec['calibration'] |= dict(sampling=args.sampling, rows_per_layer=args.rows)
             spec.update(tuning_request(args))
             model = load_model(cfg, args.weights)
@@ -202,12 +203,14 @@ def main() -> None:
             found = evaluate(model, evaluation, truth)
             rows.append((found.ap, raw_error(found.raw, floats.raw),
                          kept(found.results, floats.results)))
-            reports[f'{bits} {name} {mode} {search} {seed}'] = [
+            if report.budget:
+                taken.append(plan_taken(report.budget))
+            reports[f'{row.name} {name} {mode} {search} {seed}'] = [
                 vars(layer) | {'input_ranges': None} for layer in report.layers]
         ap, error, again = zip(*rows)
-        print(f'{bits} {name} {mode} {search}: AP {over_seeds(ap)}, raw error '
+        print(f'{row.name} {name} {mode} {search}: AP {over_seeds(ap)}, raw error '
               f'{over_seeds(error, 5)}, kept {over_seeds(again)}  '
-              f'({np.mean(seconds):.0f} s)', flush=True)
+              f'({np.mean(seconds):.0f} s)', *taken, sep='; ', flush=True)
     if args.layers:
         args.layers.write_text(json.dumps(reports))
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.budget_rows import add_budget_arguments, plan_taken, width_rows
 from benchmarks.cifar import accuracy, agreement, divergence, over_seeds, request
 from benchmarks.method_names import add_method_arguments, chosen_methods, tuning_request
 from mmbitsplit.apis import quantize_model
@@ -125,35 +126,38 @@ def main() -> None:
     parser.add_argument('--weights', type=Path, required=True)
     parser.add_argument('--num-images', type=int, default=64)
     parser.add_argument('--bits', nargs='+', default=['8/8'], help='weight/activation bits')
+    add_budget_arguments(parser)
     add_method_arguments(parser, ['default'])
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     args = parser.parse_args()
+    asked = width_rows(args, [f"W{bits.replace('/', 'A')}" for bits in args.bits])
     images, labels = load_images(args.data)
     floats = predict(load_model(args.weights), images)
     print(f'float: {accuracy(floats, labels):.2f} of all {len(images)} images')
-    for bits in args.bits:
-        weight_bits, activation_bits = map(int, bits.split('/'))
+    for row in asked:
         for name in chosen_methods(args):
-            rows = []
+            rows, taken = [], []
             for seed in args.seeds:
                 order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
                 chosen, others = order[:args.num_images], order[args.num_images:]
                 model = load_model(args.weights)
                 started = time.perf_counter()
                 report = quantize_model(model, images[chosen].split(16), {**request(
-                    name, weight_bits, activation_bits, seed, args.method_options),
-                    **tuning_request(args)})
+                    name, row.weight_bits, row.activation_bits, seed, args.method_options),
+                    **row.request, **tuning_request(args)})
                 seconds = time.perf_counter() - started
+                if report.budget:
+                    taken.append(plan_taken(report.budget))
                 logits = predict(model, images[others])
                 rows.append((accuracy(floats[others], labels[others]),
                              accuracy(logits, labels[others]), agreement(logits, floats[others]),
                              divergence(logits, floats[others]), seconds))
             kept = left_float(report, load_model(args.weights))
             before, top1, agree, apart, seconds = zip(*rows)
-            print(f'W{weight_bits}A{activation_bits} {name}: {over_seeds(top1)} (float '
+            print(f'{row.name} {name}: {over_seeds(top1)} (float '
                   f'{over_seeds(before)}), as float {over_seeds(agree)}, divergence '
                   f'{over_seeds(apart, 4)}, {len(report.layers)} layers quantized, {kept} float  '
-                  f'({np.mean(seconds):.0f} s)', flush=True)
+                  f'({np.mean(seconds):.0f} s)', *taken, sep='; ', flush=True)
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip('mmdet')
+from benchmarks.budget_rows import Row  # noqa: E402
 from benchmarks.coco_mini import kept, raw_error, request  # noqa: E402
 
 
@@ -30,9 +31,11 @@ def test_raw_error_is_relative_to_the_spread_of_a_channel():
 
 
 def test_requests_leave_open_what_is_not_named():
-    spec = request('w4a8', 'default', 'minmax', 'BitSplit', 3, 64)
+    spec = request(Row('w4a8', 4, 8), 'default', 'minmax', 'BitSplit', 3, 64)
     assert spec['weight'] == {'num_bits': 4}
     assert spec['activation'] == {'num_bits': 8, 'scale_search': 'minmax'}
     assert spec['calibration'] == {'seed': 3, 'num_images': 64}
-    assert request('W8A32', 'ecaq', 'default', 'MSE', 0, 8)['activation'] == {
+    assert request(Row('W8A32', 8, 32), 'ecaq', 'default', 'MSE', 0, 8)['activation'] == {
         'num_bits': None, 'mode': 'ecaq'}
+    budget = {'weight_bits': 4.5}
+    assert request(Row('', 8, 8, budget), 'default', 'default', 'MSE', 0, 8)['budget'] == budget
