@@ -15,7 +15,8 @@ _KINDS = ((nn.Conv2d, 'conv2d'), (nn.ConvTranspose2d, 'conv_transpose2d'),
           (nn.Linear, 'linear'))
 # Outputs of a call that are computed again to see whether a layer does what its class says.
 POSITIONS_TO_COMPARE = 1024
-# Subclasses of nn.Linear whose weight is used by their parent, not by a call of their own.
+# Subclasses of nn.Linear whose weight is used by their parent, not by a call of their own, until
+# ``models.opening`` calls them.
 _NEVER_CALLED = ('NonDynamicallyQuantizableLinear',)
 
 
@@ -26,7 +27,9 @@ def layer_kind(module: nn.Module) -> str | None:
     sampling); ``computes_like_torch`` settles that on real data. One that holds layers of its own
     (LoRA) is none, whatever it computes before they are trained.
     """
-    if type(module).__name__ in _NEVER_CALLED or holds_layers(module):
+    if holds_layers(module):
+        return None
+    if type(module).__name__ in _NEVER_CALLED and not hasattr(module, 'opened_call'):
         return None
     for cls, kind in _KINDS:
         if isinstance(module, cls):

@@ -7,3 +7,17 @@ function is called with (``in_proj`` or ``q_proj``, ``k_proj``, ``v_proj`` of
 ``nn.MultiheadAttention``). ``Opened.close()`` takes them back, ``describe_opened(model)`` says in
 plain values what ``reopen(model, description)`` repeats on a fresh model.
 """
+
+from mmbitsplit.models.opening.finder import ClosedCall, find_calls
+from mmbitsplit.models.opening.opened_module import OpenedCallError, OpenedCalls
+from mmbitsplit.models.opening.opening import (
+    Opened,
+    describe_opened,
+    open_calls,
+    opened_modules,
+    release_originals,
+    reopen,
+)
+
+__all__ = ['ClosedCall', 'Opened', 'OpenedCallError', 'OpenedCalls', 'describe_opened',
+           'find_calls', 'open_calls', 'opened_modules', 'release_originals', 'reopen']

@@ -1,0 +1,164 @@
+"""Finds, in a run of a model, the calls that multiply inside of modules' own forwards."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from mmbitsplit.models.layers.geometry import is_replaced
+from mmbitsplit.models.layers.product import Product
+from mmbitsplit.models.opening.calls import NAMES
+from mmbitsplit.models.opening.classify import Classifier
+from mmbitsplit.models.opening.dependence import Dependence
+from mmbitsplit.models.opening.multiply import NoProduct, NotOpened
+from mmbitsplit.models.opening.rows import Row
+from mmbitsplit.models.watch.carried import tensors_in
+
+
+@dataclass(frozen=True)
+class ClosedCall:
+    """A call that multiplies activations and stays as it is.
+
+    Args:
+        module: Name of the module in whose forward it is; ``None`` outside of all.
+        function: What is called.
+        reason: Why it stays.
+    """
+
+    module: str | None
+    function: str
+    reason: str
+
+
+@dataclass
+class Found:
+    """What a run showed.
+
+    Args:
+        sequences: By module, of each of its calls the rows of its calls that multiply.
+        closed: Calls that no row stands for, in the order they were met.
+        called: Names of the modules that were called.
+    """
+
+    sequences: dict[str, list[list[Row]]] = field(default_factory=dict)
+    closed: list[ClosedCall] = field(default_factory=list)
+    called: set[str] = field(default_factory=set)
+
+    def close(self, module: str | None, function: str, reason: str) -> None:
+        """Notes a call that stays as it is, once."""
+        call = ClosedCall(module, function, reason)
+        if call not in self.closed:
+            self.closed.append(call)
+
+
+def find_calls(model: nn.Module, run: Callable[[], Any], *, inputs: Any = None,
+               hidden: Sequence[str] = ()) -> Found:
+    """Runs a model once and lists the calls that multiply.
+
+    Args:
+        model: In eval mode; opened modules are looked at as any others.
+        run: Runs it on one batch.
+        inputs: The batch; its tensors are what activations depend on.
+        hidden: Names of methods inside of which calls are not looked at: steps whose results are
+            replayed.
+    """
+    finder = _Finder(model, tuple(hidden))
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(finder.hooks())
+        finder.dependence.take_in(tensors_in(inputs))
+        stack.enter_context(finder.dependence)
+        stack.enter_context(finder)
+        run()
+    return finder.found
+
+
+class _Finder(TorchFunctionMode):
+
+    def __init__(self, model: nn.Module, hidden: tuple[str, ...]):
+        super().__init__()
+        self.model, self.hidden, self.found = model, hidden, Found()
+        self.names = {module: name for name, module in model.named_modules()}
+        self.dependence = Dependence(model, self._product)
+        self.classifier = Classifier(model, self.dependence)
+        self.stack: list[tuple[nn.Module, list[Row]]] = []
+        self.known = 0  # calls that run now are known
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func not in NAMES or self._is_done():
+            return func(*args, **kwargs)
+        self._note(NAMES[func], func, args, kwargs)
+        self.known += 1
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.known -= 1
+
+    def _note(self, name: str, func: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        module, rows = self.stack[-1] if self.stack else (None, [])
+        row: Row = {'function': name, 'kind': 'pass'}
+        try:
+            row = {'function': name, **self.classifier.row(module, func, args, kwargs)}
+        except NoProduct:
+            pass
+        except NotOpened as reason:
+            self.found.close(self.names.get(module), name, str(reason))
+        if module is None and row['kind'] != 'pass':
+            self.found.close(None, name, 'called outside of all modules')
+        rows.append(row)
+
+    def _is_done(self) -> bool:
+        """Whether what is called is what a layer or a product is for, or hidden."""
+        if self.known or (self.stack and _multiplies_itself(self.stack[-1][0])):
+            return True
+        frame = sys._getframe(2)
+        while self.hidden and frame is not None:
+            if frame.f_code.co_name in self.hidden:
+                return True
+            frame = frame.f_back
+        return False
+
+    def _product(self, operation: str) -> None:
+        """An operation multiplies something; one that no known function has called is noted."""
+        if not self._is_done():
+            self.found.close(self.names.get(self.stack[-1][0]) if self.stack else None, operation,
+                             'done by a function that is not known to multiply')
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Inside, it is known which module runs."""
+        handles = []
+        for module in self.names:
+            handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leave, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not self.stack:
+            self.dependence.take_in(tensors_in((args, kwargs)))
+        self.stack.append((module, []))
+        self.found.called.add(self.names[module])
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        _, rows = self.stack.pop()
+        self.found.sequences.setdefault(self.names[module], []).append(rows)
+
+
+def _multiplies_itself(module: nn.Module) -> bool:
+    return is_replaced(module) or isinstance(module, Product)
+
+
+def left_to_open(found: Found) -> list[str]:
+    """Names of modules that still multiply activations themselves, though they could be opened."""
+    return [name for name, calls in found.sequences.items()
+            if any(row['kind'] != 'pass' for rows in calls for row in rows)]
