@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.paper import BENCH_MODELS, BenchModel, Bits, published, published_float
+from bench.paper.models import ZOO_MODELS
 from bench.paper.summary import HEADINGS
 from bench.stored_runs import read_runs
 from mmbitsplit.report.tables import HEADLINES, bits_of, in_points, results_rows, text_table
@@ -57,6 +58,8 @@ FAMILIES = {
     'bitsplit': Family('Bit-split', 'configs', 'results/openmmlab/configs.json', in_index=True),
     'qdrop': Family('QDrop', 'configs/qdrop', 'results/openmmlab/qdrop.json', in_index=True,
                     paper=QDROP_PAPER, like='configs'),
+    'transformers': Family('Bit-split on transformers', 'configs/transformers',
+                           'results/openmmlab/transformers.json', in_index=True),
     'cifar': Family('Bit-split on CIFAR-10', 'configs/cifar', 'results/cifar/configs.json'),
     'demo': Family('Bit-split on the demo', 'configs/demo', 'results/demo/configs.json'),
 }
@@ -179,11 +182,10 @@ def _entry(root: Path, path: Path, family: Family, run: Mapping[str, Any] | None
 
 def _model_of(stem: str) -> BenchModel:
     """The model whose configs have this path, up to the bits."""
-    for model in BENCH_MODELS.values():
+    for model in (*BENCH_MODELS.values(), *ZOO_MODELS):
         if re.sub(r'_w\da\d\.py$', '', model.config) == stem:
             return model
-    raise ValueError(f'no model of bench.paper.BENCH_MODELS has configs named {stem}; add it '
-                     'there.')
+    raise ValueError(f'no model of bench/paper/models.py has configs named {stem}; add it there.')
 
 
 def _assignments(path: Path) -> dict[str, Any]:

@@ -66,6 +66,19 @@ BENCH_MODELS = {model.name: model for model in (
                'Mask R-CNN'),
 )}
 
+# With configs of their own in the zoo, and in no table: paths of configs bring them into one.
+ZOO_MODELS = (
+    BenchModel('rtmdet_s', 'RTMDet-s', 'configs/rtmdet_s_w4a8.py', 'coco', True),
+    *(BenchModel(name, label, f'configs/transformers/{name}_w4a8.py', 'imagenet', False)
+      for name, label in (('vit_base_p16_384px', 'ViT-B/16 at 384'), ('deit_tiny', 'DeiT-T'),
+                          ('deit_small', 'DeiT-S'), ('deit_base', 'DeiT-B'),
+                          ('swin_tiny', 'Swin-T'), ('swin_small', 'Swin-S'))),
+    *(BenchModel(name, label, f'configs/transformers/{name}_w4a8.py', 'coco', True)
+      for name, label in (('detr_r50', 'DETR R50'), ('deformable_detr_r50', 'Deformable DETR R50'),
+                          ('dino_r50', 'DINO R50'), ('mask2former_r50', 'Mask2Former R50'),
+                          ('mask_rcnn_swin_t', 'Mask R-CNN Swin-T'))),
+)
+
 
 def bench_model(name: str) -> BenchModel:
     """Returns a model by its name, or one for the path of a quantization config.

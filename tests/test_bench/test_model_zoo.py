@@ -57,7 +57,8 @@ def test_the_metafile_has_results_of_what_was_run_alone(root):
 
 def test_the_index_names_what_works_without_the_checkout():
     assert yaml.safe_load(model_index_text()) == {
-        'Import': ['configs/metafile.yml', 'configs/qdrop/metafile.yml']}
+        'Import': ['configs/metafile.yml', 'configs/qdrop/metafile.yml',
+                   'configs/transformers/metafile.yml']}
 
 
 def test_runs_that_are_not_the_config_as_it_stands(root, make_run):

@@ -30,13 +30,30 @@ UPSTREAM = {
     'resnet50': 'mmpretrain::resnet/resnet50_8xb32_in1k.py',
     'resnet101': 'mmpretrain::resnet/resnet101_8xb32_in1k.py',
     'vgg16_bn': 'mmpretrain::vgg/vgg16bn_8xb32_in1k.py',
+    'rtmdet_s': 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py',
 }
-DETECTORS = ('retinanet_r50', 'mask_rcnn_r50', 'faster_rcnn_r50')
+TRANSFORMERS = {
+    'vit_base_p16_384px': 'mmpretrain::vision_transformer/vit-base-p16_64xb64_in1k-384px.py',
+    'deit_tiny': 'mmpretrain::deit/deit-tiny_4xb256_in1k.py',
+    'deit_small': 'mmpretrain::deit/deit-small_4xb256_in1k.py',
+    'deit_base': 'mmpretrain::deit/deit-base_16xb64_in1k.py',
+    'swin_tiny': 'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py',
+    'swin_small': 'mmpretrain::swin_transformer/swin-small_16xb64_in1k.py',
+    'detr_r50': 'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+    'deformable_detr_r50': 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+    'dino_r50': 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py',
+    'mask2former_r50': 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
+    'mask_rcnn_swin_t': 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+}
+DETECTORS = ('retinanet_r50', 'mask_rcnn_r50', 'faster_rcnn_r50', 'rtmdet_s')
 LOW_BITS = ('w4a4', 'w3a3', 'w2a4')
 # Of the paper's tables, and those that learned rounding is compared on.
 OF_THE_PAPER = {'resnet18', 'resnet50', 'resnet101', 'vgg16_bn'}
-COMPARED = [model for model in UPSTREAM if model not in ('resnet101', 'vgg16_bn')]
-NAMES = sorted({f'{model}_w4a8' for model in ('retinanet_r50', 'mask_rcnn_r50')}
+COMPARED = [model for model in UPSTREAM if model not in ('resnet101', 'vgg16_bn', 'rtmdet_s')]
+NAMES = sorted({f'{model}_w4a8' for model in ('retinanet_r50', 'mask_rcnn_r50', 'rtmdet_s')}
+               | {'rtmdet_s_w8a8'}
+               | {f'{model}_{bits}' for model in ('mobilenet_v2', 'regnetx_3_2gf')
+                  for bits in ('w8a8', 'w4a8', 'w6a6', 'w4a6')}
                | {f'{model}_{bits}' for model in OF_THE_PAPER
                   for bits in ('w8a8', 'w4a8', 'w4a4', 'w3a3')}
                | {f'{model}_{bits}' for model in COMPARED for bits in LOW_BITS})
@@ -68,13 +85,12 @@ def upstream_room(package):
 
 
 def published_weights(reference):
-    """The checkpoint that the installed package's own metafile names for a config."""
+    """The checkpoints that the installed package's own metafile names for a config."""
     package, path = reference.split('::')
     room = upstream_room(package)
     metafile = room / 'configs' / Path(path).parent / 'metafile.yml'
     models = yaml.safe_load(metafile.read_text(encoding='utf-8'))['Models']
-    (weights,) = {model['Weights'] for model in models if model['Config'] == f'configs/{path}'}
-    return weights
+    return {model['Weights'] for model in models if model['Config'] == f'configs/{path}'}
 
 
 def test_the_promised_configs_are_there_and_no_others():
@@ -94,7 +110,10 @@ def without_scope(node, package):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_everything_but_quantization_is_upstream(name):
-    reference = UPSTREAM[split_name(name)[0]]
+    check_like_upstream(name, UPSTREAM[split_name(name)[0]])
+
+
+def check_like_upstream(name, reference):
     package = reference.split('::')[0]
     ours = without_scope(load(name).to_dict(), package)
     upstream = without_scope(load_upstream(reference).to_dict(), package)
@@ -129,7 +148,7 @@ def test_calibration_fits_the_task(name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_weights_are_those_of_the_installed_metafile(name):
-    assert load(name).load_from == published_weights(UPSTREAM[split_name(name)[0]])
+    assert {load(name).load_from} == published_weights(UPSTREAM[split_name(name)[0]])
 
 
 def test_the_qdrop_configs_are_there_and_no_others():
@@ -148,3 +167,26 @@ def test_a_qdrop_config_is_ours_with_its_method_and_placement(name):
     assert qdrop == ours
     spec = read_request(load(f'qdrop/{name}').quantization.to_dict())
     assert (spec.activation.mode, spec.activation.placement) == ('per_tensor', 'qdrop')
+
+
+def test_the_transformers_configs_are_there_and_no_others():
+    assert sorted(path.stem for path in (CONFIG_DIR / 'transformers').glob('*.py')) == sorted(
+        f'{model}_{bits}' for model, reference in TRANSFORMERS.items()
+        for bits in ('w8a8', 'w4a8') + (
+            () if reference.startswith('mmdet') else ('w6a6', 'w4a6', 'w4a4')))
+
+
+@pytest.mark.parametrize('model', TRANSFORMERS)
+def test_configs_of_a_transformer_differ_in_bits_alone(model):
+    """One is compared with upstream's whole; the others are the same text with other bits."""
+    reference, name = TRANSFORMERS[model], f'transformers/{model}_w4a8'
+    check_like_upstream(name, reference)
+    assert load(name).load_from in published_weights(reference)
+    assert load(name).quantization.calibration.batch_size == (
+        1 if reference.startswith('mmdet') else 32)
+    text = (CONFIG_DIR / f'{name}.py').read_text()
+    for path in (CONFIG_DIR / 'transformers').glob(f'{model}_w?a?.py'):
+        _, weight, activation = split_name(path.stem)
+        assert path.read_text() == text.replace(
+            'weight=dict(num_bits=4), activation=dict(num_bits=8)',
+            f'weight=dict(num_bits={weight}), activation=dict(num_bits={activation})')

@@ -100,7 +100,8 @@ def test_commands_of_the_repository_say_so_in_a_wheel(wheel, tmp_path):
 def test_all_that_the_model_index_names_is_in_the_wheel(wheel, names):
     with zipfile.ZipFile(wheel) as archive:
         index = yaml.safe_load(archive.read('mmbitsplit/.mim/model-index.yml'))
-        assert index['Import'] == ['configs/metafile.yml', 'configs/qdrop/metafile.yml']
+        assert index['Import'] == [f'configs/{folder}metafile.yml'
+                                   for folder in ('', 'qdrop/', 'transformers/')]
         for name in index['Import']:
             content = yaml.safe_load(archive.read(f'mmbitsplit/.mim/{name}'))
             for model in content['Models']:
