@@ -11,7 +11,7 @@ from torch import nn
 
 from mmbitsplit.calibration.float_run import FloatRun, prepare_run, run_float
 from mmbitsplit.calibration.importance import asks_for_importance, find_importance
-from mmbitsplit.calibration.journal import Journal
+from mmbitsplit.calibration.journal import Journal, JournalEntry
 from mmbitsplit.calibration.layer_solver import LayerSolver, solve_without_images
 from mmbitsplit.calibration.memory import (
     NOTHING,
@@ -56,7 +56,13 @@ from mmbitsplit.passes.thread_state import in_a_state_of_its_own
 from mmbitsplit.passes.uncompiled import as_written, uncompiled
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.planning.preparation import divide
-from mmbitsplit.planning.request_plan import check_request, layers_to_find, make_plan
+from mmbitsplit.planning.product_plan import multiplication_shares, quantized_shares
+from mmbitsplit.planning.request_plan import (
+    check_request,
+    count_multiplications,
+    make_plan,
+    sites_to_find,
+)
 from mmbitsplit.planning.units import find_units
 from mmbitsplit.solving.model_loss import loss_batches
 from mmbitsplit.solving.statistics import check_large_layers
@@ -139,7 +145,7 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
     """As ``calibrate``, whose checks have been passed; ``count`` as for ``Watching``."""
     stopwatch, started = Stopwatch(), time.perf_counter()
     with stopwatch('watch'):
-        look = Watching(forwards, layers_to_find(forwards.model, spec), count)
+        look = Watching(forwards, sites_to_find(forwards.model, spec), count)
         made = _prepare(look, spec, method, planned)
     if method.solves == 'unit':
         take_whole_units(journal, divide(look, made.prepared.plan, spec, method))
@@ -158,6 +164,8 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
         settle_streams(made.prepared, forwards, spec.calibration.seed)
     solved = (SolvedUnits if method.solves == 'unit' else SolvedLayers)(
         made.prepared, divide(look, made.prepared.plan, spec, method), journal, progress)
+    solved.calls = look.flow.products
+    solved.shares = multiplication_shares(made.amounts)
     for entry in entries:
         solved.take_over(entry)
     _solve(look, made.prepared, run, method, solved, stopwatch)
@@ -174,7 +182,9 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
         folded_batch_norms=sorted(made.prepared.folded),
         seconds=_seconds(stopwatch, run.record, time.perf_counter() - started),
         calibration={'num_batches': forwards.total, 'seed': spec.calibration.seed,
-                     'processes': forwards.team.size, 'layers_taken_over': len(entries),
+                     'processes': forwards.team.size,
+                     'layers_taken_over': sum(isinstance(entry, JournalEntry)
+                                              for entry in entries),
                      **({} if spec.calibration.sampling == 'even' else
                         {'sampling': spec.calibration.sampling}),
                      **({'forwards_of_an_image': (3 if look.patterns else 2)
@@ -184,16 +194,19 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         estimated_bytes=made.estimate.total, refinement=refinement,
         selections=_note_selections(look, solved.reports), warnings=warnings,
-        units=list(solved.units), plan=plan_value(made.prepared.plan), tuning=tuning)
+        units=list(solved.units), plan=plan_value(made.prepared.plan), tuning=tuning,
+        products=solved.products_in_order(),
+        multiplications=quantized_shares(made.prepared.plan, made.amounts))
     return made.prepared, report
 
 
 @dataclass(frozen=True)
 class _Made:
-    """A prepared model, and the memory that its calibration will take."""
+    """A prepared model, the memory that its calibration will take, and multiplications by name."""
 
     prepared: PreparedModel
     estimate: MemoryEstimate
+    amounts: dict[str, int]
 
 
 def _prepare(look: Watching, spec: QuantSpec, method: Method,
@@ -203,11 +216,12 @@ def _prepare(look: Watching, spec: QuantSpec, method: Method,
         plan = make_plan(look.forwards.model, look.flow, spec)
         find_units(look.flow, plan, overrides=spec.overrides)  # refuses early what cannot be
         estimate = _check_memory(look, plan, spec, method)
+        amounts = count_multiplications(look.forwards.model, look.flow)
         prepared = look.prepare(plan)
         if prepared is not None:
             check_norms(build_stages(spec.tuning), prepared)
             planned(plan)
-            return _Made(prepared, estimate)
+            return _Made(prepared, estimate, amounts)
 
 
 def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method,
@@ -217,9 +231,10 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
     model, batches = look.forwards.model, look.forwards.batches
     geometries = planned_geometries(model, look.flow, plan)
     check_large_layers(method, geometries)
-    owners = find_owners(look.flow, set(geometries))
+    products = [product.name for product in plan.products]
+    owners = find_owners(look.flow, {*geometries, *products})
     estimate = estimate_memory(look.flow, geometries, owners, look.sizes,
-                               spec.calibration.rows_per_layer, look.forwards.total)
+                               spec.calibration.rows_per_layer, look.forwards.total, products)
     if method.refines:
         estimate = replace(estimate, refining=refining_bytes(
             look.flow, geometries, look.sizes,
@@ -263,7 +278,7 @@ def _float_run(look: Watching, made: _Made, spec: QuantSpec, method: Method, don
     """
     # A method that refines looks at all layers again, those solved before too.
     known = set() if method.refines else done
-    if not spec.calibration.num_images or not made.prepared.layers.keys() - known:
+    if not spec.calibration.num_images or not made.prepared.sites.keys() - known:
         return made, prepare_run(made.prepared, look, spec.calibration, method, stopwatch)
 
     def begin() -> FloatRun:
@@ -287,7 +302,7 @@ def _float_run(look: Watching, made: _Made, spec: QuantSpec, method: Method, don
             made = _prepare(look, spec, method, planned)
     if new or found.sampler.far_off(look.counts):
         found = run()
-    found.sampler.reached.update(reached_by(look.counts, made.prepared.layers))
+    found.sampler.reached.update(reached_by(look.counts, made.prepared.sites))
     return made, found
 
 
@@ -296,12 +311,12 @@ def _solve(look: Watching, prepared: PreparedModel, run: FloatRun, method: Metho
     """Solves all layers that have not been taken over."""
     if not run.sampler.spec.num_images:
         solve_without_images(prepared, method, solved, stopwatch)
-    elif len(solved.reports) == len(prepared.layers):
+    elif all(site.quantized for site in prepared.sites.values()):
         pass
     elif isinstance(solved, SolvedUnits):
         solve_units(look, prepared, run, method, solved, stopwatch)
     else:
-        owners = find_owners(look.flow, set(prepared.layers), run.record.patterns)
+        owners = find_owners(look.flow, set(prepared.sites), run.record.patterns)
         solver = LayerSolver(prepared, look.forwards, run, method, solved, stopwatch)
         lockstep = Lockstep(prepared, look.forwards, run.record.counts, owners, run.sampler,
                             run.tape, solver)

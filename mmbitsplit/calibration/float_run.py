@@ -43,9 +43,10 @@ def prepare_run(prepared: PreparedModel, look: Watching, calibration: Calibratio
     loss = ModelLoss(look.forwards, look.flow, tape, method.loss, method.loss_batches) \
         if method.refines else None
     sampler = Sampler(calibration, look.forwards.total,
-                      {name: look.flow.calls[name] for name in prepared.layers},
-                      totals(look.counts, prepared.layers),
-                      reached_by(look.counts, prepared.layers), stopwatch)
+                      {name: look.flow.calls[name] for name in prepared.sites},
+                      totals(look.counts, prepared.sites),
+                      reached_by(look.counts, prepared.sites), stopwatch,
+                      products={plan.name: plan for plan in prepared.plan.products})
     return FloatRun(sampler, loss, tape=tape)
 
 

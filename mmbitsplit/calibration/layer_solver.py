@@ -2,7 +2,9 @@
 
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmbitsplit.calibration.float_run import FloatRun
@@ -12,10 +14,12 @@ from mmbitsplit.models import PreparedModel
 from mmbitsplit.passes.capture import CallCapture, merge_samples
 from mmbitsplit.passes.float_pass import check_finite
 from mmbitsplit.passes.forwards import Forwards
+from mmbitsplit.passes.product_capture import ProductCapture
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.solving.data_free import solve_from_weights
 from mmbitsplit.solving.positions import check_seen
 from mmbitsplit.solving.solve_layer import solve_layer
+from mmbitsplit.solving.solve_product import solve_product
 
 UNREACHED = 'no gradient of the raw outputs reaches it: its positions and channels count alike'
 
@@ -40,8 +44,11 @@ class LayerSolver:
     solved: SolvedLayers
     stopwatch: Stopwatch
 
-    def __call__(self, name: str, offers: dict[int, list[CallCapture]]) -> None:
-        """Solves a layer from this process's captures of it, by batch."""
+    def __call__(self, name: str, offers: dict[int, list[Any]]) -> None:
+        """Solves a layer or product from this process's captures of it, by batch."""
+        if name in self.prepared.products:
+            self._find_scales(name, offers)
+            return
         with self.stopwatch('solve'):
             started, team = time.perf_counter(), self.forwards.team
             captures, targets = self._align(name, offers)
@@ -55,6 +62,18 @@ class LayerSolver:
                 solved = replace(solved, notes=(*solved.notes, UNREACHED))
             samples = merge_samples(captures, team) if self.method.refines else None
             self.solved.add(plan, solved, time.perf_counter() - started, samples)
+
+    def _find_scales(self, name: str, offers: dict[int, list[ProductCapture]]) -> None:
+        """Solves a product of activations."""
+        with self.stopwatch('solve'), self.stopwatch('solve_scales'):
+            started = time.perf_counter()
+            plan = next(plan for plan in self.prepared.plan.products if plan.name == name)
+            for batch, captures in offers.items():
+                for capture in captures:
+                    check_finite_ends(name, capture, self.forwards.labels[batch])
+            captures = [capture for batch in sorted(offers) for capture in offers[batch]]
+            solved = solve_product(plan, captures, self.forwards.team)
+            self.solved.add_product(plan, solved, time.perf_counter() - started)
 
     def _align(self, name: str, offers: dict[int, list[CallCapture]],
                ) -> tuple[list[CallCapture], list[Tensor]]:
@@ -76,6 +95,18 @@ class LayerSolver:
             captures += offers[batch]
             targets += wanted
         return captures, targets
+
+
+def check_finite_ends(name: str, capture: ProductCapture, label: str) -> None:
+    """Raises ``ValueError`` naming product and image when an input holds NaN or infinity."""
+    for side in capture.values:
+        if not bool(torch.isfinite(capture.low[side]).all() & torch.isfinite(
+                capture.high[side]).all()):
+            raise ValueError(
+                f"Input {side} of product '{name}' holds NaN or infinity in the quantized model, "
+                f'on {label}. Check the checkpoint (does the float model evaluate well?) and that '
+                f"image, or leave the product in float with overrides=[dict(match='{name}', "
+                'skip=True)].')
 
 
 def solve_without_images(prepared: PreparedModel, method: Method, solved: SolvedLayers,

@@ -11,6 +11,7 @@ from mmbitsplit.methods.tuning import STEP_IMAGES, TuningStage
 from mmbitsplit.models import DataFlow, layer_role
 from mmbitsplit.passes.capture import SAMPLES_PER_LAYER
 from mmbitsplit.passes.free_memory import gb
+from mmbitsplit.passes.product_capture import capture_bytes
 from mmbitsplit.passes.repeated_calls import Owner
 from mmbitsplit.passes.sampling import rows_per_call
 from mmbitsplit.passes.team import Team
@@ -20,6 +21,7 @@ from mmbitsplit.structures import LayerGeometry, Unit
 
 # Copies of a layer's sampled rows and of its gram that are alive at once while it is solved.
 ROW_COPIES, GRAM_COPIES = 3, 4
+PRODUCT_COPIES = 2  # of a product's sampled matrices: as they are, and those of a call rounded
 WEIGHT_BYTES = 4 + 1 + 4  # of a weight of a layer that is put in: float, code, what that stands for
 # Of a layer's output, in the graph of gradients: it, what the activation makes of it, and what
 # additions and concatenations do.
@@ -84,7 +86,8 @@ NOTHING = MemoryEstimate(suspended=0, running=0, targets=0, solving=0, weights=0
 
 def estimate_memory(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
                     owners: Mapping[str, Owner], sizes: Mapping[int, float],
-                    rows_per_layer: int, num_batches: int) -> MemoryEstimate:
+                    rows_per_layer: int, num_batches: int,
+                    products: Sequence[str] = ()) -> MemoryEstimate:
     """Estimates from one watched batch what all batches of this process will hold.
 
     Args:
@@ -94,6 +97,7 @@ def estimate_memory(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
         sizes: Of this process's batches, in units of the watched batch.
         rows_per_layer: Sampled positions of a layer.
         num_batches: Batches of all processes.
+        products: Names of the planned products of activations.
     """
     targets = solving = weights = 0
     for name, geometry in geometries.items():
@@ -108,8 +112,12 @@ def estimate_memory(flow: DataFlow, geometries: Mapping[str, LayerGeometry],
         grams = GRAM_COPIES * inputs if inputs <= MOST_INPUTS_FOR_GRAM else PART
         solving = max(solving, geometry.groups * inputs * (
             4 * ROW_COPIES * rows + real * grams))
+    for name in products:
+        solving = max(solving, PRODUCT_COPIES * capture_bytes(
+            flow.products[name].shapes, flow.calls[name] * len(sizes)))
     return MemoryEstimate(
-        suspended=int(_most_held(_held(flow, geometries, owners)) * sum(sizes.values())),
+        suspended=int(_most_held(_held(flow, [*geometries, *products], owners))
+                      * sum(sizes.values())),
         running=int(flow.peak_bytes * max(sizes.values(), default=0)), targets=targets,
         solving=solving, weights=weights)
 
@@ -210,9 +218,10 @@ def with_units(estimate: MemoryEstimate, flow: DataFlow, units: Sequence[Unit], 
 
 def _held(flow: DataFlow, layers: Iterable[str], owners: Mapping[str, Owner],
           ) -> Iterable[list[int]]:
-    """Bytes of each tensor that the watched batch holds asleep, at one layer after another."""
+    """Bytes of each tensor that the watched batch holds asleep, at one layer or product after
+    another."""
     seen = set()
-    for name in sorted(layers, key=flow.order.index):
+    for name in sorted(layers, key=flow.sites.index):
         owner = next((owner for owner in owners.values() if name in owner.layers), None)
         if owner is None:
             yield flow.live_blocks[name]

@@ -1,13 +1,24 @@
 """Layers that are solved: written into the model, kept in the journal, reported."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mmbitsplit.calibration.journal import Journal, JournalEntry
+from mmbitsplit.calibration.journal import Journal, JournalEntry, ProductEntry
 from mmbitsplit.functional import ActivationSamples
 from mmbitsplit.models import PreparedModel, QuantizedLayer, apply
+from mmbitsplit.models.watch.product_calls import ProductCalls
 from mmbitsplit.solving.solve_layer import Solved
-from mmbitsplit.structures import LayerPlan, LayerReport, Unit, summary
+from mmbitsplit.solving.solve_product import SolvedProduct
+from mmbitsplit.structures import (
+    LayerPlan,
+    LayerReport,
+    Log2Params,
+    ProductPlan,
+    ProductReport,
+    QParams,
+    Unit,
+    summary,
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,9 @@ class SolvedLayers:
         progress: Told every layer.
         reports: A row a layer, in the order they were solved.
         samples: Of the inputs of layers, where the method needs them later.
+        products: A row a product of activations, likewise.
+        calls: What was seen of each product.
+        shares: Of all multiplications, that each layer and product makes.
     """
 
     prepared: PreparedModel
@@ -54,9 +68,15 @@ class SolvedLayers:
     progress: Callable[[Progress], None]
     reports: list[LayerReport] = field(default_factory=list)
     samples: dict[str, ActivationSamples] = field(default_factory=dict)
+    products: list[ProductReport] = field(default_factory=list)
+    calls: Mapping[str, ProductCalls] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
 
-    def take_over(self, entry: JournalEntry) -> None:
-        """Writes a layer that an interrupted calibration has solved."""
+    def take_over(self, entry: JournalEntry | ProductEntry) -> None:
+        """Writes a layer or product that an interrupted calibration has solved."""
+        if isinstance(entry, ProductEntry):
+            self._install(entry)
+            return
         apply(self.prepared.layers[entry.name], entry.solution)
         self._report(entry.report, entry.samples)
 
@@ -75,14 +95,33 @@ class SolvedLayers:
         report = layer_report(layer, plan, solved, seconds)
         self._keep(JournalEntry(plan.name, solved.solution, report, samples))
 
+    def add_product(self, plan: ProductPlan, solved: SolvedProduct, seconds: float) -> None:
+        """Writes a product that has just been solved, as ``add`` does a layer."""
+        report = product_report(plan, solved, seconds, self.calls[plan.name],
+                                self.shares[plan.name])
+        entry = ProductEntry(plan.name, solved.solution, report)
+        if self.journal is not None:
+            self.journal.append(entry)
+        self._install(entry)
+
+    def _install(self, entry: ProductEntry) -> None:
+        device = next((value.device for value in self.prepared.model.parameters()), None)
+        self.prepared.products[entry.name].install(entry.solution, device)
+        self.products.append(entry.report)
+
+    def products_in_order(self) -> list[ProductReport]:
+        """Reports of products in the order of the plan."""
+        reports = {report.name: report for report in self.products}
+        return [reports[plan.name] for plan in self.prepared.plan.products]
+
     def in_order(self) -> list[LayerReport]:
         """Reports in the order of the plan: towers side by side are solved in either."""
         reports = {report.name: report for report in self.reports}
         return [reports[plan.name] for plan in self.prepared.plan.layers]
 
     def check_complete(self) -> None:
-        """Raises ``ValueError`` for planned layers that the passes never reached."""
-        missing = [name for name, layer in self.prepared.layers.items() if not layer.quantized]
+        """Raises ``ValueError`` for planned layers and products that the passes never reached."""
+        missing = [name for name, site in self.prepared.sites.items() if not site.quantized]
         if missing:
             raise ValueError(f'{len(missing)} layer(s) were not solved: {", ".join(missing[:5])}.'
                              ' The calibration images do not reach them; use others, or leave '
@@ -101,20 +140,51 @@ class SolvedLayers:
         self.progress(Progress('layers', len(self.reports), len(self.prepared.layers), report))
 
 
+def product_report(plan: ProductPlan, solved: SolvedProduct, seconds: float, calls: ProductCalls,
+                   share: float) -> ProductReport:
+    """The row of ``layers.json`` of a product that has been solved.
+
+    Args:
+        plan, solved: Of the product.
+        seconds: That it took.
+        calls: What was seen of it.
+        share: Of all multiplications.
+    """
+    asked = [one for _, one in plan.sides()]
+    params = [getattr(solved.solution, side) for side, _ in plan.sides()]
+    notes = ['powers of two, which no runtime computes in integers'] \
+        if any(isinstance(one, Log2Params) for one in params) else []
+    return ProductReport(
+        name=plan.name, shapes=calls.shapes[0], bits=(asked[0].num_bits, asked[1].num_bits),
+        symmetry=(_symmetry(params[0]), _symmetry(params[1])),
+        granularity=(asked[0].granularity, asked[1].granularity),
+        softmax=(asked[0].softmax is not None, asked[1].softmax is not None),
+        scales=(_scales(params[0]), _scales(params[1])), scale_search=solved.searches,
+        error=solved.error, error_minmax=solved.error_minmax, multiplications=share,
+        calls=solved.calls, seconds=seconds, notes=notes)
+
+
+def _scales(params: QParams | Log2Params | None) -> tuple[float, float] | None:
+    return summary(params.scale) if isinstance(params, QParams) else None
+
+
+def _symmetry(params: QParams | Log2Params | None) -> str | None:
+    if not isinstance(params, QParams):
+        return None if params is None else 'log2'
+    return 'asymmetric' if bool((params.zero_point != 0).any()) else \
+        'signed' if params.quant_min < 0 else 'unsigned'
+
+
 def layer_report(layer: QuantizedLayer, plan: LayerPlan, solved: Solved, seconds: float,
                  ) -> LayerReport:
     """The row of ``layers.json`` of a layer that has been solved."""
     qparams = solved.solution.qparams
-    symmetry = None
-    if qparams is not None:
-        symmetry = 'asymmetric' if bool((qparams.zero_point != 0).any()) else \
-            'signed' if qparams.quant_min < 0 else 'unsigned'
     return LayerReport(
         name=plan.name, kind=layer.geometry.kind, shape=tuple(layer.geometry.weight_shape),
         role=plan.role, weight_bits=plan.weight.num_bits,
         activation_bits=plan.activation.num_bits,
         activation_mode=plan.activation.mode if qparams is not None else None,
-        activation_symmetry=symmetry, strength=solved.strength,
+        activation_symmetry=_symmetry(qparams), strength=solved.strength,
         weight_scale=summary(solved.solution.weight_scale),
         activation_scale=None if qparams is None else summary(qparams.scale),
         error_rounding=solved.error_rounding, error=solved.error, sweeps=solved.sweeps,

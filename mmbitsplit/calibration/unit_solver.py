@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbitsplit.calibration.float_run import FloatRun
-from mmbitsplit.calibration.journal import Journal, JournalEntry
+from mmbitsplit.calibration.journal import Journal, JournalEntry, ProductEntry
 from mmbitsplit.calibration.layer_solver import LayerSolver
 from mmbitsplit.calibration.solved_layers import SolvedLayers
 from mmbitsplit.calibration.unit_times import UnitTimes
@@ -171,9 +171,9 @@ def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: 
     forwards, layers = look.forwards, prepared.layers
     team = forwards.team
     counts = {batch: {name: look.counts.get(batch, look.flow.calls).get(name, 0)
-                      for name in layers} for batch in range(forwards.total)}
+                      for name in prepared.sites} for batch in range(forwards.total)}
     patterns = [pattern for part in team.gather(look.patterns) for pattern in part]
-    owners = find_owners(look.flow, set(layers), patterns)
+    owners = find_owners(look.flow, set(prepared.sites), patterns)
     done = {report.name for report in solved.reports}
     units = [unit for unit in solved.units if not done.issuperset(unit.layers)]
     times = UnitTimes(units, {unit.name: work_of(unit, look.flow, layers)
@@ -226,6 +226,9 @@ def take_whole_units(journal: Journal | None, units: Sequence[Unit]) -> None:
     open_layers: set[str] = set()
     whole = 0
     for index, entry in enumerate(journal.entries):
+        if isinstance(entry, ProductEntry):  # solved by itself, among the layers of units
+            whole = whole if open_layers else index + 1
+            continue
         open_layers.add(entry.name)
         unit = unit_of.get(entry.name)
         if unit is not None and open_layers.issuperset(unit.layers):

@@ -3,7 +3,7 @@
 from mmbitsplit.models.layers.geometry import layer_geometry, layer_kind
 from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
 from mmbitsplit.models.layers.stepped_layer import SteppedLayer
-from mmbitsplit.models.surgery.install import apply, quantized_layers
+from mmbitsplit.models.surgery.install import apply, quantized_layers, quantized_products
 from mmbitsplit.models.surgery.prepare import PreparedModel, prepare
 from mmbitsplit.models.surgery.rebuild import describe, rebuild
 from mmbitsplit.models.watch.data_flow import DataFlow
@@ -12,4 +12,4 @@ from mmbitsplit.models.watch.watcher import layer_input, watch
 
 __all__ = ['DataFlow', 'PreparedModel', 'QuantizedLayer', 'SteppedLayer', 'apply', 'describe',
            'last_layers', 'layer_geometry', 'layer_input', 'layer_kind', 'layer_role', 'prepare',
-           'quantized_layers', 'rebuild', 'watch']
+           'quantized_layers', 'quantized_products', 'rebuild', 'watch']

@@ -15,6 +15,8 @@ from mmbitsplit.functional import (
     output_size,
 )
 from mmbitsplit.models import QuantizedLayer
+from mmbitsplit.models.layers.product import Product
+from mmbitsplit.passes.product_capture import ProductCapture, capture_product
 from mmbitsplit.passes.sampling import (
     draw_by_importance,
     draw_with_repeats,
@@ -24,7 +26,7 @@ from mmbitsplit.passes.sampling import (
 )
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.team import Team
-from mmbitsplit.structures import CalibrationSpec
+from mmbitsplit.structures import CalibrationSpec, ProductPlan
 
 SAMPLES_PER_LAYER = 4096  # columns that the search for activation scales looks at
 
@@ -64,6 +66,7 @@ class Sampler:
         stopwatch: Told what sampling takes.
         drawn: Positions drawn in the float pass, by layer, call and batch, for the other one.
         chosen: Positions drawn by importance, likewise; ``None`` where all are drawn evenly.
+        products: Plans of the products whose calls are captured, too.
     """
 
     spec: CalibrationSpec
@@ -74,6 +77,7 @@ class Sampler:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     drawn: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
     chosen: dict[tuple[str, int, int], Tensor] | None = None
+    products: Mapping[str, ProductPlan] = field(default_factory=dict)
 
     def share_of_call(self, name: str, rows: int) -> int:
         """How many of a layer's rows one call contributes."""
@@ -152,11 +156,16 @@ class Sampler:
                 target -= bias.detach().view(layer.geometry.groups, -1, 1)
         return target
 
-    def capture(self, name: str, layer: QuantizedLayer, call: int, batch: int, x: Tensor,
-                ) -> CallCapture:
+    def capture(self, name: str, layer: QuantizedLayer | Product, call: int, batch: int,
+                *inputs: Tensor) -> CallCapture | ProductCapture:
         """Everything that solving needs of a call of the quantized pass."""
         with self.stopwatch('sampling'):
-            return self._capture(name, layer, call, batch, x.detach())
+            if isinstance(layer, Product):
+                a, b = (ordinary(x.detach(), layer) for x in inputs)
+                calls = self.totals.get(name) or self.num_batches * self.calls[name]
+                return capture_product(a, b, self.products[name], 1 / calls,
+                                       (self.spec.seed, name, call, batch))
+            return self._capture(name, layer, call, batch, ordinary(inputs[0].detach(), layer))
 
     def _capture(self, name: str, layer: QuantizedLayer, call: int, batch: int, x: Tensor,
                  ) -> CallCapture:
@@ -176,12 +185,13 @@ class Sampler:
             shape=tuple(x.shape), batch=batch)
 
 
-def ordinary(x: Tensor, layer: QuantizedLayer) -> Tensor:
+def ordinary(x: Tensor, layer: QuantizedLayer | Product) -> Tensor:
     """What calibration keeps of an input: no inference tensor, in the precision of the layer.
 
     Autocast gives layers inputs of lower precision; ``QuantizedLayer`` takes them as they are.
     """
-    x = x.to(layer.weight.dtype) if x.is_floating_point() else x
+    dtype = torch.float32 if isinstance(layer, Product) else layer.weight.dtype
+    x = x.to(dtype) if x.is_floating_point() else x
     return x.clone() if x.is_inference() else x
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmbitsplit.models import PreparedModel, QuantizedLayer
 from mmbitsplit.models.layers.streams import streams_through
-from mmbitsplit.passes.capture import CallCapture, Sampler, ordinary
+from mmbitsplit.passes.capture import CallCapture, Sampler
 from mmbitsplit.passes.float_pass import check_finite, taking
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.replay import Tape
@@ -54,7 +54,7 @@ def float_calls(prepared: PreparedModel, forwards: Forwards, sampler: Sampler,
             number = sum(capture.batch == batch for capture in calls.captures)
             calls.targets.append(sampler.target(name, layer, number, batch, x.shape,
                                                 output.to(layer.float_weights().weight.dtype)))
-            calls.captures.append(sampler.capture(name, layer, number, batch, ordinary(x, layer)))
+            calls.captures.append(sampler.capture(name, layer, number, batch, x))
 
     layers = {name: prepared.layers[name] for name in found}
     with taking(layers, take), streams_through(), forwards.recording(Tape()), \

@@ -25,7 +25,7 @@ class FloatRecord:
     Args:
         targets: By (layer, batch), one (G, M, K) a call: float outputs without bias.
         shapes: By (layer, batch), the input's shape of each call.
-        counts: By batch, number of calls by layer name.
+        counts: By batch, number of calls by the name of a layer or product.
         patterns: See ``call_counts.CallCounts``.
         seconds_forward: Time of the forwards alone, s.
         seconds_sampling: Time spent on targets, s.
@@ -38,6 +38,12 @@ class FloatRecord:
     seconds_forward: float = 0.0
     seconds_sampling: float = 0.0
 
+    def count(self, name: str, batch: int) -> int:
+        """Counts a call of a layer or product; returns how many there were before."""
+        calls = self.counts[batch].get(name, 0)
+        self.counts[batch][name] = calls + 1
+        return calls
+
     def add_call(self, name: str, layer: QuantizedLayer, batch: int, x: Tensor, output: Tensor,
                  sampler: Sampler | None) -> None:
         """Counts a call of a layer; keeps its outputs at the sampled positions, if there are any.
@@ -48,8 +54,7 @@ class FloatRecord:
             x, output: Of the call.
             sampler: Positions; ``None`` where nobody asks for them.
         """
-        call = self.counts[batch].get(name, 0)
-        self.counts[batch][name] = call + 1
+        call = self.count(name, batch)
         if sampler is None:
             return
         self.shapes.setdefault((name, batch), []).append(tuple(x.shape))
@@ -78,12 +83,21 @@ def float_pass(prepared: PreparedModel, forwards: Forwards, sampler: Sampler,
     state, record, calls = forwards.state, FloatRecord(), CallCounts()
     seen, one_thread, first = set(), OneThread(), next(iter(forwards.batches), None)
 
-    def take(name: str, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
+    def meet(name: str) -> None:
         one_thread.check(name)
         check_called_again(name)
         if name not in seen or state.batch == first:
             seen.add(name)
             state.look()
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(module, args, output) -> None:
+            meet(name)
+            record.count(name, state.current_batch())
+        return hook
+
+    def take(name: str, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
+        meet(name)
         with state.ours.apart():
             with sampler.stopwatch('sampling'):
                 check_finite(name, x, forwards.labels[state.current_batch()], 'float')
@@ -91,10 +105,10 @@ def float_pass(prepared: PreparedModel, forwards: Forwards, sampler: Sampler,
                             None if name in done else sampler)
 
     started, sampled_before = time.perf_counter(), sampler.stopwatch.seconds['sampling']
-    with taking(prepared.layers, take), torch.no_grad():
+    with taking(prepared.layers, take), hooked(prepared.products.items(), count), torch.no_grad():
         for step, batch in enumerate(forwards.batches):
             record.counts[batch] = {}
-            with calls.of(batch, prepared.model, prepared.layers), state.watched(batch), \
+            with calls.of(batch, prepared.model, prepared.sites), state.watched(batch), \
                     one_thread.around():
                 forwards.run(batch)
             progress(step + 1, len(forwards.batches))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmbitsplit.models import PreparedModel
 from mmbitsplit.passes.branches import Branch, current_branch
-from mmbitsplit.passes.capture import CallCapture, Sampler, ordinary
+from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.passes.forward_state import ForwardState
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.owner_runs import Offer, OwnerCall, OwnerRuns
@@ -34,19 +34,21 @@ class Lockstep:
     """Drives the quantized pass.
 
     Args:
-        prepared: The model; its layers are solved one after another by ``solve``.
+        prepared: The model; its layers, and its products of activations, are solved one after
+            another by ``solve``.
         forwards: Of the model.
-        counts: By batch, calls of each layer in the float pass.
+        counts: By batch, calls of each of them in the float pass.
         owners: By module name, calls that are repeated for layers inside (``shared``).
         sampler: Positions.
         tape: Results that are replayed; taken back when an owner is run again.
-        solve: Solves a layer and writes the solution into it; given the layer's name and, by
+        solve: Solves a layer or product and writes the solution into it; given the name and, by
             batch, what was captured of each call.
     """
 
     def __init__(self, prepared: PreparedModel, forwards: Forwards,
                  counts: Mapping[int, dict[str, int]], owners: dict[str, Owner], sampler: Sampler,
-                 tape: Tape, solve: Callable[[str, dict[int, list[CallCapture]]], None]):
+                 tape: Tape, solve: Callable[[str, dict[int, list[Any]]], None]):
+        self.sites = prepared.sites
         self.prepared, self.forwards, self.counts = prepared, forwards, counts
         self.owners, self.sampler, self.solve, self.tape = owners, sampler, solve, tape
         self.team, self.state, self.spare = forwards.team, forwards.state, SpareMemory()
@@ -118,12 +120,12 @@ class Lockstep:
             'point.')
 
     def _stations(self) -> list[str]:
-        """What batches wait at for each other: the layers."""
-        return [*self.prepared.layers]
+        """What batches wait at for each other: layers and products of activations."""
+        return [*self.sites]
 
     def _passed(self, station: str) -> bool:
         """Whether nobody waits there any more."""
-        return self.prepared.layers[station].quantized
+        return self.sites[station].quantized
 
     def _visits(self, station: str, batch: int) -> bool:
         """Whether a batch comes there."""
@@ -155,6 +157,9 @@ class Lockstep:
         for name, layer in self.prepared.layers.items():
             stack.enter_context(patched([ReplayPoint(layer, 'forward')],
                                         self._layer_forward(name)))
+        for name, product in self.prepared.products.items():
+            stack.enter_context(patched([ReplayPoint(product, 'forward')],
+                                        self._product_forward(name)))
         for name, owner in self.owners.items():
             if name != RUN:
                 module = self.prepared.model.get_submodule(name)
@@ -162,29 +167,40 @@ class Lockstep:
                                             self._owner_forward(owner)))
 
     def _layer_forward(self, name: str) -> Callable:
-        layer = self.prepared.layers[name]
-
         def wrap(forward: Callable) -> Callable:
             def intercepted(input: Tensor, *args, **kwargs) -> Tensor:
                 worker = current_branch()
                 if worker.owner_runs is not None:
-                    return worker.owner_runs.call(name, input, forward)
-                if not self._passed(name):
-                    with self.state.ours.apart():
-                        capture = self.sampler.capture(name, layer, 0, worker.batch,
-                                                       ordinary(input, layer))
-                    worker.arrive({name: [capture]})
+                    return worker.owner_runs.call(name, (input,), forward)
+                self._wait(worker, name, input)
                 return forward(input, *args, **kwargs)
             return intercepted
         return wrap
+
+    def _product_forward(self, name: str) -> Callable:
+        def wrap(forward: Callable) -> Callable:
+            def intercepted(a: Tensor, b: Tensor) -> Tensor:
+                worker = current_branch()
+                if worker.owner_runs is not None:
+                    return worker.owner_runs.call(name, (a, b), forward)
+                self._wait(worker, name, a, b)
+                return forward(a, b)
+            return intercepted
+        return wrap
+
+    def _wait(self, worker: 'Worker', name: str, *inputs: Tensor) -> None:
+        """Hands over the inputs of a call of what is not solved, and sleeps until it is."""
+        if not self._passed(name):
+            with self.state.ours.apart():
+                capture = self.sampler.capture(name, self.sites[name], 0, worker.batch, *inputs)
+            worker.arrive({name: [capture]})
 
     def _units_inside(self, worker: 'Worker', owner: Owner) -> UnitsInside:
         """Units that an owner must solve; none where layers are solved one by one."""
         return UnitsInside()
 
     def _owner_forward(self, owner: Owner) -> Callable:
-        layers = {name: layer for name, layer in self.prepared.layers.items()
-                  if name in owner.layers}
+        layers = {name: site for name, site in self.sites.items() if name in owner.layers}
         care = Care()
 
         def wrap(forward: Callable) -> Callable:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mmbitsplit.functional.norm_statistics import output_moments
 from mmbitsplit.models import PreparedModel, QuantizedLayer
+from mmbitsplit.passes.capture import ordinary
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.lockstep import Lockstep
 from mmbitsplit.passes.repeated_calls import Owner
@@ -17,7 +18,7 @@ class _Moments:
     """Takes from a call the sums of what the layer gives before that is rounded."""
 
     def capture(self, name: str, layer: QuantizedLayer, call: int, batch: int, x: Tensor) -> Tensor:
-        return output_moments(layer.product(x), layer.geometry)
+        return output_moments(layer.product(ordinary(x, layer)), layer.geometry)
 
 
 class MomentsPass(Lockstep):

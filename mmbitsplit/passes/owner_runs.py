@@ -26,10 +26,12 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from mmbitsplit.functional import output_size
 from mmbitsplit.models import QuantizedLayer
-from mmbitsplit.passes.capture import CallCapture, Sampler, ordinary
+from mmbitsplit.models.layers.product import Product, product_shape
+from mmbitsplit.passes.capture import CallCapture, Sampler
 from mmbitsplit.passes.forward_state import Bookmark
 from mmbitsplit.passes.known_outputs import Call, KnownOutputs
 from mmbitsplit.passes.probes import Care, Digest, Filler, SpareMemory
+from mmbitsplit.passes.product_capture import ProductCapture
 from mmbitsplit.passes.thread_state import ThreadState
 from mmbitsplit.passes.true_inputs import TrueInputs
 from mmbitsplit.passes.unit_progress import STATION, UnitsInside
@@ -42,7 +44,7 @@ class OwnerCall:
     """One batch's call of an owner.
 
     Args:
-        layers: Planned layers inside the owner.
+        layers: Planned layers inside the owner, and products of activations.
         passed: Whether nobody waits at a layer any more: it is solved.
         readers: See ``repeated_calls.Owner``.
         counts: Calls of each layer in this batch's float forward.
@@ -56,7 +58,7 @@ class OwnerCall:
         units: Units inside that are to be solved, too.
     """
 
-    layers: dict[str, QuantizedLayer]
+    layers: dict[str, QuantizedLayer | Product]
     passed: Callable[[str], bool]
     readers: dict[str, frozenset[str]]
     counts: dict[str, int]
@@ -110,7 +112,7 @@ class OwnerRuns:
         self.call_again = call
         self.outputs = KnownOutputs(call.readers, call.counts)
         self.inputs = TrueInputs()
-        self.found: dict[str, dict[int, CallCapture]] = {}
+        self.found: dict[str, dict[int, CallCapture | ProductCapture]] = {}
         self.now = _Run()
 
     def pending(self) -> list[str]:
@@ -252,72 +254,87 @@ class OwnerRuns:
             with self.call_again.ours.apart():
                 self.call_again.units.note(name, index, args, kwargs)
 
-    def call(self, name: str, x: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
-        """Answers one call of a planned layer during a run of the owner."""
+    def call(self, name: str, inputs: tuple[Tensor, ...], forward: Callable[..., Tensor]) -> Tensor:
+        """Answers one call of a planned layer, or of a product, during a run of the owner."""
+        if name not in self.call_again.layers:  # a product that nobody waits at
+            return forward(*inputs)
         run, call = self.now, (name, self.now.next(name))
         with self.call_again.ours.apart():
-            answer = self._answer(call, x)
+            answer = self._answer(call, inputs)
         if answer is not None:
             return answer
-        output = forward(x)
+        output = forward(*inputs)
         if run.final or run.provisional is not None:
             return output
         self.outputs.keep(call, output)
         with self.call_again.ours.apart():
             return self._lend(output)
 
-    def _answer(self, call: Call, x: Tensor) -> Tensor | None:
+    def _answer(self, call: Call, inputs: tuple[Tensor, ...]) -> Tensor | None:
         """What a call is answered without computing it, or ``None``."""
         run, name = self.now, call[0]
         if run.final:
-            return self._final_answer(call, x)
+            return self._final_answer(call, inputs)
         if name in self.outputs.forgotten:
-            return self._unknown_output(name, x)
+            return self._unknown_output(name, inputs)
         if run.filler is not None and call in self.inputs.seen \
-                and not self.inputs.confirms(call, x):
-            return self._unknown_output(name, x)
+                and not self.inputs.confirms(call, *inputs):
+            return self._unknown_output(name, inputs)
         known = self.outputs.get(call)
         if known is not None:
             return self._lend(known)
-        total = float('nan') if run.filler is not None else float(x.sum())
+        total = float('nan') if run.filler is not None else _total(inputs)
         if math.isnan(total):
-            return self._unknown_output(name, x)
-        return self._answer_to_true(call, x, total)
+            return self._unknown_output(name, inputs)
+        return self._answer_to_true(call, inputs, total)
 
-    def _final_answer(self, call: Call, x: Tensor) -> Tensor | None:
+    def _final_answer(self, call: Call, inputs: tuple[Tensor, ...]) -> Tensor | None:
         """The same in the last run, where inputs must be those that layers were solved on."""
         if self.inputs.trusts(call):
-            total = float(x.sum())
+            total = _total(inputs)
             if not math.isnan(total):
-                self.inputs.compare(call, Digest.of(x, total))
-        return self._unknown_output(call[0], x) if call[0] in self.outputs.forgotten \
+                self.inputs.compare(call, Digest.of(*inputs, total=total))
+        return self._unknown_output(call[0], inputs) if call[0] in self.outputs.forgotten \
             else self.outputs.take(call)
 
-    def _answer_to_true(self, call: Call, x: Tensor, total: float) -> Tensor | None:
-        """The same for an input that is taken for true; captures it where its layer asks."""
+    def _answer_to_true(self, call: Call, inputs: tuple[Tensor, ...], total: float,
+                        ) -> Tensor | None:
+        """The same for inputs that are taken for true; captures them where their layer asks."""
         (name, index), owner, provisional = call, self.call_again, self.now.provisional
-        layer = owner.layers[name]
         if provisional is None:
-            self.inputs.note(call, Digest.of(x, total))
+            self.inputs.note(call, Digest.of(*inputs, total=total))
             if owner.passed(name):
                 return None
         if not owner.passed(name) and provisional in (None, name):
             self.found.setdefault(name, {})[index] = owner.sampler.capture(
-                name, layer, index, owner.batch, ordinary(x, layer))
-        return None if provisional is not None else self._unknown_output(name, x)
+                name, owner.layers[name], index, owner.batch, *inputs)
+        return None if provisional is not None else self._unknown_output(name, inputs)
 
     def _lend(self, known: Tensor) -> Tensor:
         """A copy: the caller may change it in place."""
         return self.call_again.spare.take(known, known.shape).copy_(known)
 
-    def _unknown_output(self, name: str, x: Tensor) -> Tensor:
-        geometry = self.call_again.layers[name].geometry
-        size, channels = output_size(geometry, x.shape), geometry.out_channels
-        shape = (*size, channels) if geometry.kind == 'linear' else (size[0], channels, *size[1:])
+    def _unknown_output(self, name: str, inputs: tuple[Tensor, ...]) -> Tensor:
+        x, shape = inputs[0], _output_shape(self.call_again.layers[name], inputs)
         if self.now.final:
             return x.new_full(shape, float('nan'))
-        output = self.call_again.spare.take(x, torch.Size(shape))
+        output = self.call_again.spare.take(x, shape)
         return output.fill_(float('nan')) if self.now.filler is None else self.now.filler(output)
+
+
+def _total(inputs: tuple[Tensor, ...]) -> float:
+    return sum(float(x.sum()) for x in inputs)
+
+
+def _output_shape(site: QuantizedLayer | Product, inputs: tuple[Tensor, ...]) -> torch.Size:
+    """Shape of what a call gives."""
+    x = inputs[0]
+    if isinstance(site, Product):
+        return product_shape(x.shape, inputs[1].shape)
+    geometry = site.geometry
+    size, channels = output_size(geometry, x.shape), geometry.out_channels
+    return torch.Size((*size, channels) if geometry.kind == 'linear'
+                      else (size[0], channels, *size[1:]))
 
 
 def _has_nan(result: Any) -> bool:

@@ -59,11 +59,14 @@ class Digest:
     count: int
 
     @classmethod
-    def of(cls, x: Tensor, total: float | None = None) -> 'Digest':
-        step = max(1, x.numel() // ELEMENTS) | 1  # odd: not the same place of every row
-        places = torch.arange(0, x.numel(), step, device=x.device)
-        return cls(float(x.sum()) if total is None else total,
-                   tuple(x.take(places).tolist()), x.numel())
+    def of(cls, *inputs: Tensor, total: float | None = None) -> 'Digest':
+        """Of one tensor, or of several that are one input."""
+        some: list[float] = []
+        for x in inputs:
+            step = max(1, x.numel() // ELEMENTS) | 1  # odd: not the same place of every row
+            some += x.take(torch.arange(0, x.numel(), step, device=x.device)).tolist()
+        return cls(sum(float(x.sum()) for x in inputs) if total is None else total,
+                   tuple(some), sum(x.numel() for x in inputs))
 
     def agrees(self, other: 'Digest') -> bool:
         """Whether both are of one input, up to roundings; with NaN in one of them they do not."""

@@ -36,9 +36,9 @@ class TrueInputs:
         if call in self._trusted and not self._trusted[call].agrees(digest):
             self.mistaken = self.mistaken or call[0]
 
-    def confirms(self, call: Call, x: Tensor) -> bool:
+    def confirms(self, call: Call, *inputs: Tensor) -> bool:
         """Whether an input is the same with numbers in place of NaN."""
-        if not self.seen[call].agrees(Digest.of(x)):
+        if not self.seen[call].agrees(Digest.of(*inputs)):
             return False
         self._confirmed.add(call)
         return True

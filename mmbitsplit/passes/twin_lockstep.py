@@ -223,7 +223,8 @@ class TwinLockstep(Lockstep):
         units = {name.removeprefix(STATION): offers.pop(name) for name in list(offers)
                  if name.startswith(STATION)}
         for name in list(offers):
-            self._wake_floats(name, offers[name])
+            if name in self.prepared.layers:  # products have no targets
+                self._wake_floats(name, offers[name])
             super()._solve_all({name: offers.pop(name)})
         for name in units:
             self._wake_floats(STATION + name, units[name])
@@ -287,6 +288,23 @@ class TwinLockstep(Lockstep):
             return intercepted
         return wrap
 
+    def _product_forward(self, name: str) -> Callable:
+        quantized_wrap = super()._product_forward(name)
+
+        def wrap(forward: Callable) -> Callable:
+            quantized = quantized_wrap(forward)
+
+            def intercepted(a: Tensor, b: Tensor) -> Tensor:
+                branch = current_branch()
+                if branch is not None and not isinstance(branch, FloatBranch):
+                    return quantized(a, b)
+                if branch is not None:
+                    self._meet_in_float(branch, name)
+                    self.record.count(name, branch.batch)
+                return forward(a, b)  # the float product inside ``streams_through``
+            return intercepted
+        return wrap
+
     def _take(self, name: str, batch: int, x: Tensor, output: Tensor) -> None:
         """Keeps the target of a layer's call in a float branch."""
         with self.sampler.stopwatch('sampling'):
@@ -296,6 +314,11 @@ class TwinLockstep(Lockstep):
 
     def _arrive_in_float(self, branch: FloatBranch, name: str) -> None:
         """Sleeps at a layer's entry; sees what the forward has changed so far."""
+        self._meet_in_float(branch, name)
+        branch.sleep()
+
+    def _meet_in_float(self, branch: FloatBranch, name: str) -> None:
+        """Checks a call of a layer or product; sees what the forward has changed so far."""
         self._one_thread.check(name)
         check_called_again(name)
         calls = self.record.counts.get(branch.batch, {}).get(name, 0)
@@ -305,7 +328,6 @@ class TwinLockstep(Lockstep):
             self._known.add(name)
             with self.state.ours.apart():
                 self.state.modules.learn()
-        branch.sleep()
 
     def _owner_forward(self, owner: Any) -> Callable:
         quantized_wrap = super()._owner_forward(owner)

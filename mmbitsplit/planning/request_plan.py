@@ -2,14 +2,17 @@
 
 import fnmatch
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from mmbitsplit.models.layers.geometry import holds_layers, layer_kind
+from mmbitsplit.models.layers.geometry import holds_layers, layer_geometry, layer_kind
 from mmbitsplit.models.surgery.fold_bn import foldable_batch_norms
 from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.roles import after_first, layer_role
+from mmbitsplit.planning.costs import multiplications
 from mmbitsplit.planning.first_and_last import settings_of_role
 from mmbitsplit.planning.given_plan import (
     IN_FLOAT_BY_PLAN,
@@ -20,16 +23,29 @@ from mmbitsplit.planning.given_plan import (
 )
 from mmbitsplit.planning.model_checks import check_left, check_model, check_reached
 from mmbitsplit.planning.output_plan import plan_outputs
+from mmbitsplit.planning.product_plan import (
+    BY_PLAN,
+    check_given_products,
+    float_product,
+    keeps_product,
+    multiplication_shares,
+    plan_product,
+    product_names,
+)
 from mmbitsplit.planning.stream_plan import plan_streams
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import (
+    ActivationSpec,
     BitPlan,
     FloatRemainder,
     LayerPlan,
+    ProductPlan,
     QuantSpec,
+    WeightSpec,
     merge,
 )
 
+Settings = TypeVar('Settings', WeightSpec, ActivationSpec)
 NOT_CALLED = 'not called by what was watched'
 UNREACHED = f"no calibration image reaches it (calibration.unreached='float'), {NOT_CALLED}"
 
@@ -82,10 +98,41 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
         f'{weight.inside}.<{weight.operation}>'.lstrip('.'), 'Tensor', 'a weight that no module of '
         'the model holds, such as that of layers in a Python list (use nn.ModuleList)',
         weight.num_weights, weight.num_weights / total) for weight in flow.foreign_weights]
+    products, float_products = _plan_products(flow, spec)
+    kept += float_products
     check_given(spec, kept)
     check_left(layers, kept, f"scope='{spec.scope}' and overrides say which layers are quantized.")
-    plan = BitPlan(plan_outputs(layers, model, flow, folded, spec.plan), tuple(kept))
+    shares = multiplication_shares(count_multiplications(model, flow))
+    plan = BitPlan(plan_outputs(layers, model, flow, folded, spec.plan), tuple(
+        replace(part, multiplications=shares.get(part.name)) for part in kept), products=products)
     return plan_streams(plan, flow, folded, spec.plan)
+
+
+def _plan_products(flow: DataFlow, spec: QuantSpec,
+                   ) -> tuple[tuple[ProductPlan, ...], list[FloatRemainder]]:
+    """Plans of the products that were seen, and those that stay float."""
+    planned, kept = [], []
+    for name in flow.products:
+        keeps = keeps_product(name, spec)
+        reason = left_in_float(name, spec) if keeps is None else BY_PLAN if keeps else ''
+        requested = bool(reason)
+        if not reason:
+            activation = _overridden(name, spec.activation, 'activation', spec)
+            plan = plan_product(name, flow.products[name], activation, spec)
+            if isinstance(plan, ProductPlan):
+                planned.append(plan)
+                continue
+            reason = plan
+        kept.append(float_product(name, reason, requested))
+    return tuple(planned), kept
+
+
+def count_multiplications(model: nn.Module, flow: DataFlow) -> dict[str, int]:
+    """How many multiplications each layer and product of a float model makes, as it was watched."""
+    geometries = {name: flow.inside[name].geometry if name in flow.inside
+                  else layer_geometry(model.get_submodule(name)) for name in flow.order}
+    return {**multiplications(flow, geometries),
+            **{name: sum(calls.multiplications) for name, calls in flow.products.items()}}
 
 
 def _no_layers(modules: dict[str, nn.Module], flow: DataFlow, folded: dict[str, str],
@@ -124,6 +171,7 @@ def check_request(model: nn.Module, spec: QuantSpec) -> None:
     """
     check_model(model)
     check_given_names(model, spec)
+    check_given_products(model, spec)
     _check_scope(model, spec.scope)
     _check_overrides(model, spec)
     _check_precision(model, spec)
@@ -133,6 +181,13 @@ def layers_to_find(model: nn.Module, spec: QuantSpec) -> set[str]:
     """Names of the layers that a request is about, whether they are called or not."""
     return {name for name, module in model.named_modules()
             if layer_kind(module) and not left_in_float(name, spec)}
+
+
+def sites_to_find(model: nn.Module, spec: QuantSpec) -> set[str]:
+    """The same with the products of activations that it is about."""
+    return layers_to_find(model, spec) | {
+        name for name in product_names(model)
+        if spec.products is not None and not left_in_float(name, spec)}
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -150,12 +205,17 @@ def plan_layer(name: str, role: str, spec: QuantSpec, reads_first: bool = False)
         reads_first: Whether its input comes from first layers alone.
     """
     weight, activation = settings_of_role(role, spec, reads_first)
+    return with_given(LayerPlan(name, _overridden(name, weight, 'weight', spec),
+                                _overridden(name, activation, 'activation', spec), role), spec)
+
+
+def _overridden(name: str, settings: Settings, part: str, spec: QuantSpec) -> Settings:
+    """Settings of a layer or product with what overrides say of its name."""
     for index, override in enumerate(spec.overrides):
         if matches(name, override.match):
-            where = f'quantization.overrides[{index}]'
-            weight = merge(weight, override.weight, f'{where}.weight')
-            activation = merge(activation, override.activation, f'{where}.activation')
-    return with_given(LayerPlan(name, weight, activation, role), spec)
+            settings = merge(settings, getattr(override, part),
+                             f'quantization.overrides[{index}].{part}')
+    return settings
 
 
 def left_in_float(name: str, spec: QuantSpec) -> str:
@@ -188,6 +248,7 @@ def _check_scope(model: nn.Module, scope: str) -> None:
 
 def _check_overrides(model: nn.Module, spec: QuantSpec) -> None:
     layers = [name for name, module in model.named_modules() if layer_kind(module)]
+    layers += product_names(model)
     modules = [name for name, _ in model.named_modules() if name]
     for index, override in enumerate(spec.overrides):
         what, names = ('module', modules) if override.unit == 'module' else ('layer', layers)

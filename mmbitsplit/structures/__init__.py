@@ -12,6 +12,14 @@ from mmbitsplit.structures.plan import (
     StreamPlan,
 )
 from mmbitsplit.structures.plan_file import plan_text, plan_value, read_plan
+from mmbitsplit.structures.products import (
+    Log2Params,
+    ProductInput,
+    ProductPlan,
+    ProductReport,
+    ProductSolution,
+    ProductSpec,
+)
 from mmbitsplit.structures.report import LayerReport, QuantizationReport, summary, width_summary
 from mmbitsplit.structures.solution import LayerSolution, QParams, WeightSolution
 from mmbitsplit.structures.spec import (
@@ -19,6 +27,7 @@ from mmbitsplit.structures.spec import (
     CalibrationSpec,
     FirstLastSpec,
     OverrideSpec,
+    PlannedProduct,
     PlannedStream,
     PlanRow,
     PlanSpec,
@@ -31,11 +40,12 @@ from mmbitsplit.structures.units import Unit
 from mmbitsplit.structures.widths import BudgetSpec, Widths, WidthTable
 
 __all__ = [
-    'ActivationSpec', 'BitPlan', 'BudgetSpec', 'CalibrationSpec', 'FirstLastSpec', 'FloatRemainder',
-    'FoldedNorm',
-    'LayerGeometry', 'LayerMeans', 'LayerPlan', 'LayerReport', 'LayerSolution', 'LayerStatistics',
-    'Options', 'OutputPlan', 'OverrideSpec', 'PlanRow', 'PlanSpec', 'PlannedStream', 'QParams',
-    'QuantSpec', 'QuantizationReport', 'Range', 'RowStatistics', 'Selection', 'StreamPlan', 'Unit',
-    'WeightSolution', 'WeightSpec', 'WidthTable', 'Widths', 'from_mapping', 'merge', 'plan_text',
-    'plan_value', 'read_plan', 'summary', 'width_summary',
+    'ActivationSpec', 'BitPlan', 'BudgetSpec', 'CalibrationSpec', 'FirstLastSpec',
+    'FloatRemainder', 'FoldedNorm', 'LayerGeometry', 'LayerMeans', 'LayerPlan', 'LayerReport',
+    'LayerSolution', 'LayerStatistics', 'Log2Params', 'Options', 'OutputPlan', 'OverrideSpec',
+    'PlanRow', 'PlanSpec', 'PlannedProduct', 'PlannedStream', 'ProductInput', 'ProductPlan',
+    'ProductReport', 'ProductSolution', 'ProductSpec', 'QParams', 'QuantSpec',
+    'QuantizationReport', 'Range', 'RowStatistics', 'Selection', 'StreamPlan', 'Unit',
+    'WeightSolution', 'WeightSpec', 'WidthTable', 'Widths', 'from_mapping', 'merge',
+    'plan_text', 'plan_value', 'read_plan', 'summary', 'width_summary',
 ]

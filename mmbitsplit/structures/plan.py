@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mmbitsplit.structures.products import ProductPlan
 from mmbitsplit.structures.spec import ActivationSpec, WeightSpec
 
 
@@ -71,12 +72,14 @@ class BitPlan:
         streams: Quantized residual streams.
         open_streams: Layers beside whose input a skip connection stays float, though it was to be
             quantized: no module by itself gives the tensor.
+        products: Products of activations that are quantized, in execution order.
     """
 
     layers: tuple[LayerPlan, ...]
     kept_float: tuple['FloatRemainder', ...] = ()
     streams: tuple[StreamPlan, ...] = ()
     open_streams: tuple[str, ...] = ()
+    products: tuple[ProductPlan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class FloatRemainder:
         share: Of all parameters of the model, 0 to 1.
         requested: Whether scope, an override or a plan keeps it in float, and another plan can
             have it quantized.
+        multiplications: Share of all that the model makes, 0 to 1; ``None`` where unknown.
     """
 
     name: str
@@ -99,6 +103,7 @@ class FloatRemainder:
     num_weights: int
     share: float
     requested: bool = False
+    multiplications: float | None = None
 
 
 @dataclass(frozen=True)

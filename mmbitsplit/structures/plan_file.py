@@ -6,7 +6,7 @@ a plan given back leaves out is as the request says, so that editing a width is 
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from mmbitsplit.structures.plan import BitPlan, LayerPlan
 from mmbitsplit.structures.spec import PLAN_FORMAT, PLAN_SETTINGS, PlanSpec
 
 PLAN = 'plan.json'
+PRODUCT = 'Product'  # the kind of a product that stays float
+_TABLES = ('products', 'layers')  # a line a row
 
 
 def plan_value(plan: BitPlan) -> dict[str, Any]:
@@ -39,10 +41,15 @@ def plan_value(plan: BitPlan) -> dict[str, Any]:
                 row[part] = own
         rows.append(row)
     rows += [{'name': part.name, 'weight_bits': None} for part in plan.kept_float
-             if part.requested]
+             if part.requested and part.kind != PRODUCT]
     streams = [{'name': stream.name, 'num_bits': stream.num_bits} for stream in plan.streams]
+    products: list[dict[str, Any]] = [
+        {'name': product.name, 'a_bits': product.a.num_bits, 'b_bits': product.b.num_bits}
+        for product in plan.products]
+    products += [{'name': part.name, 'a_bits': None, 'b_bits': None} for part in plan.kept_float
+                 if part.requested and part.kind == PRODUCT]
     return {'format': PLAN_FORMAT, **shared, **({'streams': streams} if streams else {}),
-            'layers': rows}
+            **({'products': products} if products else {}), 'layers': rows}
 
 
 def plan_text(value: Mapping[str, Any]) -> str:
@@ -51,16 +58,23 @@ def plan_text(value: Mapping[str, Any]) -> str:
     Args:
         value: From ``plan_value``, or of its layout.
     """
-    names = [json.dumps(row['name'], ensure_ascii=False) for row in value['layers']]
+    above = [f'  {json.dumps(key)}: {json.dumps(part, ensure_ascii=False)},'
+             for key, part in value.items() if key not in _TABLES]
+    tables = [f'  {json.dumps(key)}: [\n{_table(value[key])}\n  ]'
+              for key in _TABLES if key in value]
+    return '\n'.join(['{', *above, ',\n'.join(tables), '}']) + '\n'
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of JSON, a line each, names of one width."""
+    names = [json.dumps(row['name'], ensure_ascii=False) for row in rows]
     width = max(map(len, names), default=0) + 1
-    rows = []
-    for name, row in zip(names, value['layers']):
+    lines = []
+    for name, row in zip(names, rows):
         rest = json.dumps({key: part for key, part in row.items() if key != 'name'},
                           ensure_ascii=False)
-        rows.append(f'    {{"name": {(name + ",").ljust(width)} {rest[1:]}')
-    above = [f'  {json.dumps(key)}: {json.dumps(part, ensure_ascii=False)},'
-             for key, part in value.items() if key != 'layers']
-    return '\n'.join(['{', *above, '  "layers": [', ',\n'.join(rows), '  ]', '}']) + '\n'
+        lines.append(f'    {{"name": {(name + ",").ljust(width)} {rest[1:]}')
+    return ',\n'.join(lines)
 
 
 def read_plan(given: PlanSpec | BitPlan | Mapping[str, Any] | str | Path) -> PlanSpec:

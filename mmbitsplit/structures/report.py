@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.structures.plan import FloatRemainder, Selection
+from mmbitsplit.structures.products import ProductReport
 from mmbitsplit.structures.units import Unit
 
 
@@ -104,6 +105,10 @@ class QuantizationReport:
         plan: As ``plan.json`` has it (``plan_value``); can be given back.
         tuning: What each stage says that changed the whole model, in order.
         budget: How widths were chosen, where they were: ``PlanChoice.to_json()``.
+        products: A row a product of activations, in the order of the plan.
+        multiplications: How many a watched batch made (``total``), and shares of them, 0 to 1:
+            ``quantized``, of which ``layers`` and ``products``, and the part of these with
+            ``one_float`` factor, such as the image. The rest stands in ``kept_float``.
     """
 
     layers: list[LayerReport]
@@ -121,6 +126,8 @@ class QuantizationReport:
     plan: dict[str, Any] = field(default_factory=dict)
     tuning: list[dict[str, Any]] = field(default_factory=list)
     budget: dict[str, Any] = field(default_factory=dict)
+    products: list[ProductReport] = field(default_factory=list)
+    multiplications: dict[str, float] = field(default_factory=dict)
 
 
 def width_summary(layers: Iterable[LayerReport]) -> dict[str, dict[str, float] | None]:

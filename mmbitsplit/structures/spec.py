@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures.options import Options, Range, check_value, from_mapping
+from mmbitsplit.structures.products import ProductSpec
 from mmbitsplit.structures.widths import Bits, BudgetSpec
 
 WeightSearch = Literal['mse', 'minmax']
@@ -164,6 +165,9 @@ class CalibrationSpec(Options):
 class OverrideSpec(Options):
     """Other settings for the layers whose name matches a shell pattern; later ones win.
 
+    Products of activations are named like layers; what an override says of weights is nothing to
+    them.
+
     Args:
         match: Shell pattern on the layer's dotted name, such as ``'backbone.layer1.*'``.
         skip: ``True`` leaves the layer in float.
@@ -230,6 +234,20 @@ class PlannedStream(Options):
 
 
 @dataclass(frozen=True)
+class PlannedProduct(Options):
+    """What one product of activations, ``a @ b``, of a given plan gets.
+
+    Args:
+        name: Its dotted name.
+        a_bits, b_bits: Widths of the codes of its inputs; ``None`` leaves that one in float.
+    """
+
+    name: str
+    a_bits: Bits | None
+    b_bits: Bits | None
+
+
+@dataclass(frozen=True)
 class PlanSpec(Options):
     """A given plan: widths layer by layer, which win over those of the request and its overrides.
 
@@ -237,6 +255,7 @@ class PlanSpec(Options):
         layers: A row a layer, in any order. Layers without one get what the request says.
         weight, activation: What layers with a row have in common; rows win.
         streams: Quantized residual streams, in any order; those left out are as the request says.
+        products: Products of activations, likewise.
         format: Version of this layout.
     """
 
@@ -244,6 +263,7 @@ class PlanSpec(Options):
     weight: Mapping[str, Any] = field(default_factory=dict)
     activation: Mapping[str, Any] = field(default_factory=dict)
     streams: tuple[PlannedStream, ...] = ()
+    products: tuple[PlannedProduct, ...] = ()
     format: int = PLAN_FORMAT
 
     def __post_init__(self) -> None:
@@ -294,6 +314,7 @@ class QuantSpec(Options):
             ``'CalibTIPLight'`` or ``'CalibTIPAdvanced'``; or a dict with the name as ``type`` and
             another ``method`` (or options of its own) or ``tuning``.
         budget: Within which widths are chosen layer by layer; ``weight.num_bits`` is not used.
+        products: Of products of two activations, such as attention's; ``None`` leaves them float.
     """
 
     weight: WeightSpec = field(default_factory=WeightSpec)
@@ -307,6 +328,7 @@ class QuantSpec(Options):
     tuning: Mapping[str, Any] | tuple[Mapping[str, Any], ...] = ()
     pipeline: str | Mapping[str, Any] | None = None
     budget: BudgetSpec | None = None
+    products: ProductSpec | None = field(default_factory=ProductSpec)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -346,14 +368,19 @@ class QuantSpec(Options):
     def to_dict(self) -> dict[str, Any]:
         """Returns nested plain dicts for JSON.
 
-        ``plan``, ``tuning``, ``pipeline`` and ``budget`` are there where the request has them.
+        ``plan``, ``tuning``, ``pipeline`` and ``budget`` are there where the request has them,
+        ``products`` where they are others than the default.
         """
         values = dataclasses.asdict(self)
         # As files of before these have it, which journals are compared with.
         if self.plan is None:
             del values['plan']
-        elif not self.plan.streams:
-            del values['plan']['streams']
+        else:
+            for part in ('streams', 'products'):
+                if not getattr(self.plan, part):
+                    del values['plan'][part]
+        if self.products == ProductSpec():
+            del values['products']
         if not self.tuning:
             del values['tuning']
         if self.pipeline is None:

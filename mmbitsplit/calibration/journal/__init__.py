@@ -1,6 +1,6 @@
 """Solved layers on disk, and what they depend on."""
 
-from mmbitsplit.calibration.journal.journal import Journal, JournalEntry
+from mmbitsplit.calibration.journal.journal import Entry, Journal, JournalEntry, ProductEntry
 from mmbitsplit.calibration.journal.width_files import WidthFiles
 
-__all__ = ['Journal', 'JournalEntry', 'WidthFiles']
+__all__ = ['Entry', 'Journal', 'JournalEntry', 'ProductEntry', 'WidthFiles']

@@ -32,7 +32,14 @@ from mmbitsplit.calibration.journal.unit_state import FILE as STATE
 from mmbitsplit.calibration.journal.unit_state import UnitState
 from mmbitsplit.files import sync_folder
 from mmbitsplit.functional import ActivationSamples
-from mmbitsplit.structures import LayerReport, LayerSolution, QParams
+from mmbitsplit.structures import (
+    LayerReport,
+    LayerSolution,
+    Log2Params,
+    ProductReport,
+    ProductSolution,
+    QParams,
+)
 
 HEADER = 'header.json'
 _MAGIC = b'mmbs-lyr'
@@ -57,6 +64,24 @@ class JournalEntry:
     samples: ActivationSamples | None = None
 
 
+@dataclass(frozen=True)
+class ProductEntry:
+    """A solved product of activations.
+
+    Args:
+        name: Dotted name of its module.
+        solution: How its inputs are rounded.
+        report: Its row of ``layers.json``.
+    """
+
+    name: str
+    solution: ProductSolution
+    report: ProductReport
+
+
+Entry = JournalEntry | ProductEntry
+
+
 class Journal:
     """Solved layers of one calibration on disk; made by ``Journal.open``.
 
@@ -73,7 +98,7 @@ class Journal:
 
     def __init__(self, folder: Path, identity: dict[str, Any]):
         self.folder, self.identity = folder, identity
-        self.entries: list[JournalEntry] = []
+        self.entries: list[Entry] = []
         self.problems: list[str] = []
         self.facts: dict[str, Any] = {}
         self.finished = False
@@ -116,7 +141,7 @@ class Journal:
             journal._read_entries()
         return journal
 
-    def append(self, entry: JournalEntry) -> None:
+    def append(self, entry: Entry) -> None:
         """Writes the next solved layer, whole or not at all.
 
         Raises:
@@ -253,11 +278,12 @@ class Journal:
             _remove(self.folder, rest)
 
 
-def _to_payload(entry: JournalEntry, previous: str) -> bytes:
+def _to_payload(entry: Entry, previous: str) -> bytes:
     buffer = io.BytesIO()
-    samples = {} if entry.samples is None else {'samples': to_plain(entry.samples)}
+    more: dict[str, Any] = {'product': True} if isinstance(entry, ProductEntry) else \
+        {} if entry.samples is None else {'samples': to_plain(entry.samples)}
     torch.save({'previous': previous, 'name': entry.name, 'solution': to_plain(entry.solution),
-                'report': asdict(entry.report), **samples}, buffer)
+                'report': asdict(entry.report), **more}, buffer)
     return buffer.getvalue()
 
 
@@ -278,7 +304,19 @@ def to_solution(plain: Mapping[str, Any]) -> LayerSolution:
         map(to_solution, plain.get('narrower', ())))})
 
 
-def _from_bytes(data: bytes, previous: str) -> tuple[JournalEntry, bytes]:
+def _to_entry(stored: Mapping[str, Any]) -> Entry:
+    if stored.get('product'):
+        sides = {side: None if value is None else
+                 QParams(**value) if 'scale' in value else Log2Params(**value)
+                 for side, value in stored['solution'].items()}
+        return ProductEntry(stored['name'], ProductSolution(**sides),
+                            ProductReport(**stored['report']))
+    samples = ActivationSamples(**stored['samples']) if 'samples' in stored else None
+    return JournalEntry(stored['name'], to_solution(stored['solution']),
+                        LayerReport(**stored['report']), samples)
+
+
+def _from_bytes(data: bytes, previous: str) -> tuple[Entry, bytes]:
     """Reads an entry.
 
     Args:
@@ -295,9 +333,7 @@ def _from_bytes(data: bytes, previous: str) -> tuple[JournalEntry, bytes]:
     try:
         stored = torch.load(io.BytesIO(payload), map_location='cpu', weights_only=True)
         follows = stored['previous']
-        samples = ActivationSamples(**stored['samples']) if 'samples' in stored else None
-        entry = JournalEntry(stored['name'], to_solution(stored['solution']),
-                             LayerReport(**stored['report']), samples)
+        entry = _to_entry(stored)
     except Exception as error:  # torch and pickle raise all kinds; any means: solve it again
         reason = str(error).strip() or type(error).__name__
         raise Damaged(f'cannot be parsed ({reason.splitlines()[0]})') from error

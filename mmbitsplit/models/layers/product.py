@@ -1,26 +1,150 @@
 """A product of two activations as a module, so that it can be seen, planned and quantized."""
 
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from mmbitsplit.functional.kernels.precision import autocast_dtype, full_float32
+from mmbitsplit.models.layers.quantizers.activation_quantizer import ActivationQuantizer
+from mmbitsplit.models.layers.quantizers.log2_quantizer import Log2Quantizer
+from mmbitsplit.models.layers.streams import in_float_model
+from mmbitsplit.structures import QParams
+from mmbitsplit.structures.products import SIDES, Log2Params, ProductPlan, ProductSolution
+
+HEADS = -3  # the dimension that scales a head run along
 
 
 class Product(nn.Module):
     """Multiplies two activations, as ``torch.matmul`` does; it holds no weight.
 
     ``models.opening`` puts one into a module for each product that the module's forward computes
-    (``q @ k^T``, ``a @ v``), and brings every way in which it is written to this form.
+    (``q @ k^T``, ``a @ v``), and brings every way in which it is written to this form. From
+    ``install`` on both inputs are rounded: codes less zero points are multiplied, whose sums are
+    exact, and the scales after them. Where the float model is run with the modules of the quantized
+    one (``streams_through``) it multiplies what it is given.
 
     Args:
         softmax: ``'a'`` or ``'b'`` where that side comes out of a softmax, as far as was seen.
+
+    Attributes:
+        a_quantizer, b_quantizer: Of the inputs, ``None`` for float ones.
     """
+
+    a_quantizer: ActivationQuantizer | Log2Quantizer | None
+    b_quantizer: ActivationQuantizer | Log2Quantizer | None
 
     def __init__(self, softmax: str | None = None):
         super().__init__()
         self.softmax = softmax
+        for side in SIDES:
+            self.register_module(f'{side}_quantizer', None)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether an input is rounded."""
+        return any(quantizer is not None for quantizer in self.quantizers().values())
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Args: a (..., M, K), b (..., K, N), both at least 2-D. Returns: (..., M, N)."""
-        return torch.matmul(a, b)
+        if not self.quantized or in_float_model():
+            return torch.matmul(a, b)
+        # Codes are multiplied in full under autocast, too; what comes after gets what it expects.
+        expected = autocast_dtype('linear', a.device) or torch.promote_types(a.dtype, b.dtype)
+        with torch.autocast(a.device.type, enabled=False), \
+                full_float32() if a.is_cuda else nullcontext():
+            return self._of_codes(a.float(), b.float()).to(expected)
+
+    def _of_codes(self, a: Tensor, b: Tensor) -> Tensor:
+        output, factor = torch.matmul(*(
+            _codes(quantizer, x) for quantizer, x in zip(self.quantizers().values(), (a, b)))), None
+        for quantizer in self.quantizers().values():
+            if isinstance(quantizer, ActivationQuantizer):
+                scale = quantizer.scale.to(output.device)
+                scale = scale if scale.numel() == 1 else scale.view(-1, 1, 1)
+                factor = scale if factor is None else factor * scale
+        return output if factor is None else output * factor
+
+    def install(self, solution: ProductSolution, device: torch.device | None = None) -> None:
+        """Rounds its inputs from now on.
+
+        Args:
+            solution: How.
+            device: Where scales are kept; where they are when not given.
+        """
+        for side in SIDES:
+            quantizer = self._quantizer(getattr(solution, side))
+            setattr(self, f'{side}_quantizer', None if quantizer is None else quantizer.to(device))
+
+    def to_float(self) -> None:
+        """Takes ``install`` back."""
+        self.install(ProductSolution(None, None))
+
+    def solution(self) -> ProductSolution:
+        """What the quantizers stand for now, as ``install`` takes it: all copied."""
+        return ProductSolution(**{side: None if quantizer is None else quantizer.solution()
+                                  for side, quantizer in self.quantizers().items()})
+
+    def quantizers(self) -> dict[str, ActivationQuantizer | Log2Quantizer | None]:
+        """Those of ``'a'`` and ``'b'``."""
+        return {side: self._modules[f'{side}_quantizer'] for side in SIDES}
+
+    def _quantizer(self, params: QParams | Log2Params | None,
+                   ) -> ActivationQuantizer | Log2Quantizer | None:
+        if params is None:
+            return None
+        made = Log2Quantizer(params) if isinstance(params, Log2Params) else ActivationQuantizer(
+            params, HEADS if params.scale.numel() > 1 else -1)
+        return made.train(self.training)
+
+    # Checkpoints.
+
+    def plan_row(self, plan: ProductPlan | None = None) -> dict[str, Any]:
+        """What a checkpoint must say besides tensors; ``plan`` adds what readers want to know."""
+        row: dict[str, Any] = {side: None if quantizer is None else _row(quantizer)
+                               for side, quantizer in self.quantizers().items()}
+        for side, asked in () if plan is None else plan.sides():
+            if row[side] is not None and asked.softmax is not None:
+                row[side]['softmax'] = True
+        return row
+
+    def expect(self, row: Mapping[str, Any]) -> None:
+        """Makes room for the state that ``plan_row`` described, before it is loaded."""
+        self.install(ProductSolution(**{side: None if row.get(side) is None else _blank(row[side])
+                                        for side in SIDES}))
 
     def extra_repr(self) -> str:
-        return '' if self.softmax is None else f'softmax={self.softmax!r}'
+        kind = 'quantized' if self.quantized else 'float'
+        return kind if self.softmax is None else f'{kind}, softmax={self.softmax!r}'
+
+
+def product_shape(a: torch.Size, b: torch.Size) -> torch.Size:
+    """Shape of what a product gives for inputs of these shapes."""
+    return torch.Size((*torch.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1]))
+
+
+def _codes(quantizer: ActivationQuantizer | Log2Quantizer | None, x: Tensor) -> Tensor:
+    """What enters the product: codes less zero point, powers of two, or the input as it is."""
+    if quantizer is None:
+        return x
+    heads = quantizer.scale.numel() if isinstance(quantizer, ActivationQuantizer) else 1
+    if heads > 1 and (x.dim() < -HEADS or x.shape[HEADS] != heads):
+        raise ValueError(f'A product with a scale for each of {heads} heads got an input of shape '
+                         f"{tuple(x.shape)}. Quantize with products=dict(granularity='tensor').")
+    return quantizer(x)
+
+
+def _row(quantizer: ActivationQuantizer | Log2Quantizer) -> dict[str, Any]:
+    if isinstance(quantizer, Log2Quantizer):
+        return {'log2': quantizer.num_bits}
+    return {'size': quantizer.scale.numel(), 'quant_min': quantizer.quant_min,
+            'quant_max': quantizer.quant_max}
+
+
+def _blank(row: Mapping[str, Any]) -> QParams | Log2Params:
+    if 'log2' in row:
+        return Log2Params(row['log2'])
+    size = row['size']
+    return QParams(torch.ones(size), torch.zeros(size), row['quant_min'], row['quant_max'])

@@ -67,20 +67,28 @@ def rounded_streams(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             if stream_qparams(module) is not None)
 
 
+def _as_it_is(module: nn.Module, x: Tensor) -> Tensor:
+    return x
+
+
 @contextmanager
-def streams_through(instead: Callable[[nn.Module, Tensor], Tensor] = lambda module, x: x,
-                    ) -> Iterator[None]:
+def streams_through(instead: Callable[[nn.Module, Tensor], Tensor] = _as_it_is) -> Iterator[None]:
     """Inside, forwards of this thread (or greenlet) do something else than round streams.
 
     Args:
         instead: Given the module and what it gives; nothing is done when not given, as in the
-            float model.
+            float model: products of activations are float then, too.
     """
     token = _instead.set(instead)
     try:
         yield
     finally:
         _instead.reset(token)
+
+
+def in_float_model() -> bool:
+    """Whether a forward runs inside ``streams_through`` as the float model does."""
+    return _instead.get() is _as_it_is
 
 
 def _rounded(module: nn.Module, args: Any, output: Any) -> Tensor:

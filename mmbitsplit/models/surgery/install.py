@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
 from mmbitsplit.models.layers.stepped_layer import SteppedLayer
 from mmbitsplit.structures import LayerSolution
@@ -12,6 +13,12 @@ from mmbitsplit.structures import LayerSolution
 def apply(layer: QuantizedLayer, solution: LayerSolution) -> None:
     """Writes a solution into its layer: the only place that sets quantized weights."""
     layer.install(solution)
+
+
+def quantized_products(model: nn.Module) -> Iterator[tuple[str, Product]]:
+    """Yields the products of activations of a model whose inputs are rounded, by name."""
+    return ((name, module) for name, module in model.named_modules()
+            if isinstance(module, Product) and module.quantized)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:

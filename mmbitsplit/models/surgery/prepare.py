@@ -1,11 +1,13 @@
 """Surgery on a model: batch norms folded, layers swapped, solutions written."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from mmbitsplit.models.layers.geometry import layer_geometry
+from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
 from mmbitsplit.models.layers.stepped_layer import SteppedLayer
 from mmbitsplit.models.layers.steps import Steps
@@ -40,6 +42,16 @@ class PreparedModel:
     folded: dict[str, str]
     places: dict[str, nn.Module] = field(default_factory=dict)
     originals: dict[str, nn.Module] = field(default_factory=dict)
+
+    @functools.cached_property
+    def products(self) -> dict[str, Product]:
+        """Products of activations that are quantized, by name, in execution order."""
+        return {plan.name: get_module(self.model, plan.name) for plan in self.plan.products}
+
+    @property
+    def sites(self) -> dict[str, QuantizedLayer | Product]:
+        """Layers and products, by name."""
+        return {**self.layers, **self.products}
 
     def stream_qparams(self, name: str) -> QParams | None:
         """How a residual stream is rounded, ``None`` where it is not (yet)."""

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mmbitsplit.models.layers.geometry import layer_geometry
+from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.layers.stepped_layer import describe_place, place_of_row
 from mmbitsplit.models.layers.steps import Steps
 from mmbitsplit.models.layers.streams import blank_stream, rounded_streams, stream_qparams
@@ -22,9 +23,12 @@ def describe(prepared: PreparedModel) -> dict[str, Any]:
     streams = {name: {'quant_min': qparams.quant_min, 'quant_max': qparams.quant_max}
                for name, module in rounded_streams(prepared.model)
                if (qparams := stream_qparams(module)) is not None}
+    products = {plan.name: prepared.products[plan.name].plan_row(plan)
+                for plan in prepared.plan.products}
     return {'layers': rows, 'folded': sorted(prepared.folded),
             **({'folded_steps': steps} if steps else {}),
-            **({'streams': streams} if streams else {})}
+            **({'streams': streams} if streams else {}),
+            **({'products': products} if products else {})}
 
 
 def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
@@ -35,10 +39,16 @@ def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
             model is as it was.
     """
     names = dict(model.named_modules())
-    for name in (*description['folded'], *description['layers'], *description.get('streams', ())):
+    for name in (*description['folded'], *description['layers'], *description.get('streams', ()),
+                 *description.get('products', ())):
         if name not in names:
             raise ValueError(f"The checkpoint's layer '{name}' is not in the model: it belongs "
                              'to another architecture. Use the config written beside it.')
+    for name in description.get('products', ()):
+        if not isinstance(names[name], Product):
+            raise ValueError(f"'{name}' is a product of activations in the checkpoint and a "
+                             f'{type(names[name]).__name__} in the model: it belongs to another '
+                             'architecture. Use the config written beside it.')
     places: dict[str, nn.Module] = {}
     like = next(model.parameters(), torch.zeros(0))
     for name, row in description['layers'].items():
@@ -57,6 +67,8 @@ def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
         set_module(model, name, steps.get(name, nn.Identity()))
     for name, limits in description.get('streams', {}).items():
         blank_stream(get_module(model, name), **limits)
+    for name, row in description.get('products', {}).items():
+        get_module(model, name).expect(row)
 
 
 def _swap(model: nn.Module, name: str, place: nn.Module) -> None:

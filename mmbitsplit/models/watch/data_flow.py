@@ -6,6 +6,7 @@ from mmbitsplit.models.layers.steps import StepList
 from mmbitsplit.models.watch.layer_inside import LayerInside
 from mmbitsplit.models.watch.module_calls import RunCalls
 from mmbitsplit.models.watch.output_readers import Reading
+from mmbitsplit.models.watch.product_calls import ProductCalls
 from mmbitsplit.models.watch.weight_reads import ForeignWeight
 from mmbitsplit.structures import Selection
 
@@ -18,6 +19,9 @@ class DataFlow:
 
     Args:
         order: Names of the layers of a supported kind, in the order of their first call.
+        sites: The same with the products of activations. ``calls``, ``stacks``, ``live_blocks`` and
+            ``output_sizes`` are of these, too.
+        products: What the calls of each product showed.
         calls: How often each was called.
         sources: For each layer, the nearest layers upstream of its inputs; ``IMAGE`` when
             the model's input reaches it without a layer between. Where an operation of a kind that
@@ -58,6 +62,8 @@ class DataFlow:
     """
 
     order: list[str] = field(default_factory=list)
+    sites: list[str] = field(default_factory=list)
+    products: dict[str, ProductCalls] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     sources: dict[str, set[str]] = field(default_factory=dict)
     fed_by_image: set[str] = field(default_factory=set)

@@ -7,11 +7,12 @@ from typing import Any
 from mmbitsplit.models.layers.steps import NO_STEPS
 from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.layer_inside import LayerInside
+from mmbitsplit.models.watch.product_calls import ProductCalls
 
 # Of two runs, what differs between them rather than adds up.
 _MOST = {'calls', 'norm_calls', 'stacks', 'output_sizes', 'input_sizes', 'output_rows',
          'live_blocks', 'peak_bytes'}
-_APART = {'order', 'norm_after', 'module_calls'}
+_APART = {'order', 'sites', 'products', 'norm_after', 'module_calls'}
 
 
 def merge_flows(flows: Sequence[DataFlow]) -> DataFlow:
@@ -26,6 +27,8 @@ def merge_flows(flows: Sequence[DataFlow]) -> DataFlow:
     if len(flows) == 1:
         return flows[0]
     merged = DataFlow(order=_order([flow.order for flow in flows]),
+                      sites=_order([flow.sites for flow in flows]),
+                      products=_products(flows),
                       norm_after=_norm_after(flows),
                       module_calls=[calls for flow in flows for calls in flow.module_calls])
     for item in fields(DataFlow):
@@ -67,6 +70,14 @@ def _order(orders: Sequence[Sequence[str]]) -> list[str]:
             else:
                 merged.insert(place, name)
                 place += 1
+    return merged
+
+
+def _products(flows: Sequence[DataFlow]) -> dict[str, ProductCalls]:
+    merged: dict[str, ProductCalls] = {}
+    for flow in flows:
+        for name, calls in flow.products.items():
+            merged[name] = merged[name].merged(calls) if name in merged else calls
     return merged
 
 

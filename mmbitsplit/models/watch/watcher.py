@@ -18,12 +18,14 @@ from torch.utils._pytree import tree_flatten
 
 from mmbitsplit.functional.kernels.precision import full_float32
 from mmbitsplit.models.layers.geometry import is_replaced, layer_kind
+from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.watch.carried import tensors_in
 from mmbitsplit.models.watch.data_flow import IMAGE, DataFlow
 from mmbitsplit.models.watch.layer_calls import LayerCalls
 from mmbitsplit.models.watch.module_calls import ModuleCallWatch
 from mmbitsplit.models.watch.one_thread import OneThread
 from mmbitsplit.models.watch.output_readers import OPERATION, RETURNED, ReaderWatch
+from mmbitsplit.models.watch.product_calls import ProductCalls, product_inputs
 from mmbitsplit.models.watch.selections import SelectionWatch
 from mmbitsplit.models.watch.storages import (
     carries_values,
@@ -202,6 +204,10 @@ class _Watcher(TorchDispatchMode):
                     self._enter_norm(name), with_kwargs=True))
                 handles.append(module.register_forward_hook(
                     self._leave_norm(name), with_kwargs=True))
+            elif isinstance(module, Product):
+                handles.append(module.register_forward_pre_hook(self._enter_product(name)))
+                handles.append(module.register_forward_hook(
+                    self._leave_product(name), with_kwargs=True))
             elif not any(True for _ in module.children()):
                 # A leaf may be a custom kernel that no dispatch mode sees.
                 handles.append(module.register_forward_hook(self._leave_leaf))
@@ -257,6 +263,29 @@ class _Watcher(TorchDispatchMode):
                      if not storage.expired()}
         return list(self.made.values())
 
+    def _enter_site(self, name: str) -> None:
+        """A layer or product is called: what is known of both."""
+        flow = self.flow
+        if name not in flow.calls:
+            flow.sites.append(name)
+        flow.calls[name] = flow.calls.get(name, 0) + 1
+        flow.stacks.setdefault(name, []).append(tuple(self.stack[:-1]))
+        flow.live_blocks[name] = max(flow.live_blocks.get(name, []), self._live_blocks(), key=sum)
+
+    def _enter_product(self, name: str):
+        def hook(module, args):
+            self.one_thread.check(name)
+            self._enter_site(name)
+        return hook
+
+    def _leave_product(self, name: str):
+        def hook(module, args, kwargs, output):
+            with self._looking():
+                self.flow.products.setdefault(name, ProductCalls()).add(
+                    *product_inputs(args, kwargs), output)
+            self.flow.output_sizes.setdefault(name, []).append(output.numel())
+        return hook
+
     def _enter_layer(self, name: str):
         def hook(module, args, kwargs):
             self.one_thread.check(name)
@@ -264,10 +293,7 @@ class _Watcher(TorchDispatchMode):
             if name not in flow.calls:
                 flow.order.append(name)
                 flow.consumers[name] = set()
-            flow.calls[name] = flow.calls.get(name, 0) + 1
-            flow.stacks.setdefault(name, []).append(tuple(self.stack[:-1]))
-            flow.live_blocks[name] = max(flow.live_blocks.get(name, []), self._live_blocks(),
-                                         key=sum)
+            self._enter_site(name)
             sources = self._of(x)
             flow.sources.setdefault(name, set()).update(sources)
             if sources == {IMAGE}:
