@@ -20,9 +20,11 @@ from mmbitsplit.structures import (
     FirstLastSpec,
     Options,
     OverrideSpec,
+    PlannedProduct,
     PlannedStream,
     PlanRow,
     PlanSpec,
+    ProductSpec,
     QuantSpec,
     Range,
     WeightSpec,
@@ -148,7 +150,10 @@ REFUSED = {
         'tuning': ('a dict or a list, each item a dict', ['OutputTuning', 5, [3], None]),
         'plan': (r'PlanSpec\(\.\.\.\) or None', ['plan.json', {'layers': []}, PlanRow('a')]),
         'pipeline': ('a string or a dict or None', [5, ['CalibTIPLight'], True]),
-        'budget': (r'BudgetSpec\(\.\.\.\) or None', [4.5, '12MB', {'weight_bits': 4}])},
+        'budget': (r'BudgetSpec\(\.\.\.\) or None', [4.5, '12MB', {'weight_bits': 4}]),
+        'products': (r'ProductSpec\(\.\.\.\) or None', [4, {'num_bits': 4}])},
+    ProductSpec: {'num_bits': BITS, 'granularity': ('Allowed: head, tensor', ['heads', None]),
+                  'softmax': ('Allowed: log2, uniform', ['log', None])},
     BudgetSpec: {
         'weight_bits': ('a number from 2 to 8 or None', [1.9, '4', True]),
         'bytes': ('a number above 0 or a string or None', [0, [1]]),
@@ -168,8 +173,10 @@ REFUSED = {
     PlanSpec: {
         'layers': (r'a list, each item PlanRow\(\.\.\.\)', [None, PlanRow('a'), [{}]]),
         'streams': (r'a list, each item PlannedStream\(\.\.\.\)', [None, PlanRow('a'), [{}]]),
+        'products': (r'a list, each item PlannedProduct\(\.\.\.\)', [None, PlanRow('a'), [{}]]),
         'format': ('an integer', ['1', None]), 'weight': SETTINGS, 'activation': SETTINGS},
     PlannedStream: {'name': ('a string', [3, None]), 'num_bits': BITS},
+    PlannedProduct: {'name': ('a string', [3, None]), 'a_bits': BITS, 'b_bits': BITS},
 }
 
 
@@ -178,6 +185,7 @@ def test_every_field_of_the_request_is_held_to_its_declaration(cls):
     assert set(REFUSED[cls]) == {field.name for field in dataclasses.fields(cls)}
     needed = {OverrideSpec: {'match': 'a'}, PlanRow: {'name': 'a'}, PlanSpec: {'layers': ()},
               PlannedStream: {'name': 'a', 'num_bits': 4},
+              PlannedProduct: {'name': 'a', 'a_bits': 4, 'b_bits': 4},
               BudgetSpec: {'weight_bits': 4}}.get(cls, {})
     made = cls(**needed)
     for name, (allowed, values) in REFUSED[cls].items():
