@@ -41,7 +41,10 @@ def read_batches(batches: Any) -> Sequence[Any]:
 
 
 def arrays_to_tensors(batches: Sequence[Any], model: nn.Module) -> list[Any]:
-    """The batches with NumPy arrays as tensors, real numbers in the model's precision."""
+    """The batches with NumPy arrays as tensors, real numbers in the model's precision.
+
+    Mappings that are no dict (a tokenizer's ``BatchEncoding``) become one.
+    """
     dtype = next((value.dtype for value in model.parameters() if value.is_floating_point()),
                  torch.get_default_dtype())
 
@@ -50,7 +53,8 @@ def arrays_to_tensors(batches: Sequence[Any], model: nn.Module) -> list[Any]:
             return value
         tensor = torch.from_numpy(np.ascontiguousarray(value))
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
-    return [tree_map(convert, batch) for batch in batches]
+    return [tree_map(convert, dict(batch) if isinstance(batch, Mapping)
+                     and not isinstance(batch, dict) else batch) for batch in batches]
 
 
 class ModelCall:

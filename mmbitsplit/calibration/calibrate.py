@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmbitsplit.calibration.embeddings import solve_embeddings
 from mmbitsplit.calibration.float_run import FloatRun, prepare_run, run_float
 from mmbitsplit.calibration.importance import asks_for_importance, find_importance
 from mmbitsplit.calibration.journal import Journal, JournalEntry
@@ -168,6 +169,7 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
     solved.shares = multiplication_shares(made.amounts)
     for entry in entries:
         solved.take_over(entry)
+    solve_embeddings(made.prepared, forwards, solved, stopwatch)
     _solve(look, made.prepared, run, method, solved, stopwatch)
     solved.check_complete()
     refinement = refine(method, forwards, run, solved, stopwatch) if method.refines else {}

@@ -11,6 +11,7 @@ from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.passes.float_pass import FloatRecord, float_pass
 from mmbitsplit.passes.importance import Importance
 from mmbitsplit.passes.replay import Tape
+from mmbitsplit.passes.row_masks import row_masks
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.solving.model_loss import ModelLoss
@@ -46,7 +47,8 @@ def prepare_run(prepared: PreparedModel, look: Watching, calibration: Calibratio
                       {name: look.flow.calls[name] for name in prepared.sites},
                       totals(look.counts, prepared.sites),
                       reached_by(look.counts, prepared.sites), stopwatch,
-                      products={plan.name: plan for plan in prepared.plan.products})
+                      products={plan.name: plan for plan in prepared.plan.products},
+                      masks=row_masks(look.forwards.batches, calibration.row_mask))
     return FloatRun(sampler, loss, tape=tape)
 
 

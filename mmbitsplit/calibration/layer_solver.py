@@ -20,7 +20,9 @@ from mmbitsplit.solving.data_free import solve_from_weights
 from mmbitsplit.solving.positions import check_seen
 from mmbitsplit.solving.solve_layer import solve_layer
 from mmbitsplit.solving.solve_product import solve_product
+from mmbitsplit.structures import LayerPlan, LayerSolution
 
+TIED = "its codes and scales are those of embedding '{}', whose weight it multiplies by"
 UNREACHED = 'no gradient of the raw outputs reaches it: its positions and channels count alike'
 
 
@@ -57,7 +59,9 @@ class LayerSolver:
             check_seen(name, targets, team)
             shared = self.prepared.stream_qparams(plan.stream) if plan.stream else None
             solved = solve_layer(layer, plan, self.method, captures, targets, team,
-                                 self.stopwatch, shared)
+                                 self.stopwatch, shared, given=table_of(self.prepared, plan))
+            if plan.codes_of:
+                solved = replace(solved, notes=(*solved.notes, TIED.format(plan.codes_of)))
             if name in self.run.importance.unreached:
                 solved = replace(solved, notes=(*solved.notes, UNREACHED))
             samples = merge_samples(captures, team) if self.method.refines else None
@@ -109,6 +113,11 @@ def check_finite_ends(name: str, capture: ProductCapture, label: str) -> None:
                 'skip=True)].')
 
 
+def table_of(prepared: PreparedModel, plan: LayerPlan) -> LayerSolution | None:
+    """Codes of the embedding whose weight a layer multiplies by; ``None`` for one of its own."""
+    return prepared.embeddings[plan.codes_of].solution() if plan.codes_of else None
+
+
 def solve_without_images(prepared: PreparedModel, method: Method, solved: SolvedLayers,
                          stopwatch: Stopwatch) -> None:
     """Solves all layers from their weights alone.
@@ -123,5 +132,6 @@ def solve_without_images(prepared: PreparedModel, method: Method, solved: Solved
         for plan in prepared.plan.layers:
             started, layer = time.perf_counter(), prepared.layers[plan.name]
             if not layer.quantized:
-                solution = solve_from_weights(layer, plan, method)
+                solution = solve_from_weights(layer, plan, method,
+                                              table_of(prepared, plan))
                 solved.add(plan, solution, time.perf_counter() - started)

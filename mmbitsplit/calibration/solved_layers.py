@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from mmbitsplit.calibration.journal import Journal, JournalEntry, ProductEntry
 from mmbitsplit.functional import ActivationSamples
 from mmbitsplit.models import PreparedModel, QuantizedLayer, apply
+from mmbitsplit.models.surgery.embedding import quantize_embedding
 from mmbitsplit.models.watch.product_calls import ProductCalls
 from mmbitsplit.solving.solve_layer import Solved
 from mmbitsplit.solving.solve_product import SolvedProduct
 from mmbitsplit.structures import (
+    EmbeddingPlan,
     LayerPlan,
     LayerReport,
     Log2Params,
@@ -56,6 +58,7 @@ class SolvedLayers:
         journal: Keeps what is solved; ``None`` keeps nothing.
         progress: Told every layer.
         reports: A row a layer, in the order they were solved.
+        tables: A row an embedding.
         samples: Of the inputs of layers, where the method needs them later.
         products: A row a product of activations, likewise.
         calls: What was seen of each product.
@@ -67,6 +70,7 @@ class SolvedLayers:
     journal: Journal | None
     progress: Callable[[Progress], None]
     reports: list[LayerReport] = field(default_factory=list)
+    tables: list[LayerReport] = field(default_factory=list)
     samples: dict[str, ActivationSamples] = field(default_factory=dict)
     products: list[ProductReport] = field(default_factory=list)
     calls: Mapping[str, ProductCalls] = field(default_factory=dict)
@@ -77,7 +81,10 @@ class SolvedLayers:
         if isinstance(entry, ProductEntry):
             self._install(entry)
             return
-        apply(self.prepared.layers[entry.name], entry.solution)
+        if entry.name in self.prepared.embeddings:
+            quantize_embedding(self.prepared.embeddings[entry.name], entry.solution)
+        else:
+            apply(self.prepared.layers[entry.name], entry.solution)
         self._report(entry.report, entry.samples)
 
     def add(self, plan: LayerPlan, solved: Solved, seconds: float,
@@ -94,6 +101,18 @@ class SolvedLayers:
         apply(layer, solved.solution)
         report = layer_report(layer, plan, solved, seconds)
         self._keep(JournalEntry(plan.name, solved.solution, report, samples))
+
+    def add_embedding(self, plan: EmbeddingPlan, solved: Solved, seconds: float) -> None:
+        """Writes an embedding whose rows have just been rounded; it belongs to no unit.
+
+        Args:
+            plan: Of the embedding.
+            solved: Its solution.
+            seconds: That it took.
+        """
+        quantize_embedding(self.prepared.embeddings[plan.name], solved.solution)
+        report = embedding_report(plan, solved, seconds)
+        SolvedLayers._keep(self, JournalEntry(plan.name, solved.solution, report))
 
     def add_product(self, plan: ProductPlan, solved: SolvedProduct, seconds: float) -> None:
         """Writes a product that has just been solved, as ``add`` does a layer."""
@@ -116,8 +135,9 @@ class SolvedLayers:
 
     def in_order(self) -> list[LayerReport]:
         """Reports in the order of the plan: towers side by side are solved in either."""
-        reports = {report.name: report for report in self.reports}
-        return [reports[plan.name] for plan in self.prepared.plan.layers]
+        reports = {report.name: report for report in (*self.tables, *self.reports)}
+        return [reports[plan.name] for plan in (*self.prepared.plan.embeddings,
+                                                *self.prepared.plan.layers)]
 
     def check_complete(self) -> None:
         """Raises ``ValueError`` for planned layers and products that the passes never reached."""
@@ -134,10 +154,12 @@ class SolvedLayers:
 
     def _report(self, report: LayerReport, samples: ActivationSamples | None) -> None:
         report.unit = next((unit.name for unit in self.units if report.name in unit.layers), None)
-        self.reports.append(report)
+        (self.tables if report.name in self.prepared.embeddings else self.reports).append(report)
         if samples is not None:
             self.samples[report.name] = samples
-        self.progress(Progress('layers', len(self.reports), len(self.prepared.layers), report))
+        done, all_of_them = len(self.reports) + len(self.tables), \
+            len(self.prepared.layers) + len(self.prepared.embeddings)
+        self.progress(Progress('layers', done, all_of_them, report))
 
 
 def product_report(plan: ProductPlan, solved: SolvedProduct, seconds: float, calls: ProductCalls,
@@ -192,3 +214,14 @@ def layer_report(layer: QuantizedLayer, plan: LayerPlan, solved: Solved, seconds
         output_bits=None if plan.output is None else plan.output.num_bits,
         input_ranges=solved.input_ranges, scale_search=solved.search,
         candidates=dict(solved.candidates), notes=list(solved.notes))
+
+
+def embedding_report(plan: EmbeddingPlan, solved: Solved, seconds: float) -> LayerReport:
+    """The row of ``layers.json`` of an embedding that has been solved."""
+    return LayerReport(
+        name=plan.name, kind='embedding', shape=tuple(solved.solution.codes.shape),
+        role=plan.role, weight_bits=plan.weight.num_bits, activation_bits=None,
+        activation_mode=None, activation_symmetry=None, strength=None,
+        weight_scale=summary(solved.solution.weight_scale), activation_scale=None,
+        error_rounding=solved.error_rounding, error=solved.error, sweeps=0, guard_taken=False,
+        calls=0, rows=0, seconds=seconds, notes=list(solved.notes))

@@ -108,7 +108,7 @@ def why_not(look: Watching, solved: SolvedLayers) -> str:
     for number in list(forwards.batches)[:1]:
         raw = RawOutputs.of(forwards, look.flow, Tape())
         try:
-            with as_float(layers):
+            with as_float(layers, forwards.model):
                 wanted = raw.record(number)
             with values.recorded() as leaves:
                 found = raw.replay(number, len(wanted), leaves)
@@ -166,8 +166,9 @@ def _learn(stage: TuningStage, solved: SolvedLayers, raw: RawOutputs, loss: Outp
     # Who gives a quantized residual stream and who reads it have one scale.
     shared = {name for stream in solved.prepared.plan.streams
               for name in (stream.name, *stream.readers)}
+    tied = [plan.name for plan in solved.prepared.plan.layers if plan.codes_of]
     values = LearnedValues(layers, stage.learns, spreads, shared,
-                           () if stage.last_layers else raw.modules)
+                           tied if stage.last_layers else {*tied, *raw.modules})
     model = TunedModel(raw, values, loss, fit, held_out, seed, images, mirrored, InnerLoss(layers),
                        inner, progress)
     try:
@@ -194,7 +195,8 @@ def _renormalise(stage: TuningStage, look: Watching, solved: SolvedLayers, raw: 
     moments = record_float(raw, prepared.layers, loss,
                            used if stage.target == 'float' else (), calls)
     norms = norms_of_float(moments) if stage.target == 'float' else prepared.folded_norms()
-    norms = {name: norms[name] for name in prepared.layers if name in norms}
+    tied = {plan.name for plan in prepared.plan.layers if plan.codes_of}
+    norms = {name: norms[name] for name in prepared.layers if name in norms and name not in tied}
     model = RenormalisedModel(raw, prepared, look.flow, loss, norms, calls, fit, held_out, progress)
     outcome = stage.tune(model)
     channels = sum(prepared.layers[name].geometry.out_channels for name in norms)

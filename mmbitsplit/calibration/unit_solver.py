@@ -229,8 +229,9 @@ def take_whole_units(journal: Journal | None, units: Sequence[Unit]) -> None:
         if isinstance(entry, ProductEntry):  # solved by itself, among the layers of units
             whole = whole if open_layers else index + 1
             continue
-        open_layers.add(entry.name)
         unit = unit_of.get(entry.name)
+        if unit is not None or entry.report.kind != 'embedding':  # of no unit, and whole
+            open_layers.add(entry.name)
         if unit is not None and open_layers.issuperset(unit.layers):
             open_layers -= set(unit.layers)
         if not open_layers:

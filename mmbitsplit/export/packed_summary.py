@@ -26,7 +26,9 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
     rows = []
     # A layer that stands in the model under a second name too has its tensors under both.
     of_layers = {key for key in sizes if f'{key.rpartition(".")[0]}.codes' in sizes}
-    for name, plan in checkpoint.description['layers'].items():
+    description = checkpoint.description
+    for name, plan in (*description.get('embeddings', {}).items(),
+                       *description['layers'].items()):
         own = [key for key in sizes if key.rpartition('.')[0] == f'model.{name}']
         rows.append({'name': name, 'kind': plan['kind'], 'shape': list(plan['shape']),
                      'weight_bits': plan['num_bits'], 'input_bits': code_bits(plan['input']),

@@ -17,6 +17,7 @@ from mmbitsplit.functional import (
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.passes.product_capture import ProductCapture, capture_product
+from mmbitsplit.passes.row_masks import real_rows
 from mmbitsplit.passes.sampling import (
     draw_by_importance,
     draw_with_repeats,
@@ -67,6 +68,7 @@ class Sampler:
         drawn: Positions drawn in the float pass, by layer, call and batch, for the other one.
         chosen: Positions drawn by importance, likewise; ``None`` where all are drawn evenly.
         products: Plans of the products whose calls are captured, too.
+        masks: By batch, (sentences, tokens) bool: the tokens that are looked at (``row_masks``).
     """
 
     spec: CalibrationSpec
@@ -78,6 +80,7 @@ class Sampler:
     drawn: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
     chosen: dict[tuple[str, int, int], Tensor] | None = None
     products: Mapping[str, ProductPlan] = field(default_factory=dict)
+    masks: Mapping[int, Tensor] = field(default_factory=dict)
 
     def share_of_call(self, name: str, rows: int) -> int:
         """How many of a layer's rows one call contributes."""
@@ -108,22 +111,31 @@ class Sampler:
     def positions(self, name: str, layer: QuantizedLayer, call: int, batch: int,
                   shape: torch.Size) -> Tensor:
         """Sampled output positions of a call, flat indices (K,)."""
-        count = 1
-        for size in output_size(layer.geometry, shape):
-            count *= size
+        sizes = output_size(layer.geometry, shape)
+        count = math.prod(sizes)
         chosen = None if self.chosen is None else self.chosen.get((name, call, batch))
         # Of another size than in the float pass: an error found later.
         if chosen is not None and not bool((chosen[-1:] >= count).any()):
             return chosen
         rows = self.share_of_call(name, self.spec.rows_per_layer)
-        return sample_positions(count, rows, (self.spec.seed, name, call, batch))
+        key = (self.spec.seed, name, call, batch)
+        real = self._real(layer, batch, sizes)
+        return sample_positions(count, rows, key) if real is None \
+            else real[sample_positions(real.numel(), rows, key)]
+
+    def _real(self, layer: QuantizedLayer, batch: int, sizes: Sequence[int]) -> Tensor | None:
+        """Indices of the rows that are looked at, ``None`` for all."""
+        return real_rows(self.masks.get(batch), sizes) if layer.geometry.kind == 'linear' else None
 
     def choose(self, name: str, call: int, batch: int, importance: Tensor) -> None:
         """Draws the positions of a call by importance (count,), for all passes."""
         assert self.chosen is not None
-        self.chosen[name, call, batch] = draw_by_importance(
-            importance, self.share_of_call(name, self.spec.rows_per_layer),
+        real = real_rows(self.masks.get(batch), importance.shape)
+        drawn = draw_by_importance(
+            importance if real is None else importance[real.to(importance.device)],
+            self.share_of_call(name, self.spec.rows_per_layer),
             (self.spec.seed, name, call, batch))
+        self.chosen[name, call, batch] = drawn if real is None else real[drawn]
 
     def patches(self, name: str, layer: QuantizedLayer, call: int, batch: int, x: Tensor,
                 ) -> Tensor:
@@ -175,9 +187,14 @@ class Sampler:
             channels = channels.reshape(channels.shape[0], -1)
         sizes = channels.shape[1:]
         wanted = self.share_of_call(name, SAMPLES_PER_LAYER)
-        chosen = draw_with_repeats(sizes.numel(), wanted,
-                                   (self.spec.seed, name, call, batch, 'inputs'))
-        low, high = channel_extremes(channels)
+        real = self._real(layer, batch, sizes)
+        key = (self.spec.seed, name, call, batch, 'inputs')
+        if real is None:
+            chosen = draw_with_repeats(sizes.numel(), wanted, key)
+            low, high = channel_extremes(channels)
+        else:
+            chosen = real[draw_with_repeats(real.numel(), wanted, key)]
+            low, high = channel_extremes(take_columns(channels, real.to(x.device)))
         return CallCapture(
             patches=patches, samples=take_columns(channels, chosen.to(x.device)),
             low=low, high=high,

@@ -251,6 +251,8 @@ class TwinLockstep(Lockstep):
 
     def _intercept(self, stack: ExitStack) -> None:
         super()._intercept(stack)
+        for table in self.prepared.embeddings.values():
+            stack.enter_context(patched([ReplayPoint(table, 'forward')], _table_forward(table)))
         for unit in self.units.values():
             for index, module in enumerate(self.progress.evidence[unit.name].function.modules):
                 stack.enter_context(patched([ReplayPoint(module, 'forward')],
@@ -408,3 +410,15 @@ class TwinLockstep(Lockstep):
             return output
         call.rewind()
         return function(call.x, last=forward)
+
+
+def _table_forward(table: Any) -> Callable:
+    """Rows of the float table in float branches."""
+    def wrap(forward: Callable) -> Callable:
+        def intercepted(*args: Any, **kwargs: Any) -> Any:
+            if not isinstance(current_branch(), FloatBranch):
+                return forward(*args, **kwargs)
+            with table.in_float():
+                return forward(*args, **kwargs)
+        return intercepted
+    return wrap

@@ -61,6 +61,8 @@ class UnitDecisions:
                 for index, module in enumerate(calls.function.modules):
                     stack.enter_context(patched([ReplayPoint(module, 'forward')],
                                                 calls.interceptor(index)))
+            for table in self.prepared.embeddings.values():
+                stack.enter_context(table.in_float())
             stack.enter_context(one_thread.around())
             stack.enter_context(streams_through())
             self.forwards.alone(batch)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from mmbitsplit.models.layers.geometry import layer_kind
+from mmbitsplit.models.layers.geometry import takes_codes
 from mmbitsplit.planning.first_and_last import reduced_range
 from mmbitsplit.spelling import close_names, nearest
 from mmbitsplit.structures import (
@@ -54,7 +54,7 @@ def check_given_names(model: nn.Module, spec: QuantSpec) -> None:
     """Raises ``ValueError`` where the given plan has rows of layers that the model has not."""
     if spec.plan is None:
         return
-    layers = [name for name, module in model.named_modules() if layer_kind(module)]
+    layers = [name for name, module in model.named_modules() if takes_codes(module)]
     unknown = [name for name in spec.plan.rows if name not in set(layers)]
     if unknown:
         near = close_names(unknown[0], layers, alike=0.5) or layers[:_MOST_NAMED]

@@ -1,6 +1,5 @@
 """Finds the first and last layers from the data flow, and turns a request into a plan."""
 
-import fnmatch
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeVar
@@ -8,17 +7,21 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from mmbitsplit.models.layers.geometry import holds_layers, layer_geometry, layer_kind
+from mmbitsplit.models.layers.geometry import (
+    holds_layers,
+    layer_geometry,
+    layer_kind,
+    takes_codes,
+)
 from mmbitsplit.models.surgery.fold_bn import foldable_batch_norms
 from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.roles import after_first, layer_role
 from mmbitsplit.planning.costs import multiplications
+from mmbitsplit.planning.embedding_plan import plan_embeddings
 from mmbitsplit.planning.first_and_last import settings_of_role
 from mmbitsplit.planning.given_plan import (
-    IN_FLOAT_BY_PLAN,
     check_given,
     check_given_names,
-    given_in_float,
     with_given,
 )
 from mmbitsplit.planning.model_checks import check_left, check_model, check_reached
@@ -32,6 +35,7 @@ from mmbitsplit.planning.product_plan import (
     plan_product,
     product_names,
 )
+from mmbitsplit.planning.request_rules import left_in_float, matches
 from mmbitsplit.planning.stream_plan import plan_streams
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import (
@@ -91,6 +95,10 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
     for name, reason in never_called.items():
         keep(name, reason, requested=bool(left_in_float(name, spec)))
     counted = {part for below in parts.values() for part in below}  # with their layers
+    tables = plan_embeddings(model, flow, spec, layers, counted)
+    layers = [*tables.layers]
+    for name, (reason, requested) in tables.kept.items():
+        keep(name, reason, requested)
     for name, reason in _no_layers(modules, flow, folded, {layer.name for layer in layers}):
         if name not in counted:
             keep(name, reason)
@@ -104,7 +112,8 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
     check_left(layers, kept, f"scope='{spec.scope}' and overrides say which layers are quantized.")
     shares = multiplication_shares(count_multiplications(model, flow))
     plan = BitPlan(plan_outputs(layers, model, flow, folded, spec.plan), tuple(
-        replace(part, multiplications=shares.get(part.name)) for part in kept), products=products)
+        replace(part, multiplications=shares.get(part.name)) for part in kept), products=products,
+        embeddings=tables.embeddings)
     return plan_streams(plan, flow, folded, spec.plan)
 
 
@@ -144,7 +153,8 @@ def _no_layers(modules: dict[str, nn.Module], flow: DataFlow, folded: dict[str, 
                 yield name, ('batch norm of a layer that stays float' if name in folded
                              else flow.unlike_torch.get(
                                  name, 'batch norm that no layer could take in exactly'))
-        elif layer_kind(module) is None and any(
+        elif layer_kind(module) is None and not isinstance(
+                module, (nn.Embedding, nn.EmbeddingBag)) and any(
                 p.dim() > 1 for p in module.parameters(recurse=False)):
             yield name, ('holds layers of its own, which are quantized instead'
                          if holds_layers(module) else 'kind of layer that is not supported')
@@ -190,11 +200,6 @@ def sites_to_find(model: nn.Module, spec: QuantSpec) -> set[str]:
         if spec.products is not None and not left_in_float(name, spec)}
 
 
-def matches(name: str, pattern: str) -> bool:
-    """Whether a layer name matches a shell pattern, case and all."""
-    return fnmatch.fnmatchcase(name, pattern)
-
-
 def plan_layer(name: str, role: str, spec: QuantSpec, reads_first: bool = False) -> LayerPlan:
     """The plan of one layer: settings of its role, then overrides, then the given plan.
 
@@ -218,24 +223,6 @@ def _overridden(name: str, settings: Settings, part: str, spec: QuantSpec) -> Se
     return settings
 
 
-def left_in_float(name: str, spec: QuantSpec) -> str:
-    """Why a request leaves a layer in float; empty where it does not. A given plan decides."""
-    given = given_in_float(name, spec)
-    if given is not None:
-        return IN_FLOAT_BY_PLAN if given else ''
-    if not _in_scope(name, spec.scope):
-        return f"outside scope '{spec.scope}'"
-    return 'skipped by an override' if _skipped(name, spec) else ''
-
-
-def _in_scope(name: str, scope: str) -> bool:
-    return scope == 'all' or name.split('.')[0] in scope.split('+')
-
-
-def _skipped(name: str, spec: QuantSpec) -> bool:
-    return any(o.skip and matches(name, o.match) for o in spec.overrides)
-
-
 def _check_scope(model: nn.Module, scope: str) -> None:
     children = [name for name, _ in model.named_children()]
     if scope == 'all':
@@ -247,7 +234,7 @@ def _check_scope(model: nn.Module, scope: str) -> None:
 
 
 def _check_overrides(model: nn.Module, spec: QuantSpec) -> None:
-    layers = [name for name, module in model.named_modules() if layer_kind(module)]
+    layers = [name for name, module in model.named_modules() if takes_codes(module)]
     layers += product_names(model)
     modules = [name for name, _ in model.named_modules() if name]
     for index, override in enumerate(spec.overrides):
@@ -259,7 +246,7 @@ def _check_overrides(model: nn.Module, spec: QuantSpec) -> None:
 
 def _check_precision(model: nn.Module, spec: QuantSpec) -> None:
     for name, module in model.named_modules():
-        if layer_kind(module) and not left_in_float(name, spec) \
+        if takes_codes(module) and not left_in_float(name, spec) \
                 and module.weight.dtype != torch.float32:
             raise ValueError(f"Layer '{name}' has weights of {module.weight.dtype}, calibration "
                              'computes in torch.float32: call model.float() before, and give '

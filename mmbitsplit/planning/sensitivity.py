@@ -16,6 +16,7 @@ from mmbitsplit.passes.capture import CallCapture, Sampler, merge_samples
 from mmbitsplit.passes.float_inputs import float_calls
 from mmbitsplit.passes.forwards import Forwards, check_not_empty
 from mmbitsplit.passes.replay import ReplayPoint, Tape
+from mmbitsplit.passes.row_masks import row_masks
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.planning.preparation import prepare_as_requested
 from mmbitsplit.planning.request_plan import check_request, layers_to_find
@@ -80,7 +81,8 @@ class Sensitivity:
         self.sampler = Sampler(spec.calibration, self.forwards.total,
                                {name: flow.calls[name] for name in self.prepared.layers},
                                totals(look.counts, self.prepared.layers),
-                               reached_by(look.counts, self.prepared.layers))
+                               reached_by(look.counts, self.prepared.layers),
+                               masks=row_masks(self.forwards.batches, spec.calibration.row_mask))
         planned = set(self.prepared.layers)
         self.outputs = [name for name in self.prepared.layers
                         if not (flow.feeds.get(name, set()) - {name}) & planned]

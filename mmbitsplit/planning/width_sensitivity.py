@@ -36,6 +36,7 @@ from mmbitsplit.passes.free_memory import memory_budget
 from mmbitsplit.passes.importance import ImportancePass
 from mmbitsplit.passes.raw_outputs import RawOutputs
 from mmbitsplit.passes.replay import ReplayPoint, Tape
+from mmbitsplit.passes.row_masks import row_masks
 from mmbitsplit.passes.team import Team
 from mmbitsplit.passes.thread_state import as_called, state_of_its_own
 from mmbitsplit.passes.uncompiled import as_written, uncompiled
@@ -288,7 +289,9 @@ class WidthSensitivity:
         counts, layers = self.look.counts, self.prepared.layers
         sampler = Sampler(replace(self.spec.calibration, sampling='even'), self.forwards.total,
                           {name: self.look.flow.calls[name] for name in layers},
-                          totals(counts, layers), reached_by(counts, layers))
+                          totals(counts, layers), reached_by(counts, layers),
+                          masks=row_masks(self.look.forwards.batches,
+                                          self.spec.calibration.row_mask))
         calibration = self.spec.calibration
         learner = UnitLearner.of(
             self.prepared, self.look, self.method, seed=calibration.seed,

@@ -78,6 +78,20 @@ def choose_solution(method: Method, statistics: LayerStatistics | RowStatistics,
                   sweeps=solution.num_sweeps, errors=errors, narrower=narrower)
 
 
+def only_choice(method: Method, statistics: LayerStatistics | RowStatistics,
+                solution: WeightSolution, held_out: Rows, team: Team) -> Choice:
+    """A solution that there is nothing to choose beside, judged.
+
+    Args:
+        method, statistics, held_out, team: As for ``choose_solution``.
+        solution: It.
+    """
+    judged = output_error(solution.weight.to(statistics.x_sum.dtype), statistics, held_out.x,
+                          held_out.y, method, team)
+    return Choice(solution=solution, judged=judged, error_rounding=judged.error,
+                  guard_taken=False, sweeps=0)
+
+
 def _is_rounded(method: Method, solved: Judgement, rounded: Judgement) -> bool:
     """Whether the guard takes plain rounding; NaN is no solution either."""
     return method.guard and not solved.error <= rounded.error

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional import channel_ranges, rows_to_weight, whole_steps
+from mmbitsplit.functional import channel_ranges, rows_to_weight, weight_rows, whole_steps
 from mmbitsplit.methods import Method
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.passes.capture import CallCapture
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.team import Team
-from mmbitsplit.solving.candidates import choose_solution
+from mmbitsplit.solving.candidates import choose_solution, only_choice
 from mmbitsplit.solving.input_scales import Candidate, choose_input
 from mmbitsplit.solving.output_scales import search_output_qparams
 from mmbitsplit.solving.positions import LayerPositions, Rows
@@ -68,7 +68,8 @@ class Solved:
 def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
                 captures: Sequence[CallCapture], targets: Sequence[Tensor],
                 team: Team | None = None, stopwatch: Stopwatch | None = None,
-                shared: QParams | None = None, sums: 'FittedSums | None' = None) -> Solved:
+                shared: QParams | None = None, sums: 'FittedSums | None' = None,
+                given: LayerSolution | None = None) -> Solved:
     """Quantizes one layer; every process of the team returns the same.
 
     Args:
@@ -82,6 +83,8 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         shared: Of the residual stream that it reads, where it reads one.
         sums: What the layer was solved from before on the same captures, used again where its
             input is quantized alike: for several widths of one layer.
+        given: Codes and scales of a weight that is not the layer's alone: they are taken as they
+            are, and inputs and bias are fitted to them.
     """
     team, stopwatch = team or Team(), stopwatch or Stopwatch()
     geometry, weight = layer.geometry, layer.float_rows()
@@ -94,9 +97,13 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         fitted = _fit_and_held_out if sums is None else sums.of
         statistics, held_out, apart = fitted(rows, best, geometry, method)
     with stopwatch('solve_codes'):
-        choice = choose_solution(method, statistics,
-                                 best.weight(weight, geometry).to(statistics.x_sum.dtype),
-                                 plan.weight, held_out, team)
+        if given is None:
+            choice = choose_solution(method, statistics,
+                                     best.weight(weight, geometry).to(statistics.x_sum.dtype),
+                                     plan.weight, held_out, team)
+        else:
+            choice = only_choice(method, statistics, on_inputs(given, best, geometry), held_out,
+                                 team)
     del statistics, held_out
     calls, sampled = map(sum, zip(*team.gather(
         (len(captures), sum(capture.patches.shape[-1] for capture in captures)))))
@@ -119,6 +126,21 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
             *(() if apart else FITTED_AND_JUDGED), *width_notes(choice.solution, best.qparams),
             *(f'can be switched to {num_bits} bits: error {judged.error:.4g}'
               for num_bits, (_, judged) in choice.narrower.items()))))
+
+
+def on_inputs(given: LayerSolution, candidate: Candidate, geometry: LayerGeometry,
+              ) -> WeightSolution:
+    """Codes that are given, on the scale of a layer's inputs.
+
+    Args:
+        given: Codes, shape of the weight, and (out_channels,) scales of the weight itself.
+        candidate: How the inputs are quantized: with one scale, or not at all.
+        geometry: Of the layer.
+    """
+    qparams = candidate.qparams
+    steps = 1.0 if qparams is None or not qparams.unit else float(qparams.scale)
+    scale = given.weight_scale.view(geometry.groups, -1) * steps
+    return WeightSolution(weight_rows(given.codes, geometry), scale, torch.zeros_like(scale))
 
 
 class FittedSums:

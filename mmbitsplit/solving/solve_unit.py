@@ -16,6 +16,7 @@ from mmbitsplit.passes.unit_evidence import UnitEvidence
 from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution
 
 LAYERS = 'layers'  # the candidate that solving layer by layer has given
+GIVEN = 'nothing of it is learned: its codes are those of an embedding'
 NOT_HELD_OUT = ('no images of the unit are held out: candidates are judged on those that they were '
                 'fitted to')
 
@@ -111,6 +112,9 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
     """
     unit = evidence.function.unit
     solved = {name: layer.solution() for name, layer in layers.items()}
+    given = [name for name, layer in layers.items() if layer.plan.codes_of]
+    if given:  # a unit of one layer
+        return UnitOutcome(LAYERS, solved, notes=(GIVEN,))
     if evidence.problem or not calls:
         return UnitOutcome(LAYERS, solved, notes=(
             f"solved layer by layer alone: unit '{unit.name}' "

@@ -36,12 +36,18 @@ def settle_streams(prepared: PreparedModel, forwards: Forwards, seed: int) -> No
 
 
 def check_method(prepared: PreparedModel, method: Method) -> None:
-    """Raises ``ValueError`` for a method that moves input scales of layers that share them."""
+    """Raises ``ValueError`` for a method that moves scales which layers share with others."""
     if prepared.plan.streams and method.refines:
         name = type(method).__name__
         raise ValueError(f'{name} moves the input scales of layers one by one, which layers that '
                          'read a quantized residual stream share with it. Give '
                          f"activation.placement='inputs' with {name}.")
+    tied = [plan for plan in prepared.plan.layers if plan.codes_of]
+    if tied and method.refines:
+        raise ValueError(f"{type(method).__name__} moves the scales of layer '{tied[0].name}', "
+                         f"whose weight is that of embedding '{tied[0].codes_of}' and keeps its "
+                         "scales. Take another method, or leave the embedding in float with "
+                         f"overrides=[dict(match='{tied[0].codes_of}', skip=True)].")
 
 
 def open_stream_warnings(prepared: PreparedModel) -> list[str]:

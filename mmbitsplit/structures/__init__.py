@@ -5,6 +5,7 @@ from mmbitsplit.structures.norms import FoldedNorm
 from mmbitsplit.structures.options import Options, Range, from_mapping
 from mmbitsplit.structures.plan import (
     BitPlan,
+    EmbeddingPlan,
     FloatRemainder,
     LayerPlan,
     OutputPlan,
@@ -40,8 +41,9 @@ from mmbitsplit.structures.units import Unit
 from mmbitsplit.structures.widths import BudgetSpec, Widths, WidthTable
 
 __all__ = [
-    'ActivationSpec', 'BitPlan', 'BudgetSpec', 'CalibrationSpec', 'FirstLastSpec',
-    'FloatRemainder', 'FoldedNorm', 'LayerGeometry', 'LayerMeans', 'LayerPlan', 'LayerReport',
+    'ActivationSpec', 'BitPlan', 'BudgetSpec', 'CalibrationSpec', 'EmbeddingPlan',
+    'FirstLastSpec', 'FloatRemainder', 'FoldedNorm', 'LayerGeometry', 'LayerMeans', 'LayerPlan',
+    'LayerReport',
     'LayerSolution', 'LayerStatistics', 'Log2Params', 'Options', 'OutputPlan', 'OverrideSpec',
     'PlanRow', 'PlanSpec', 'PlannedProduct', 'PlannedStream', 'ProductInput', 'ProductPlan',
     'ProductReport', 'ProductSolution', 'ProductSpec', 'QParams', 'QuantSpec',

@@ -2,7 +2,7 @@
 
 from dataclasses import KW_ONLY, dataclass
 
-KINDS = ('conv2d', 'conv_transpose2d', 'linear')
+KINDS = ('conv2d', 'conv_transpose2d', 'linear', 'embedding')
 # Zero padding that follows from the input's size: TensorFlow's 'same', ceil(size / stride) outputs.
 # Where it is uneven, one more is at the end ('upper') or at the start.
 AUTO_PADDINGS = ('none', 'same_upper', 'same_lower')
@@ -12,7 +12,8 @@ AUTO_PADDINGS = ('none', 'same_upper', 'same_lower')
 class LayerGeometry:
     """How inputs meet weights in a layer; sizes are (height, width).
 
-    A linear layer is described by its kind and channels alone.
+    A linear layer is described by its kind and channels alone, and so is an embedding, whose rows
+    are its output channels.
     """
 
     kind: str
@@ -40,7 +41,7 @@ class LayerGeometry:
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the weight as torch stores it for this kind."""
-        if self.kind == 'linear':
+        if self.kind in ('linear', 'embedding'):
             return (self.out_channels, self.in_channels)
         if self.kind == 'conv_transpose2d':
             return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)

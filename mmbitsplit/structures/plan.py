@@ -33,6 +33,8 @@ class LayerPlan:
         rectified: Whether everything that reads its output does so through a ReLU.
         stream: Name of the stream that it reads and whose codes are its input's; empty where its
             input has scales of its own.
+        codes_of: Name of the embedding whose weight is also this layer's and whose codes it takes
+            as they are; empty for a layer with codes of its own.
     """
 
     name: str
@@ -42,6 +44,22 @@ class LayerPlan:
     output: OutputPlan | None = None
     rectified: bool = False
     stream: str = ''
+    codes_of: str = ''
+
+
+@dataclass(frozen=True)
+class EmbeddingPlan:
+    """What is to be done with a table whose rows are looked up; it has no input to quantize.
+
+    Args:
+        name: Dotted name in the model.
+        weight: Weight settings.
+        role: Always ``'first'``.
+    """
+
+    name: str
+    weight: WeightSpec
+    role: str = 'first'
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,7 @@ class BitPlan:
         open_streams: Layers beside whose input a skip connection stays float, though it was to be
             quantized: no module by itself gives the tensor.
         products: Products of activations that are quantized, in execution order.
+        embeddings: Tables that are quantized, in the order in which they are looked up first.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -80,6 +99,7 @@ class BitPlan:
     streams: tuple[StreamPlan, ...] = ()
     open_streams: tuple[str, ...] = ()
     products: tuple[ProductPlan, ...] = ()
+    embeddings: tuple[EmbeddingPlan, ...] = ()
 
 
 @dataclass(frozen=True)

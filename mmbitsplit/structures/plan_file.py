@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mmbitsplit.structures.options import from_mapping
-from mmbitsplit.structures.plan import BitPlan, LayerPlan
-from mmbitsplit.structures.spec import PLAN_FORMAT, PLAN_SETTINGS, PlanSpec
+from mmbitsplit.structures.plan import BitPlan
+from mmbitsplit.structures.spec import (
+    PLAN_FORMAT,
+    PLAN_SETTINGS,
+    ActivationSpec,
+    PlanSpec,
+    WeightSpec,
+)
 
 PLAN = 'plan.json'
 PRODUCT = 'Product'  # the kind of a product that stays float
@@ -23,20 +29,23 @@ _TABLES = ('products', 'layers')  # a line a row
 def plan_value(plan: BitPlan) -> dict[str, Any]:
     """Returns a plan as plain values, ready for JSON.
 
-    Layers come in the order of execution, then those that were asked to stay in float, with
-    ``weight_bits`` of ``None``. What can only stay in float is left out.
+    Embeddings come first, layers in the order of execution, then those that were asked to stay in
+    float, with ``weight_bits`` of ``None``. What can only stay in float is left out.
     """
-    shared = {part: _most_common([_settings(layer, part) for layer in plan.layers])
+    shared = {part: _most_common([_settings(getattr(layer, part), part) for layer in plan.layers])
               for part in PLAN_SETTINGS}
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = [
+        {'name': table.name, 'weight_bits': table.weight.num_bits, 'input_bits': None,
+         'output_bits': None, 'role': table.role,
+         **({'weight': own} if (own := _unlike(table.weight, 'weight', shared)) else {})}
+        for table in plan.embeddings]
     for layer in plan.layers:
         row = {'name': layer.name, 'weight_bits': layer.weight.num_bits,
                'input_bits': layer.activation.num_bits,
                'output_bits': None if layer.output is None else layer.output.num_bits,
                'role': layer.role}
-        for part, common in shared.items():
-            own = {key: value for key, value in _settings(layer, part).items()
-                   if value != common[key]}
+        for part in shared:
+            own = _unlike(getattr(layer, part), part, shared)
             if own:
                 row[part] = own
         rows.append(row)
@@ -103,10 +112,17 @@ def read_plan(given: PlanSpec | BitPlan | Mapping[str, Any] | str | Path) -> Pla
     return from_mapping(PlanSpec, given, 'plan')
 
 
-def _settings(layer: LayerPlan, part: str) -> dict[str, Any]:
-    """Settings of a layer's weight or activation that a plan says."""
-    values = asdict(getattr(layer, part))
+def _settings(options: WeightSpec | ActivationSpec, part: str) -> dict[str, Any]:
+    """Settings of a weight or an activation that a plan says."""
+    values = asdict(options)
     return {key: values[key] for key in PLAN_SETTINGS[part]}
+
+
+def _unlike(options: WeightSpec | ActivationSpec, part: str,
+            shared: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Those that are not what most layers share."""
+    return {key: value for key, value in _settings(options, part).items()
+            if shared[part].get(key, value) != value}
 
 
 def _most_common(settings: list[dict[str, Any]]) -> dict[str, Any]:

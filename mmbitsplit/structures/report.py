@@ -19,7 +19,7 @@ class LayerReport:
 
     Args:
         name: Dotted name in the model.
-        kind: ``'conv2d'``, ``'conv_transpose2d'`` or ``'linear'``.
+        kind: ``'conv2d'``, ``'conv_transpose2d'``, ``'linear'`` or ``'embedding'``.
         shape: Of the weight.
         role: ``'first'``, ``'last'``, ``'first+last'`` or ``'inner'``.
         weight_bits: Width of a weight code.
@@ -84,7 +84,7 @@ class QuantizationReport:
     """What ``quantize_model`` did, ready for JSON.
 
     Args:
-        layers: A row a layer, in the order of the plan.
+        layers: A row a layer, embeddings first, then in the order of the plan.
         kept_float: What was not quantized, and why.
         folded_batch_norms: Names.
         seconds: ``calibration`` in all, of which: ``watch`` (finding out how values flow),

@@ -146,6 +146,9 @@ class CalibrationSpec(Options):
             them, as others may need other images (a mask branch those with detections);
             ``'float'`` leaves them in float and says so in the report, for layers that only
             training calls.
+        row_mask: Of batches that are dicts, the entry (sentences, tokens) that is 0 for tokens
+            which only fill a sentence up: layers on (sentences, tokens, channels) are fitted to the
+            others. ``None`` looks for none.
         dataloader: An mmengine dataloader config of its own; ``None`` takes the training set
             with the test pipeline. ``quantize_model`` is given its batches instead.
     """
@@ -158,6 +161,7 @@ class CalibrationSpec(Options):
     holdout: Annotated[float, Range(0, 0.5)] = 0.125
     memory_budget: Annotated[float, Range(0, math.inf, above=True)] | None = None
     unreached: Literal['error', 'float'] = 'error'
+    row_mask: str | None = 'attention_mask'
     dataloader: Mapping[str, Any] | None = None
 
 
@@ -381,6 +385,8 @@ class QuantSpec(Options):
                     del values['plan'][part]
         if self.products == ProductSpec():
             del values['products']
+        if self.calibration.row_mask == CalibrationSpec().row_mask:
+            del values['calibration']['row_mask']
         if not self.tuning:
             del values['tuning']
         if self.pipeline is None:

@@ -134,6 +134,7 @@ REFUSED = {
         'rows_per_layer': ('an integer from 64', [63, 100.0]),
         'sampling': ('Allowed: confidence, even, importance', ['evenly', None]),
         'unreached': ('Allowed: error, float', ['skip', None]),
+        'row_mask': ('a string or None', [5, True, ['attention_mask']]),
         'holdout': ('a number from 0 to 0.5', [0.6, -0.1, 'some']),
         'memory_budget': ('a number above 0 to inf or None', [0, -1.0, '3', math.nan, True]),
         'dataloader': ('a dict or None', [5, [1]])},

@@ -139,7 +139,7 @@ def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[s
         'weight_bits': spec.weight.num_bits, 'activation_bits': spec.activation.num_bits,
         'bits': {**width_summary(run.report.layers), 'uniform': is_uniform(
             [(layer.role, layer.weight_bits, layer.activation_bits)
-             for layer in run.report.layers], spec)},
+             for layer in run.report.layers if layer.kind != 'embedding'], spec)},
         'float': float_metrics, 'quantized': quantized_metrics,
         'drop': {name: value - quantized_metrics[name] for name, value in float_metrics.items()
                  if name in quantized_metrics},

@@ -104,9 +104,9 @@ def read_file(work_dir: Path, name: str) -> dict[str, Any]:
 def report_data(run: QuantizedRun, float_record: EvaluationRecord | None,
                 quantized_record: EvaluationRecord, classes: Sequence[str]) -> dict[str, Any]:
     """Returns ``report_data.json``: what the report shows and no other file says."""
-    layers = {}
+    layers, placed = {}, {**run.prepared.embeddings, **run.prepared.layers}
     for layer in run.report.layers:
-        module = run.prepared.layers[layer.name]
+        module = placed[layer.name]
         layers[layer.name] = {'ranges': layer.input_ranges,
                               'histogram': code_histogram(module.codes, module.num_bits)}
     data = {'format': FORMAT, 'layers': layers, 'classes': {}, 'pictures': {}, 'problems': []}

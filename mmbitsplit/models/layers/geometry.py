@@ -37,6 +37,11 @@ def layer_kind(module: nn.Module) -> str | None:
     return None
 
 
+def takes_codes(module: nn.Module) -> bool:
+    """Whether a module's weight can be codes by its class: a layer's, or an embedding's."""
+    return layer_kind(module) is not None or isinstance(module, nn.Embedding)
+
+
 def holds_layers(module: nn.Module) -> bool:
     """Whether a layer by its class has layers inside, which it adds to what it computes."""
     classes = tuple(cls for cls, _ in _KINDS)

@@ -34,6 +34,7 @@ class PreparedModel:
         folded: Batch norms folded away, with the layers that took them in.
         places: What stands where layers and batch norms stood, by name.
         originals: The layers and batch norms that stood there, as long as there is a way back.
+        embeddings: The planned embeddings by name; they get codes where they are.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class PreparedModel:
     folded: dict[str, str]
     places: dict[str, nn.Module] = field(default_factory=dict)
     originals: dict[str, nn.Module] = field(default_factory=dict)
+    embeddings: dict[str, nn.Embedding] = field(default_factory=dict)
 
     @functools.cached_property
     def products(self) -> dict[str, Product]:
@@ -76,7 +78,7 @@ class PreparedModel:
     def release_float(self) -> None:
         """Gives the float model up: there is no way back from here, and its memory is free."""
         self.originals.clear()
-        for layer in self.layers.values():
+        for layer in (*self.layers.values(), *self.embeddings.values()):
             layer.release_float()
 
     def put_in(self, names: Iterable[str]) -> None:
@@ -115,7 +117,9 @@ def prepare(model: nn.Module, flow: DataFlow, plan: BitPlan) -> PreparedModel:
         steps = flow.norm_steps.get(norm)
         places[norm] = Steps.of(steps) if steps else nn.Identity()
     prepared = PreparedModel(model, plan, layers, folded, places,
-                             {name: get_module(model, name) for name in places})
+                             {name: get_module(model, name) for name in places},
+                             {table.name: get_module(model, table.name)
+                              for table in plan.embeddings})
     prepared.put_in(layers)
     return prepared
 

@@ -10,6 +10,7 @@ from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.layers.stepped_layer import describe_place, place_of_row
 from mmbitsplit.models.layers.steps import Steps
 from mmbitsplit.models.layers.streams import blank_stream, rounded_streams, stream_qparams
+from mmbitsplit.models.surgery.embedding import expect_embedding, geometry_of_table
 from mmbitsplit.models.surgery.modules import get_module, hand_over, set_module
 from mmbitsplit.models.surgery.prepare import PreparedModel
 
@@ -25,7 +26,10 @@ def describe(prepared: PreparedModel) -> dict[str, Any]:
                if (qparams := stream_qparams(module)) is not None}
     products = {plan.name: prepared.products[plan.name].plan_row(plan)
                 for plan in prepared.plan.products}
+    tables = {plan.name: prepared.embeddings[plan.name].plan_row(plan)
+              for plan in prepared.plan.embeddings}
     return {'layers': rows, 'folded': sorted(prepared.folded),
+            **({'embeddings': tables} if tables else {}),
             **({'folded_steps': steps} if steps else {}),
             **({'streams': streams} if streams else {}),
             **({'products': products} if products else {})}
@@ -39,8 +43,9 @@ def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
             model is as it was.
     """
     names = dict(model.named_modules())
-    for name in (*description['folded'], *description['layers'], *description.get('streams', ()),
-                 *description.get('products', ())):
+    tables = description.get('embeddings', {})
+    for name in (*description['folded'], *description['layers'], *tables,
+                 *description.get('streams', ()), *description.get('products', ())):
         if name not in names:
             raise ValueError(f"The checkpoint's layer '{name}' is not in the model: it belongs "
                              'to another architecture. Use the config written beside it.')
@@ -51,11 +56,14 @@ def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
                              'architecture. Use the config written beside it.')
     places: dict[str, nn.Module] = {}
     like = next(model.parameters(), torch.zeros(0))
-    for name, row in description['layers'].items():
+    for name, row in (*description['layers'].items(), *tables.items()):
         module = names[name]
         try:
-            places[name] = place_of_row(row, layer_geometry(module), module.weight, module.bias,
-                                        like)
+            if name in tables:
+                geometry_of_table(row, module)
+            else:
+                places[name] = place_of_row(row, layer_geometry(module), module.weight,
+                                            module.bias, like)
         except ValueError as error:
             raise ValueError(f"Layer '{name}': {error} Use the config written beside the "
                              'checkpoint.') from error
@@ -63,6 +71,8 @@ def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
              for name, value in description.get('folded_steps', {}).items()}
     for name, place in places.items():
         _swap(model, name, place)
+    for name, row in tables.items():
+        expect_embedding(names[name], row)
     for name in description['folded']:
         set_module(model, name, steps.get(name, nn.Identity()))
     for name, limits in description.get('streams', {}).items():

@@ -62,7 +62,7 @@ class _Kept:
     """Attributes of a module, and the contents of those that are dicts."""
 
     def __init__(self, module: nn.Module):
-        self.module = module
+        self.module, self.kind = module, type(module)
         self.attributes = dict(vars(module))
         # Handles of hooks know their dict: its contents are put back, not another dict. The dicts
         # of torch alone; what is in a dict of the user's may be meant to stay.
@@ -70,6 +70,7 @@ class _Kept:
                          if name.startswith('_') and isinstance(value, dict)]
 
     def put_back(self) -> None:
+        self.module.__class__ = self.kind
         attributes = vars(self.module)
         attributes.clear()
         attributes.update(self.attributes)

@@ -19,6 +19,7 @@ class DataFlow:
 
     Args:
         order: Names of the layers of a supported kind, in the order of their first call.
+        embeddings: Names of the embeddings that were called, in the order of their first call.
         sites: The same with the products of activations. ``calls``, ``stacks``, ``live_blocks`` and
             ``output_sizes`` are of these, too.
         products: What the calls of each product showed.
@@ -64,6 +65,7 @@ class DataFlow:
     order: list[str] = field(default_factory=list)
     sites: list[str] = field(default_factory=list)
     products: dict[str, ProductCalls] = field(default_factory=dict)
+    embeddings: list[str] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
     sources: dict[str, set[str]] = field(default_factory=dict)
     fed_by_image: set[str] = field(default_factory=set)

@@ -208,6 +208,8 @@ class _Watcher(TorchDispatchMode):
                 handles.append(module.register_forward_pre_hook(self._enter_product(name)))
                 handles.append(module.register_forward_hook(
                     self._leave_product(name), with_kwargs=True))
+            elif isinstance(module, nn.Embedding):
+                handles.append(module.register_forward_hook(self._looked_up(name)))
             elif not any(True for _ in module.children()):
                 # A leaf may be a custom kernel that no dispatch mode sees.
                 handles.append(module.register_forward_hook(self._leave_leaf))
@@ -359,6 +361,13 @@ class _Watcher(TorchDispatchMode):
             self.normed[storage_of(layer_input(args, kwargs))] = name
             self.inside.pop()
             self.readers.made(name, output, self.calls.after(name))
+        return hook
+
+    def _looked_up(self, name: str):
+        def hook(module, args, output):
+            if name not in self.flow.embeddings:
+                self.flow.embeddings.append(name)
+            self._leave_leaf(module, args, output)
         return hook
 
     def _leave_leaf(self, module, args, output):

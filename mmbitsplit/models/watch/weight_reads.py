@@ -41,8 +41,8 @@ class WeightReads:
         model: The watched model.
 
     Attributes:
-        elsewhere: By layer or batch norm, an operation outside of its calls that read its
-            weight, bias or statistics.
+        elsewhere: By layer, embedding or batch norm, an operation outside of its calls that read
+            its weight, bias or statistics.
         foreign: Weights of no module, in the order they were met.
     """
 
@@ -56,7 +56,7 @@ class WeightReads:
         self._readers: dict[Any, set[str]] = {}
         self._layers: dict[Any, set[str]] = {}
         for name, module in model.named_modules():
-            replaced = is_replaced(module)
+            replaced = is_replaced(module) or isinstance(module, nn.Embedding)
             own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
             for tensor in own if not replaced else (*module.parameters(), *module.buffers()):
                 self._readers.setdefault(storage_of(tensor), set()).add(name)

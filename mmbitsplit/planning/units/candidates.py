@@ -16,6 +16,7 @@ class Candidates:
     Args:
         tree: The calls.
         max_layers, max_bytes, overrides, counts, granularity: See ``find_units``.
+        apart: Layers that stand alone besides those of overrides, with the reason.
 
     Attributes:
         forced: What overrides say.
@@ -23,13 +24,13 @@ class Candidates:
 
     def __init__(self, tree: CallTree, max_layers: int, max_bytes: int,
                  overrides: Sequence[OverrideSpec], counts: Mapping[int, Mapping[str, int]],
-                 granularity: Granularity = 'block'):
+                 granularity: Granularity = 'block', apart: Mapping[str, str] | None = None):
         self.tree, self.max_layers, self.max_bytes = tree, max_layers, max_bytes
         self.granularity = granularity
         self._unlike = {name for calls in counts.values() for name in calls
                         if any(other.get(name, 0) != calls[name] for other in counts.values())}
         self._divided: dict[str, str] = {}
-        self.forced = ForcedUnits(tree, overrides, self.why_no_function)
+        self.forced = ForcedUnits(tree, overrides, self.why_no_function, apart or {})
 
     def why_not(self, module: str) -> str:
         """Why a module of several layers is not taken as a unit, or nothing."""

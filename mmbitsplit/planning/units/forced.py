@@ -1,6 +1,6 @@
 """What overrides say of units: modules that are to be one, layers that are to stand alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mmbitsplit.planning.request_plan import matches
 from mmbitsplit.planning.units.call_tree import CallTree
@@ -14,24 +14,25 @@ class ForcedUnits:
     Args:
         tree: The calls.
         overrides: All of them.
+        apart: More layers that are to stand alone, with the reason.
         why_not: Why a module cannot be a unit however small, or nothing.
 
     Attributes:
         modules: Those that are to be units, with the number of the override.
-        single: Layers that are to stand alone, with the number of the override.
+        single: Layers that are to stand alone, and who says so.
 
     Raises:
         ValueError: A unit that is asked for cannot be one.
     """
 
     def __init__(self, tree: CallTree, overrides: Sequence[OverrideSpec],
-                 why_not: Callable[[str], str]):
+                 why_not: Callable[[str], str], apart: Mapping[str, str]):
         self._tree = tree
         self.modules: dict[str, int] = {}
-        self.single: dict[str, int] = {}
+        self.single: dict[str, str] = dict(apart)
         for index, override in enumerate(overrides):
             if override.unit == 'layer':
-                self.single.update({name: index for name in tree.planned
+                self.single.update({name: f'overrides[{index}]' for name in tree.planned
                                     if matches(name, override.match)})
         for index, override in enumerate(overrides):
             if override.unit == 'module':
@@ -43,7 +44,7 @@ class ForcedUnits:
         """Why overrides do not let a module be a unit, in words that follow its name."""
         single = next((name for name in self._tree.layers(module) if name in self.single), None)
         if single is not None:
-            return f"holds '{single}', which overrides[{self.single[single]}] sets apart"
+            return f"holds '{single}', which {self.single[single]} sets apart"
         inner = next((name for name in self.modules if name != module
                       and self._around(module, name)), None)
         return '' if inner is None else \
@@ -70,7 +71,7 @@ class ForcedUnits:
         apart = next((layer for layer in layers if layer in self.single), None)
         if apart is not None and layers != (name,):
             raise ValueError(f"{where} makes a unit of '{name}', which holds '{apart}', set apart "
-                             f"by overrides[{self.single[apart]}]; take one of the two out.")
+                             f'by {self.single[apart]}; take one of the two out.')
         if problem and len(layers) > 1:
             raise ValueError(f"{where}: '{name}' cannot be a unit: it {problem}. A unit is called "
                              "with one floating tensor and gives one, and nothing else passes "

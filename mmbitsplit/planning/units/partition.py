@@ -48,10 +48,12 @@ def find_units(flow: DataFlow, plan: BitPlan, *, max_layers: int = MAX_LAYERS,
     """
     planned = [layer.name for layer in plan.layers]
     tree = CallTree(flow.module_calls, planned)
+    apart = {layer.name: f"embedding '{layer.codes_of}', whose codes it takes"
+             for layer in plan.layers if layer.codes_of}
     if granularity == 'net':
         max_layers = len(planned)
     search = _Search(tree, Candidates(tree, max_layers, max_bytes, overrides, counts or {},
-                                      granularity), merge)
+                                      granularity, apart), merge)
     search.descend(None, '')
     search.keep_rest(planned)
     order = {name: place for place, name in enumerate(planned)}
@@ -126,9 +128,9 @@ class _Search:
 
     def _add(self, modules: tuple[str, ...], layers: tuple[str, ...], reason: str) -> None:
         if len(layers) == 1:
-            index = self.candidates.forced.single.get(layers[0])
-            self.units.append(Unit(layers[0], layers, layers, reason if index is None
-                                   else f'set apart by overrides[{index}]'))
+            who = self.candidates.forced.single.get(layers[0])
+            self.units.append(Unit(layers[0], layers, layers, reason if who is None
+                                   else f'set apart by {who}'))
         else:
             self.units.append(Unit(modules[0], modules, layers))
         self._done.update(layers)

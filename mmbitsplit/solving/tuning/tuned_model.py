@@ -1,14 +1,15 @@
 """The quantized model as a tuning stage moves it: see ``methods.tuning.TuningProblem``."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.models.layers.streams import streams_through
+from mmbitsplit.models.surgery.embedding import QuantizedEmbedding
 from mmbitsplit.passes.call_counts import CallCounts
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.raw_outputs import RawOutputs
@@ -105,7 +106,7 @@ class TunedModel:
             outputs, terms = self.raw.replay(batch, count, learned), []
         else:
             # Run again in each step, as what all layers read of all batches is too much to keep.
-            with as_float(self.inner.layers), self.inner.recording():
+            with as_float(self.inner.layers, self.raw.forwards.model), self.inner.recording():
                 self.raw.replay(batch, count)
             with self.inner.comparing() as terms:
                 outputs = self.raw.replay(batch, count, learned)
@@ -147,7 +148,7 @@ def record_float(raw: RawOutputs, layers: Mapping[str, QuantizedLayer], loss: Ou
     team = raw.forwards.team
     first = range(min(SPREAD_BATCHES, raw.forwards.total)) if measured is None else measured
     sums: dict[int, dict[str, Tensor]] = {}
-    with as_float(layers):
+    with as_float(layers, raw.forwards.model):
         for batch in raw.forwards.batches:
             with output_spreads(layers if batch in first else {}) as found, nullcontext() \
                     if calls is None else calls.of(batch, raw.forwards.model, layers):
@@ -207,14 +208,19 @@ def _parted(total: int, held_out: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 @contextmanager
-def as_float(layers: Mapping[str, QuantizedLayer]) -> Iterator[None]:
-    """Inside, layers answer as in the float model."""
+def as_float(layers: Mapping[str, QuantizedLayer], model: nn.Module) -> Iterator[None]:
+    """Inside, layers and embeddings of a model answer as in the float model."""
     def of(forward: Callable) -> Callable:
         layer = forward.__self__
         return lambda input, *args, **kwargs: layer.float_forward(input)
 
     points = [ReplayPoint(layer, 'forward') for layer in layers.values()]
-    with patched(points, of), streams_through():
+    with ExitStack() as stack:
+        stack.enter_context(patched(points, of))
+        stack.enter_context(streams_through())
+        for table in model.modules():
+            if isinstance(table, QuantizedEmbedding):
+                stack.enter_context(table.in_float())
         yield
 
 
