@@ -51,14 +51,15 @@ demo: data ## quantize a detector and an instance segmenter, compare with float
 	$(VENV_PYTHON) tools/demo_summary.py $(addprefix $(DEMO_DIR)/,$(DEMOS))
 
 # What depends on how a processor multiplies bytes runs a second time as on one without VNNI: the
-# sums, and with them what several processes add up. (What a runtime computes there is in the tests
-# themselves, tests/test_export/test_onnx/test_saturation.py.)
+# sums, and with them what several processes add up of inputs of all kinds. (What a runtime computes
+# there is in the tests themselves, tests/test_export/test_onnx/test_saturation.py.)
 WITHOUT_VNNI = tests/test_functional/test_exact_sums.py tests/test_solving/test_statistics.py \
     tests/test_passes/test_team.py
+BY_SUMS = sums or products or several_processes and (W4A8 or W3A3 or asymmetric or groups)
 
 test: data ## run the tests: all, or what PYTEST_ARGS chooses (-m 'not slow' for a quick round)
 	$(if $(PYTEST_ARGS),,ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(WITHOUT_VNNI) \
-	    -k 'sums or products or several_processes')
+	    -k '$(BY_SUMS)')
 	$(PYTEST) tests $(PYTEST_ARGS)
 
 # Not part of `test`: watching every line makes tests of calibrations take half as long again. Only

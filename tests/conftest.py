@@ -18,6 +18,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.fixture(scope='session')
+def tool_server():
+    """Runs tools without importing everything anew; one server for all tests of this process."""
+    from tool_server import ToolServer
+
+    server = ToolServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture(autouse=True)
 def thread_as_it_was():
     """No test leaves grad mode, autocast, default dtype or modes of torch other than they were.

@@ -14,6 +14,7 @@ import mmbitsplit.engine  # noqa: F401  registers the hook and the wrapper
 from mmbitsplit.apis.held_metric import HeldMetric
 from mmbitsplit.calibration import Journal, Team, current_team
 from mmbitsplit.calibration.budget import forget_plans
+from mmbitsplit.calibration.budget_check import check_budget
 from mmbitsplit.engine.configs.config_shape import check_shape
 from mmbitsplit.engine.files.choice_writer import BUDGET
 from mmbitsplit.engine.files.run_lock import only_run_in
@@ -45,6 +46,7 @@ from mmbitsplit.engine.run.preflight import check_data, check_weights
 from mmbitsplit.engine.run.quantize_runner import (
     bare_model,
     build_evaluation,
+    given_of,
     prepare_data,
     quantize_runner,
     read_spec,
@@ -148,6 +150,8 @@ def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, *,
         (journal.folder / FLOAT_RECORD).unlink(missing_ok=True)
     if float_metrics is not None and journal is not None:
         journal.remember(float={'metrics': dict(float_metrics), 'seconds': 0.0})
+    if spec.budget is not None:  # what cannot be kept is said before hours of work
+        check_budget(given_of(runner, data), spec)
     float_metrics, float_seconds, float_record = _evaluate_float(runner, journal, team, report)
     metric = HeldMetric(float_metrics, lambda: _evaluate(runner, team, report))
     run = quantize_runner(runner, spec, data, journal, metric.target)
@@ -169,7 +173,8 @@ def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, *,
         if report:
             leave_report(work_dir, run, float_record, quantized_record,
                          (dataset_meta or {}).get('classes') or ())
-        (journal.folder / FLOAT_RECORD).unlink(missing_ok=True)
+        if spec.budget is None:  # a run of another budget goes on from here
+            (journal.folder / FLOAT_RECORD).unlink(missing_ok=True)
     return results
 
 

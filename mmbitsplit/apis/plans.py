@@ -10,18 +10,21 @@ from mmengine.runner import Runner
 
 from mmbitsplit.apis.from_config import runner_with_weights, settle_weights
 from mmbitsplit.calibration import Journal, Team
+from mmbitsplit.calibration.budget import forget_plans
 from mmbitsplit.calibration.plan_finder import PlanFinder, Remembered
-from mmbitsplit.calibration.plan_loss import Given
 from mmbitsplit.calibration.width_measuring import measured_widths
 from mmbitsplit.engine.data.calibration_data import CalibrationData
 from mmbitsplit.engine.files.run_lock import only_run_in
 from mmbitsplit.engine.files.writing import check_work_dir, write_json, write_text
-from mmbitsplit.engine.results.artifacts import file_sha256
 from mmbitsplit.engine.results.resume import FOLDER, identity
 from mmbitsplit.engine.run.preflight import check_data
-from mmbitsplit.engine.run.presets import replay_points
 from mmbitsplit.engine.run.progress import progress_bar
-from mmbitsplit.engine.run.quantize_runner import bare_model, prepare_data, read_spec
+from mmbitsplit.engine.run.quantize_runner import (
+    bare_model,
+    given_of,
+    prepare_data,
+    read_spec,
+)
 from mmbitsplit.models.surgery.undo import ModelState
 from mmbitsplit.planning import front
 from mmbitsplit.report.budget import plan_page
@@ -125,11 +128,10 @@ def file_name(budget: str) -> str:
 
 def _journal(runner: Runner, cfg: Config, spec: QuantSpec, data: CalibrationData, resume: bool,
              ) -> Journal:
-    key = identity(bare_model(runner.model), cfg, spec, data)
-    assert spec.budget is not None
-    if spec.budget.latency_table is not None:
-        key['latency table'] = file_sha256(spec.budget.latency_table)
-    journal = Journal.open(Path(runner.work_dir) / FOLDER, key, resume=resume)
+    journal = Journal.open(Path(runner.work_dir) / FOLDER,
+                           identity(bare_model(runner.model), cfg, spec, data), resume=resume)
+    if not resume:
+        forget_plans(journal, measured=True)
     for problem in journal.problems:
         runner.logger.warning('mmbitsplit: %s', problem)
     return journal
@@ -138,13 +140,11 @@ def _journal(runner: Runner, cfg: Config, spec: QuantSpec, data: CalibrationData
 def _find(runner: Runner, spec: QuantSpec, data: CalibrationData, journal: Journal,
           budgets: Budgets, tell: Callable[[str], None]) -> dict[str, Any]:
     assert spec.budget is not None
-    model = bare_model(runner.model)
-    given = Given(model=model, batches=data.batches, labels=data.labels,
-                  run=lambda model, batch: model.test_step(batch),
-                  replay_points=replay_points(model))
+    given = given_of(runner, data)
     with progress_bar(runner.logger) as show:
-        finder = PlanFinder(given, spec, lambda: measured_widths(given, spec, journal, show),
-                            Remembered(journal, Team()), ModelState(model), tell)
+        finder = PlanFinder(given, spec, lambda: measured_widths(
+            given, spec, journal, show, list(budgets.values())),
+                            Remembered(journal, Team()), ModelState(given.model), tell)
         try:
             return {**_found(finder, budgets, tell), 'sensitivity': spec.budget.sensitivity}
         finally:

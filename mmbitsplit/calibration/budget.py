@@ -8,7 +8,7 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmbitsplit.calibration.journal import Journal
 from mmbitsplit.calibration.plan_finder import Measured, PlanFinder, Remembered
@@ -23,7 +23,7 @@ from mmbitsplit.passes.team import Team
 from mmbitsplit.planning.allocation import allocate, possible
 from mmbitsplit.planning.metric_target import levels_for, smallest_that_holds
 from mmbitsplit.structures import BitPlan, QuantizationReport, QuantSpec
-from mmbitsplit.structures.plan_choice import PlanChoice, PlanFound
+from mmbitsplit.structures.plan_choice import PlanChoice, PlanFound, PlanTrial
 
 SIZE = 'bytes'
 Measuring = Callable[[Given, QuantSpec], AbstractContextManager[Measured]]
@@ -101,9 +101,14 @@ def calibrate_within(given: Given, spec: QuantSpec, *, measuring: Measuring | No
     return kept.prepared, kept.report
 
 
-def forget_plans(journal: Journal) -> None:
-    """Removes what was kept of widths and of each plan from the journal of a run."""
-    for name in (FOLDER, WIDTHS):
+def forget_plans(journal: Journal, measured: bool = False) -> None:
+    """Removes what was kept of each plan from the journal of a run.
+
+    Args:
+        journal: Of the run.
+        measured: Remove what was measured for all budgets, too.
+    """
+    for name in (FOLDER, *([WIDTHS] if measured else [])):
         shutil.rmtree(journal.folder / name, ignore_errors=True)
 
 
@@ -117,16 +122,24 @@ class _Search:
         self.budget, self.told, self.target = spec.budget, told, target
         self.memory = Remembered(journal, given.team or Team())
         if journal is not None and not self.memory.facts:
-            forget_plans(journal)
+            forget_plans(journal, measured=True)
             self.memory.put('begun', True)
         self.finder = PlanFinder(given, spec, lambda: measuring(given, spec), self.memory,
                                  float_state, told.line)
-        kind = self.budget.loss if self.budget.loss in ('kl', 'raw') else 'auto'
-        self.loss = PlanLoss.of(given, spec, kind)
-        self.trials = PlanTrials(given, spec, self.loss, float_state, journal,
-                                 told.progress)
+        self._given = given, spec, float_state, journal
+        self._trials: PlanTrials | None = None
         self.tried: list[PlanFound] = []
         self.kept: Calibrated | None = None
+
+    @property
+    def trials(self) -> PlanTrials:
+        """Calibrates and judges plans; the float model is run when they are first asked for."""
+        if self._trials is None:
+            given, spec, float_state, journal = self._given
+            kind = self.budget.loss if self.budget.loss in ('kl', 'raw') else 'auto'
+            self._trials = PlanTrials(given, spec, PlanLoss.of(given, spec, kind), float_state,
+                                      journal, self.told.progress)
+        return self._trials
 
     def run(self) -> Calibrated:
         """Searches; the model may be in any state afterwards."""
@@ -187,10 +200,9 @@ class _Search:
                 return other
         self.tried.append(plan)
         key = f'trial of {sorted((name, str(own)) for name, own in plan.widths.items())}'
-        known = self.memory.get(key)
-        if known is not None:
-            plan.trial = PlanFound.from_json(known).trial
-            self.told.line(f'{self._line(plan)} (by the interrupted run)')
+        plan.trial = self._known_trial(key)
+        if plan.trial is not None:
+            self.told.line(f'{self._line(plan)} (by an earlier run)')
             return plan
         self.told.line(f'plan {len(self.tried)}, {self._what(plan)}: calibrating')
         calibrated = self.trials.calibrate(plan)
@@ -200,6 +212,16 @@ class _Search:
         self.memory.put(key, plan.to_json())
         self.told.line(self._line(plan))
         return plan
+
+    def _known_trial(self, key: str) -> PlanTrial | None:
+        """What an earlier run found of a plan, whose budget may have been another."""
+        known, most = self.memory.get(key), self.budget.max_drop
+        trial = None if known is None else PlanFound.from_json(known).trial
+        if trial is None or (most is not None and trial.drop is None):
+            return None
+        if most is None:
+            return replace(trial, metrics={}, drop=None, holds=None)
+        return replace(trial, holds=trial.drop <= most)
 
     def _rank(self, plan: PlanFound) -> tuple[float, ...]:
         """The least is the best: by loss, or the smallest that holds."""
@@ -233,7 +255,7 @@ class _Search:
             limits=self.budget.limits, loss=self.finder.kind, base=problem.base,
             table=problem.losses, costs=dict(problem.costs), plans=self.tried,
             chosen=self.tried.index(best), front=self.finder.front(limited),
-            exchanges=dict(self.finder.exchanges), unseen=self.loss.unseen,
+            exchanges=dict(self.finder.exchanges), unseen=self.trials.loss.unseen,
             sensitivity=self.budget.sensitivity, max_drop=self.budget.max_drop,
             held=None if self.budget.max_drop is None else chosen is not None)
 

@@ -82,13 +82,19 @@ def _tune_if_possible(stage: TuningStage, index: int, look: Watching,
                       calibration: CalibrationSpec, solved: SolvedLayers, no_tuning: str,
                       ) -> dict[str, Any]:
     reason = no_tuning or why_not(look, solved)
-    if not reason and look.forwards.team.size > 1:  # what one refuses now, others wait for
+    # What one of several processes refuses now, others wait for: then the run ends.
+    if not reason and look.forwards.team.size > 1:
         return _tune(stage, index, look, calibration, solved)
     if not reason:
+        # One process alone may go on after torch's errors too: a later batch that takes another
+        # path (``why_not`` tried the first), or memory that was not there. All that moved has been
+        # taken back. Programming errors have other types, and end the run.
         try:
             return _tune(stage, index, look, calibration, solved)
         except ValueError as error:
             reason = str(error).removeprefix('quantization.tuning: ')
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
     return {'type': type(stage).__name__, 'kept': 'start', 'left_out': reason,
             'options': asdict(stage)}
 
@@ -173,7 +179,7 @@ def _learn(stage: TuningStage, solved: SolvedLayers, raw: RawOutputs, loss: Outp
                        inner, progress)
     try:
         outcome = stage.tune(model)
-    except ValueError:
+    except (ValueError, RuntimeError):
         values.write(torch.zeros(values.size, dtype=torch.float64))
         values.end()
         raise

@@ -1,14 +1,14 @@
 """Measures what layers lose and cost at each width, kept beside the journal of a run."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from mmbitsplit.calibration.budget_check import check_budget
 from mmbitsplit.calibration.journal import Journal
 from mmbitsplit.calibration.journal.width_files import WidthFiles
 from mmbitsplit.calibration.plan_loss import Given
 from mmbitsplit.calibration.solved_layers import Progress
-from mmbitsplit.planning.costs import cost_tables
 from mmbitsplit.planning.latency_table import read_latencies
 from mmbitsplit.planning.plan_search import PlanProblem
 from mmbitsplit.planning.width_sensitivity import WidthProgress, WidthSensitivity
@@ -41,6 +41,7 @@ class MeasuredWidths:
 @contextmanager
 def measured_widths(given: Given, spec: QuantSpec, journal: Journal | None = None,
                     progress: Callable[[Progress], None] = lambda step: None,
+                    budgets: Sequence[Mapping[str, float]] | None = None,
                     ) -> Iterator[MeasuredWidths]:
     """Solves and measures; the model is float again afterwards.
 
@@ -49,12 +50,18 @@ def measured_widths(given: Given, spec: QuantSpec, journal: Journal | None = Non
         spec: The request, with a budget.
         journal: Of the run, in the first process.
         progress: Told every step.
+        budgets: Limits of all that is asked for; those of the request when not given.
+
+    Raises:
+        ValueError: A budget cannot be kept, which is said first; see ``check_budget`` and
+            ``WidthSensitivity``.
     """
     budget = spec.budget
     assert budget is not None
     latencies = None if budget.latency_table is None else read_latencies(budget.latency_table)
-    files = None if journal is None else WidthFiles.open(
-        journal.folder / FOLDER, journal.identity, resume=True)
+    check_budget(given, spec, budgets)
+    files = None if journal is None else WidthFiles.take_over(
+        journal.folder / FOLDER, journal.identity)
 
     def tell(step: WidthProgress) -> None:
         progress(Progress(STAGES[step.stage], step.step, step.steps,
@@ -65,6 +72,7 @@ def measured_widths(given: Given, spec: QuantSpec, journal: Journal | None = Non
         losses = found.measure()
         base = found.base_loss
         with found.bank.holding(found.base):  # bytes of scales are exact once there are any
-            costs = cost_tables(found.prepared, found.look.flow, found.choices, latencies)
+            costs = found.watched.costs(found.prepared, latencies)
         kind = found.losses.loss.kind if budget.loss == 'auto' else budget.loss
-        yield MeasuredWidths(PlanProblem(losses, base, costs, budget.choices()), kind, found)
+        yield MeasuredWidths(PlanProblem(losses, base, costs, budget.choices(),
+                                         found.watched.together(found.prepared)), kind, found)

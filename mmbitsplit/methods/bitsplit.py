@@ -21,6 +21,7 @@ from mmbitsplit.structures import (
     RowStatistics,
     WeightSolution,
 )
+from mmbitsplit.structures.spec import AS_REQUESTED
 
 FEW_BITS = 4  # of inputs: with more, the solver's codes are as good (docs/measured.md)
 LEARNING = dict(type='OutputTuning', codes=True, learning_rate=2e-3, mirrored='auto',
@@ -96,7 +97,12 @@ class BitSplit(Method):
 
 
 def _few_bits(spec: QuantSpec) -> bool:
-    """Whether inputs of inner layers have so few bits that learning is worth its time."""
-    widths = [spec.activation.num_bits] if spec.plan is None else [
-        row.input_bits for row in spec.plan.layers]
+    """Whether inputs of inner layers have, or may be given, so few bits that learning pays."""
+    widths: list[Any] = [spec.activation.num_bits]
+    if spec.budget is not None and spec.budget.activation_widths is not None \
+            and spec.activation.num_bits is not None:
+        widths = [own.activation for own in spec.budget.choices()]
+    elif spec.plan is not None:
+        widths = [spec.activation.num_bits if row.input_bits == AS_REQUESTED else row.input_bits
+                  for row in spec.plan.layers]
     return any(isinstance(bits, int) and bits <= FEW_BITS for bits in widths)

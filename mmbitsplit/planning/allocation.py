@@ -13,6 +13,7 @@ Losses are taken to add up. They do so only nearly: measure what comes out.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from mmbitsplit.structures import Widths, WidthTable
 
 MOST_SECONDS = 60.0
 GAP = 1e-4  # far less than what losses are measured to
+ROUGH = 1.0  # gap where any plan will do
 OPTIMAL, OUT_OF_TIME = 'optimal', 'out of time'
 
 
@@ -82,6 +84,27 @@ def front(losses: WidthTable, costs: Mapping[str, WidthTable],
     return [program.solve(limits, gap, seconds) for limits in budgets]
 
 
+def check_budgets(choices: Mapping[str, Sequence[Widths]], costs: Mapping[str, WidthTable],
+                  budgets: Iterable[Mapping[str, float]], together: Iterable[frozenset[str]] = (),
+                  *, slack: Mapping[str, float] = MappingProxyType({})) -> None:
+    """Refuses budgets that no plan keeps; nothing needs to be measured for it.
+
+    Args:
+        choices: Widths of each layer.
+        costs, together: As for ``allocate``.
+        budgets: Limits, a mapping a budget.
+        slack: Part of a limit by which costs may be more, where they are estimated.
+
+    Raises:
+        ValueError: See ``allocate``.
+    """
+    program = _Program(WidthTable({name: dict.fromkeys(row, 0.0) for name, row in choices.items()}),
+                       costs, together)
+    for limits in budgets:
+        program.check(limits, {key: limit * (1 + slack.get(key, 0.0))
+                               for key, limit in limits.items()})
+
+
 def possible(losses: WidthTable, cost: WidthTable, together: Iterable[frozenset[str]] = (),
              ) -> tuple[float, float]:
     """Returns the least and the greatest sum of a cost that any choice of widths has."""
@@ -106,11 +129,16 @@ class _Program:
                       for key, table in costs.items()}
         self.choices = _choices(losses, [group & losses.layers.keys() for group in together])
 
+    def check(self, limits: Mapping[str, float], loose: Mapping[str, float]) -> None:
+        """Refuses limits if not even the looser ones can be kept."""
+        self._check_names(limits)
+        cost = self.cost[next(iter(limits))] if limits else self.loss
+        found = self._minimize(cost, loose, ROUGH, MOST_SECONDS)
+        if found.mask is None and found.finished:
+            raise ValueError(self._why_not(limits))
+
     def solve(self, limits: Mapping[str, float], gap: float, seconds: float) -> Allocation:
-        for key in limits:
-            if key not in self.costs:
-                raise ValueError(f"limits: '{key}' has no table of costs; "
-                                 f'{nearest(key, self.costs)}.')
+        self._check_names(limits)
         found = self._minimize(self.loss, limits, gap, seconds)
         if found.mask is None:
             raise ValueError(self._why_not(limits) if found.finished else (
@@ -130,6 +158,12 @@ class _Program:
         least, greatest = (math.nan if one.mask is None else self.costs[key].sum(self._plan(one))
                            for one in found)
         return least, greatest
+
+    def _check_names(self, limits: Mapping[str, float]) -> None:
+        for key in limits:
+            if key not in self.costs:
+                raise ValueError(f"limits: '{key}' has no table of costs; "
+                                 f'{nearest(key, self.costs)}.')
 
     def _minimize(self, objective: np.ndarray, limits: Mapping[str, float], gap: float,
                   seconds: float) -> Chosen:

@@ -117,7 +117,8 @@ class _Problem:
         self.costs, self.limits = np.zeros((len(limits), len(self.useful))), np.zeros(len(limits))
         for number, (cost, limit) in enumerate(zip(costs, limits)):
             row, least = _above_least(cost[self.useful], self.layers)
-            scale = ROW / max(float(row.max(initial=0.0)), 1e-300)
+            most = float(row.max(initial=0.0))
+            scale = ROW / most if most > 0 else 1.0  # one useful choice a layer: nothing to scale
             self.costs[number], self.limits[number] = scale * row, scale * (limit - least)
         self.exact = [(cost, limit) for cost, limit in zip(costs, limits)]
 

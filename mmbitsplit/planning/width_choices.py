@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from mmbitsplit.methods import build_method
 from mmbitsplit.structures import BitPlan, LayerPlan, PlanRow, PlanSpec, QuantSpec, Widths
 from mmbitsplit.structures.spec import AS_REQUESTED, REDUCED_BITS
 
@@ -72,8 +73,15 @@ def plan_of(widths: WidthPlan) -> PlanSpec:
 
 
 def with_widths(spec: QuantSpec, widths: WidthPlan) -> QuantSpec:
-    """Returns the request that a plan was chosen for, with the plan in the budget's place."""
-    return replace(spec, budget=None, plan=plan_of(widths))
+    """Returns the request that a plan was chosen for, with the plan in the budget's place.
+
+    Stages that the method brought for what the budget might choose are those that it has for the
+    plan; what the request itself says of tuning stands.
+    """
+    asked, method = replace(spec, budget=None, plan=plan_of(widths)), build_method(spec.method)
+    if spec.budget is None or not spec.tuning or spec.tuning != tuple(method.tuning(spec)):
+        return asked
+    return replace(asked, tuning=tuple(method.tuning(asked)))
 
 
 def _with_bits(spec: QuantSpec, bits: int) -> QuantSpec:

@@ -41,11 +41,10 @@ from mmbitsplit.passes.team import Team
 from mmbitsplit.passes.thread_state import as_called, state_of_its_own
 from mmbitsplit.passes.uncompiled import as_written, uncompiled
 from mmbitsplit.passes.watching import Watching
-from mmbitsplit.planning.preparation import prepare_as_requested
-from mmbitsplit.planning.request_plan import check_request, layers_to_find, make_plan
+from mmbitsplit.planning.request_plan import check_request
 from mmbitsplit.planning.units import find_units
+from mmbitsplit.planning.watched_widths import WatchedWidths
 from mmbitsplit.planning.width_bank import WidthBank
-from mmbitsplit.planning.width_choices import width_choices, with_widths
 from mmbitsplit.planning.width_journal import WidthJournal
 from mmbitsplit.planning.width_losses import (
     BaseCalls,
@@ -124,6 +123,7 @@ class WidthSensitivity:
     Attributes:
         choices: Widths that each planned layer may have.
         base: The widest of them.
+        watched: What both were found by.
         measured, noise: See ``measure``.
         forwards_run: Forwards of a batch so far that this process made to measure.
 
@@ -245,16 +245,12 @@ class WidthSensitivity:
 
     def _begin(self) -> None:
         spec = self.spec
-        look = Watching(self.forwards, layers_to_find(self.forwards.model, spec), count=True)
-        self.choices = width_choices(
-            lambda asked: make_plan(self.forwards.model, look.flow, asked), spec)
-        self.base = {name: max(row, key=lambda one: (one.weight, one.activation or 0))
-                     for name, row in self.choices.items()}
-        planned = make_plan(self.forwards.model, look.flow, with_widths(spec, self.base))
-        self._quiet = frozenset(quiet_layers(planned, self.base)) \
+        self.watched = watched = WatchedWidths.of(self.forwards, spec, count=True)
+        look, self.choices, self.base = watched.look, watched.choices, watched.base
+        self._quiet = frozenset(quiet_layers(watched.plan(), self.base)) \
             if self.budget.sensitivity == 'measured' else frozenset()
         self._check_memory(look)
-        prepared = prepare_as_requested(look, with_widths(spec, self.base))
+        prepared = watched.prepare()
         settle_streams(prepared, self.forwards, spec.calibration.seed)
         self.prepared, self.look = prepared, look
         self.bank = WidthBank(prepared, {
@@ -276,8 +272,7 @@ class WidthSensitivity:
 
     def _check_memory(self, look: Watching) -> None:
         spec, model = self.spec, self.forwards.model
-        geometries = planned_geometries(model, look.flow, make_plan(
-            model, look.flow, with_widths(spec, self.base)))
+        geometries = planned_geometries(model, look.flow, self.watched.plan())
         judged = batches_to_judge(self.forwards.total, spec.calibration)[0]
         device = next((value.device for value in model.parameters()), torch.device('cpu'))
         check_large_layers(self.method, geometries)

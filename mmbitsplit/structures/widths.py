@@ -12,6 +12,8 @@ MIN_BITS, MAX_BITS = 2, 8
 Bits = Annotated[int, Range(MIN_BITS, MAX_BITS)]
 # What a budget can limit, in the order of tables.
 LIMITS = ('weight_bits', 'bytes', 'bitops', 'latency')
+# Options of a budget that change nothing of what layers are measured to lose and cost.
+SEARCHED = (*LIMITS, 'evaluations', 'max_drop')
 BYTE_UNITS = {'B': 1, 'kB': 10 ** 3, 'MB': 10 ** 6, 'GB': 10 ** 9,
               'KiB': 2 ** 10, 'MiB': 2 ** 20, 'GiB': 2 ** 30}
 _SIZE = re.compile(r'\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*')
@@ -116,12 +118,15 @@ class BudgetSpec(Options):
         widths: What a layer's weights may have.
         activation_widths: What a layer's input may have: some widths; ``'tied'`` for as many bits
             as the weights; ``None`` for what the request says. Inputs that stay float do so.
+        shared_inputs: Whether layers that read one tensor get one width of it: query, key and
+            value of an attention, a downsampling layer beside a block's first. Those that read a
+            quantized residual stream do anyway.
         sensitivity: How the loss of a layer at a width is found: ``'measured'``: the model's
             loss, all else at 8 bits; ``'fisher'``: its output error weighted by squared gradients;
             ``'error'``: its output error.
         loss: Of the model against its float self. ``'auto'``: ``'kl'`` of class scores, or
             ``'raw'``, the change of raw outputs in parts of their spread; ``'cross_entropy'``
-            needs labels; ``'block_kl'`` compares what blocks give.
+            needs labels; ``'block_kl'``: divergence over the channels of what all blocks give.
         method: Solves the layers whose loss is found; ``None`` for the request's own.
         evaluations: Most plans that are calibrated and measured before one is chosen; without
             ``max_drop`` two are enough.
@@ -136,6 +141,7 @@ class BudgetSpec(Options):
     latency_table: str | None = None
     widths: tuple[Bits, ...] = (2, 3, 4, 8)
     activation_widths: Literal['tied'] | tuple[Bits, ...] | None = None
+    shared_inputs: bool = False
     sensitivity: Literal['measured', 'fisher', 'error'] = 'measured'
     loss: Literal['auto', 'kl', 'raw', 'cross_entropy', 'block_kl'] = 'auto'
     method: Mapping[str, Any] | None = None

@@ -6,8 +6,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +27,6 @@ FEW = ['quantization.calibration.num_images=41', 'quantization.calibration.batch
        'quantization.calibration.rows_per_layer=256', 'quantization.weight.scale_search=minmax',
        'quantization.activation.strength=0.5', 'quantization.method.init=mse',
        'quantization.method.max_sweeps=5', 'test_dataloader.dataset.indices=128']
-ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(
-    filter(None, (str(PROJECT), os.environ.get('PYTHONPATH'))))}
 
 
 def prepare_folder(root: Path) -> list[str]:
@@ -48,43 +44,28 @@ def prepare_folder(root: Path) -> list[str]:
             f'train_dataloader.dataset.data_root={root / "Daten – 数据"}']
 
 
-def _hears_ctrl_c():
-    """What was started in the background of a shell ignores Ctrl-C, and so would its children."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 @pytest.fixture(scope='module')
-def bad_day(tmp_path_factory):
+def bad_day(tool_server, tmp_path_factory):
     """A real run that is joined by a second one, interrupted by Ctrl-C, and resumed."""
     root = tmp_path_factory.mktemp('bad day ü')
     arguments = prepare_folder(root)
-    work_dir, log = root / 'Lauf ä 走', root / 'log'
-    with log.open('w') as stream:
-        run = subprocess.Popen([sys.executable, '-m', 'mmbitsplit', 'quantize', *arguments],
-                               cwd=PROJECT, stdout=stream, stderr=subprocess.STDOUT,
-                               env=ENVIRONMENT, start_new_session=True,
-                               preexec_fn=_hears_ctrl_c)
-    try:
+    work_dir = root / 'Lauf ä 走'
+    with tool_server.running(['-m', 'mmbitsplit', 'quantize', *arguments], root / 'log') as run:
         end = time.monotonic() + 300
         while not (work_dir / 'journal/0002.layer').exists():
-            assert run.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
+            assert run.poll() is None and time.monotonic() < end, run.output()[-3000:]
             time.sleep(0.005)
         solved = len((work_dir / 'layers.jsonl').read_text().splitlines())
         os.kill(run.pid, signal.SIGSTOP)  # or it would be done before the second one asks
         second = second_run([*arguments, '--resume'])
         os.kill(run.pid, signal.SIGINT)
         os.kill(run.pid, signal.SIGCONT)
-        code = run.wait(60)
-    finally:
-        if run.poll() is None:
-            os.killpg(run.pid, signal.SIGKILL)
-            run.wait()
-    output = log.read_text()
+        code = run.wait()
+    output = run.output()
     again = shlex.split(output.splitlines()[-1].partition('go on with: ')[2])
-    resumed = subprocess.run([sys.executable, '-m', *again], cwd=PROJECT, text=True,
-                             capture_output=True, env=ENVIRONMENT)
     return SimpleNamespace(work_dir=work_dir, code=code, output=output, again=again,
-                           resumed=resumed, solved=solved, second=second, pid=run.pid)
+                           resumed=tool_server.run(['-m', *again]), solved=solved, second=second,
+                           pid=run.pid)
 
 
 def second_run(arguments: list[str]) -> tuple[int, str]:

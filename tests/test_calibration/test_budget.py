@@ -7,8 +7,9 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from thread_team import together
 
-from mmbitsplit.calibration import Journal, Progress, calibrate
+from mmbitsplit.calibration import Journal, Progress, Team, calibrate
 from mmbitsplit.calibration.budget import NoPlanHolds, Told, calibrate_within
 from mmbitsplit.calibration.plan_loss import Given, PlanLoss
 from mmbitsplit.calibration.plan_trials import MetricTarget, PlanTrials
@@ -257,6 +258,48 @@ def test_an_interrupted_search_goes_on_where_it_was(stop, budget, within, residu
     # A float pass of a plan that has layers to solve; layers taken over are told as layers.
     passes = [step for step in solved if step.stage == 'float' and step.done == step.total]
     assert len(passes) == len(whole.budget['plans']) - done
+
+
+# Several processes.
+
+def test_two_processes_choose_the_plan_of_one(residual_net, images, make_spec, run_model,
+                                              assert_same_state):
+    """Nothing stands in for anything but processes: threads, which exchange as these do."""
+    spec = make_spec(method=METHOD, budget=dict(weight_bits=5, widths=[2, 4, 8]))
+
+    def go(team):
+        model, batches = residual_net(), images(8)
+        _, report = calibrate_within(Given(
+            model=model, batches=[batches[number] for number in team.batches(len(batches))],
+            run=run_model, team=team), spec)
+        return model, report
+
+    model, report = go(Team())
+    plans = [(plan['name'], plan['widths']) for plan in report.budget['plans']]
+    assert 'mixed' in dict(plans)
+    for ours, found in together(2, go):
+        assert [(plan['name'], plan['widths']) for plan in found.budget['plans']] == plans
+        assert found.budget['chosen'] == report.budget['chosen']
+        assert found.budget['exchanges'] == report.budget['exchanges']
+        assert found.budget['plans'][0]['trial']['loss'] == pytest.approx(
+            report.budget['plans'][0]['trial']['loss'], rel=1e-6)
+        assert_same_state(ours, model)
+
+
+def test_what_one_budget_tried_serves_another(within, nothing_calibrated, tmp_path):
+    """Its metric too, where it was measured; whether that holds is asked anew."""
+    def go(budget, resume=True):
+        target, calls = metric(lambda: dict(nothing_calibrated), (8, 4, 2, 2))
+        _, _, _, report = within(budget, lambda spec: Table(spec, first=1e3), target=target,
+                                 journal=Journal.open(tmp_path, {}, resume=resume))
+        return report.budget, calls
+    _, first = go({'max_drop': 0.25, 'evaluations': 6}, resume=False)
+    budget, calls = go({'max_drop': 0.5, 'evaluations': 6})
+    assert len(calls) < len(first) and budget['held']
+    assert all(plan['trial']['holds'] == (plan['trial']['drop'] <= 0.5)
+               for plan in budget['plans'])
+    budget, calls = go({'weight_bits': 5})  # not asked for, so not told
+    assert not calls and all(plan['trial']['drop'] is None for plan in budget['plans'])
 
 
 # The loss that plans are judged by.

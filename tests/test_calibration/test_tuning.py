@@ -257,6 +257,49 @@ def test_what_cannot_be_tuned_stays_as_solved_where_that_is_allowed(
     assert_same_state(*models)
 
 
+class Fails(torch.autograd.Function):
+    """Has gradients a few times, then an error of torch's kind."""
+
+    left = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        Fails.left -= 1
+        if Fails.left < 0:
+            raise RuntimeError('not enough memory: you tried to allocate\nmuch')
+        return gradient
+
+
+class Failing(Classifier):
+    """Runs out of memory in a later batch's gradients, say."""
+
+    def forward(self, x):
+        first, *others = self.body
+        x = Fails.apply(first(x))
+        for module in others:
+            x = module(x)
+        return self.scores(x)
+
+
+def test_an_error_of_torch_on_the_way_leaves_the_model_as_solved(seeded, assert_same_state,
+                                                                 monkeypatch):
+    models = [seeded(Failing) for _ in range(2)]
+    monkeypatch.setattr(Fails, 'left', 5)
+    with pytest.warns(UserWarning, match='left out.*as BitSplit has solved it: not enough memory'):
+        report = quantize_model(models[0], inputs(), LOW)
+    assert Fails.left == -1  # it had begun
+    assert report.tuning[0]['left_out'] == 'not enough memory: you tried to allocate'
+    quantize_model(models[1], inputs(), dict(LOW, tuning=[]))
+    assert_same_state(*models)
+    monkeypatch.setattr(Fails, 'left', 5)
+    with pytest.raises(RuntimeError, match='not enough memory'):  # what was asked for by name
+        quantize_model(seeded(Failing), inputs(), dict(LOW, tuning=STAGE))
+
+
 def test_batches_come_mirrored_too(residual_net, images):
     """What is learned is another than without; what is judged on is not mirrored."""
     models, found = [residual_net() for _ in range(2)], []

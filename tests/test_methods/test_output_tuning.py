@@ -137,6 +137,16 @@ def test_rounds_say_how_many_steps_there_are(options, images, steps, size):
     assert len(problem.drawn) == steps and {len(drawn) for drawn in problem.drawn} == {size}
 
 
+@pytest.mark.parametrize('budget, bits, tuned', [
+    (dict(activation_widths=[4, 8]), 8, True), (dict(activation_widths=[5, 8]), 4, False),
+    (dict(activation_widths='tied', widths=[3, 8]), 8, True), (dict(widths=[2, 8]), 8, False),
+    (dict(widths=[2, 8]), 4, True), (dict(activation_widths=[2]), None, False)])
+def test_the_default_method_learns_where_a_budget_may_give_inputs_few_bits(budget, bits, tuned):
+    request = dict(budget=dict(weight_bits=4, **budget), activation=dict(num_bits=bits))
+    assert bool(read_request(request).tuning) == tuned
+    assert read_request(dict(request, tuning=[])).tuning == ()
+
+
 @pytest.mark.parametrize('bits, effort, tuned', [
     (4, 'default', True), (4, 'fast', False), (4, 'best', True), (3, None, True),
     (8, 'default', False), (8, 'best', True), (None, None, False)])

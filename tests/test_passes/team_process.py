@@ -1,4 +1,4 @@
-"""One process of ``test_team.py``; run as ``team_process.py TASK FOLDER RANK SIZE``."""
+"""One process of ``test_team.py``; ``helpers/team_start.py`` starts it."""
 
 import os
 import sys
@@ -190,16 +190,17 @@ def save(path: Path, model: nn.Module, report: Any) -> None:
                 'calibration': report.calibration}, path)
 
 
-def calibrations(folder: Path, rank: int, size: int) -> None:
+def calibrations(folder: Path, rank: int, size: int, names: Sequence[str]) -> None:
     """Three processes: two of them as a team, the third alone, then all as a team."""
     pair = distributed.new_group([0, 1], timeout=TIMEOUT)
-    for name, case in CASES.items():
+    for name in names:
         if rank < 2:
-            save(folder / f'{name} 2 {rank}.pt', *case.run(ProcessTeam(pair)))
+            save(folder / f'{name} 2 {rank}.pt', *CASES[name].run(ProcessTeam(pair)))
         else:
-            save(folder / f'{name} 1 0.pt', *case.run(Team()))
-    for name in OF_THREE:
-        save(folder / f'{name} 3 {rank}.pt', *CASES[name].run(ProcessTeam()))
+            save(folder / f'{name} 1 0.pt', *CASES[name].run(Team()))
+    for name in names:
+        if name in OF_THREE:
+            save(folder / f'{name} 3 {rank}.pt', *CASES[name].run(ProcessTeam()))
 
 
 class Interrupted(Exception):
@@ -313,11 +314,13 @@ def refuses(folder: Path, rank: int, size: int) -> None:
     Case(ResidualNet, spec=WATCHED).run(ProcessTeam())
 
 
-if __name__ == '__main__':
-    torch.set_num_threads(1)
-    task, folder, rank, size = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+TASKS = {task.__name__: task for task in (
+    calibrations, resumed, dies, fails, learns_long, goes_on_alone, dies_waiting, dies_learning,
+    refuses)}
+
+
+def join(task: str, folder: Path, rank: int, size: int, names: Sequence[str]) -> None:
+    """One process of a team; ``names``: of the cases that are calibrated."""
     distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank,
                                    world_size=size, timeout=TIMEOUT)
-    {'calibrations': calibrations, 'resumed': resumed, 'dies': dies, 'fails': fails,
-     'learns_long': learns_long, 'goes_on_alone': goes_on_alone, 'dies_waiting': dies_waiting,
-     'dies_learning': dies_learning, 'refuses': refuses}[task](folder, rank, size)
+    TASKS[task](folder, rank, size, *([names] if names else []))

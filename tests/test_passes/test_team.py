@@ -1,19 +1,16 @@
 """Really spawned processes give what one gives, and none waits for one that is lost."""
 
 import ast
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from team_start import start
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name('team_process.py')
-ROOT = Path(__file__).parents[2]
 SAME = ('name', 'kind', 'shape', 'role', 'weight_bits', 'activation_bits', 'activation_mode',
         'activation_symmetry', 'strength', 'guard_taken', 'rows', 'calls', 'unit', 'unit_taken',
         'unit_errors')
@@ -27,32 +24,25 @@ def assigned(name):
             return [key.value for key in keys]
 
 
-def start(task, folder, size):
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    return [subprocess.Popen([sys.executable, SCRIPT, task, folder, str(rank), str(size)],
-                             env=environment, stderr=(folder / f'errors {rank}').open('w'))
-            for rank in range(size)]
-
-
 def finish(processes, seconds):
     """Waits for all; returns their statuses, and when each had ended, in seconds."""
     began, ended = time.monotonic(), {}
     try:
         while len(ended) < len(processes):
             for rank, process in enumerate(processes):
-                if rank not in ended and process.poll() is not None:
+                if rank not in ended and process.exitcode is not None:
                     ended[rank] = time.monotonic() - began
             assert time.monotonic() - began < seconds, f'only {sorted(ended)} ended'
             time.sleep(0.02)
     finally:
         for process in processes:
             process.kill()
-            process.wait()
-    return [process.returncode for process in processes], ended
+            process.join()
+    return [process.exitcode for process in processes], ended
 
 
-def together(task, folder, size, seconds=400):
-    statuses, _ = finish(start(task, folder, size), seconds)
+def together(task, folder, size, names=(), seconds=400):
+    statuses, _ = finish(start(task, folder, size, names), seconds)
     assert statuses == [0] * size, ''.join(
         (folder / f'errors {rank}').read_text()[-2000:] for rank in range(size))
 
@@ -62,10 +52,12 @@ def load(path):
 
 
 @pytest.fixture(scope='module')
-def results(tmp_path_factory):
-    """Where three processes have left the results of all cases."""
+def results(request, tmp_path_factory):
+    """Where three processes have left the results of all cases that chosen tests look at."""
     folder = tmp_path_factory.mktemp('team')
-    together('calibrations', folder, 3)
+    wanted = {item.callspec.params['name'] for item in request.session.items
+              if item.path == request.path and 'name' in getattr(item, 'fixturenames', ())}
+    together('calibrations', folder, 3, [name for name in assigned('CASES') if name in wanted])
     return folder
 
 
@@ -95,9 +87,10 @@ def test_several_processes_give_what_one_gives(name, size, results):
     assert_same(first, expected)
 
 
-def test_what_is_tuned_in_several_processes_is_really_tuned(results):
+@pytest.mark.parametrize('name', ['tuned'])
+def test_what_is_tuned_in_several_processes_is_really_tuned(name, results):
     assert all('were tuned' in row['notes'][-1]
-               for row in load(results / 'tuned 2 0.pt')['layers'])
+               for row in load(results / f'{name} 2 0.pt')['layers'])
 
 
 def test_one_process_s_journal_serves_all(tmp_path):
@@ -111,11 +104,11 @@ def test_one_process_s_journal_serves_all(tmp_path):
                 assert torch.equal(value, found['state'][key]), key
 
 
-def test_units_are_learned_in_earnest(results):
+@pytest.mark.parametrize('name', assigned('OF_UNITS'))
+def test_units_are_learned_in_earnest(name, results):
     """What several processes are compared in would be little if nothing had been learned."""
-    for name in assigned('OF_UNITS'):
-        taken = {layer['unit_taken'] for layer in load(results / f'{name} 1 0.pt')['layers']}
-        assert taken >= {'learned scale'} or taken >= {'learned rounding'}, name
+    taken = {layer['unit_taken'] for layer in load(results / f'{name} 1 0.pt')['layers']}
+    assert taken >= {'learned scale'} or taken >= {'learned rounding'}
 
 
 def test_nothing_times_out_while_one_process_learns(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from mmbitsplit.planning.allocation import allocate, front, possible
+from mmbitsplit.planning.allocation import allocate, check_budgets, front, possible
 from mmbitsplit.structures import Widths, WidthTable
 
 CHOICES = [Widths(weight, activation) for weight in (2, 4, 8) for activation in (4, 8)]
@@ -157,3 +157,21 @@ def test_what_cannot_be_is_told_with_what_can():
         allocate(WidthTable({'c': {Widths(8): 0.0}}), costs, {})
     with pytest.raises(ValueError, match="'a' has nan at W4"):
         allocate(WidthTable({'a': {Widths(4): math.nan}}), costs, {})
+
+
+def test_budgets_are_checked_without_losses():
+    """Also where one choice a layer is left, and the limit is far from it."""
+    choices = {'a': CHOICES, 'b': CHOICES[:1]}
+    costs = {'bytes': tables(choices, lambda name, widths: 1e6 * widths.weight)}
+    check_budgets(choices, costs, [{'bytes': 4e6}, {'bytes': 1e12}, {}])
+    check_budgets(choices, costs, [{'bytes': 3.95e6}], slack={'bytes': 0.02})
+    for limits in ({'bytes': 3.9e6}, {'bytes': 1.0}):
+        with pytest.raises(ValueError, match='cannot be kept.*bytes from 4000000 to 10000000'):
+            check_budgets(choices, costs, [{'bytes': 4e6}, limits], slack={'bytes': 0.02})
+    with pytest.raises(ValueError, match="'byte' has no table"):
+        check_budgets(choices, costs, [{'byte': 1.0}])
+    # Inputs that are shared have no width in common.
+    with pytest.raises(ValueError, match='give them common widths'):
+        check_budgets({'a': [Widths(2, 4)], 'b': [Widths(2, 8)]}, {
+            'bytes': tables({'a': [Widths(2, 4)], 'b': [Widths(2, 8)]}, lambda *_: 1.0)},
+            [{'bytes': 9.0}], [frozenset('ab')])

@@ -3,6 +3,7 @@
 import pytest
 from torch import nn
 
+from mmbitsplit.calibration import read_request
 from mmbitsplit.planning import make_plan
 from mmbitsplit.planning.width_choices import uniform_plans, width_choices, with_widths
 from mmbitsplit.structures import QuantSpec, Widths, plan_value
@@ -77,3 +78,19 @@ def test_a_uniform_plan_is_that_of_the_request(choices_of):
 def test_nothing_to_choose_is_said(choices_of):
     with pytest.raises(ValueError, match='no layer to choose.*all 4 layers.*first_last'):
         choices_of(overrides=[{'match': '*', 'weight': {'num_bits': 4}}])
+
+
+def test_what_is_learned_for_few_bits_follows_the_plan():
+    asked = {'activation': {'num_bits': 8}, 'budget': {
+        'weight_bits': 4, 'activation_widths': [4, 8]}}
+    spec = read_request(asked)
+    narrow, wide = {'a': Widths(2, 4), 'b': Widths(4, 8)}, {'a': Widths(2, 8), 'b': Widths(4, 8)}
+    assert with_widths(spec, narrow).tuning == spec.tuning != ()
+    assert with_widths(spec, wide).tuning == ()
+    own = {'type': 'OutputTuning', 'steps': 5}
+    for tuning in ([], [own]):  # what a request says itself stands
+        spec = read_request({**asked, 'tuning': tuning})
+        assert with_widths(spec, narrow).tuning == with_widths(spec, wide).tuning == tuple(tuning)
+    # Inputs that are not chosen are as the request says.
+    spec = read_request({'activation': {'num_bits': 4}, 'budget': {'weight_bits': 4}})
+    assert with_widths(spec, {'a': Widths(2)}).tuning == spec.tuning != ()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,9 +9,6 @@ import pytest
 from filelock import FileLock
 
 PROJECT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(PROJECT / 'tests/helpers'))  # plain files that tests share
-from tool_server import ToolServer  # noqa: E402
-
 CONFIG = 'configs/demo/retinanet_digits_w4a8.py'
 
 
@@ -25,15 +21,13 @@ UPSTREAM = ('import runpy, sys; '
 
 
 @pytest.fixture(scope='session')
-def run_tool():
+def run_tool(tool_server):
     """Runs a script from the project's folder; one thread, so that figures repeat exactly."""
-    server = ToolServer()
-
     def run(script, *args, upstream: bool = False):
-        return server.run([*(['-c', UPSTREAM] if upstream else []), str(script), *map(str, args)])
+        return tool_server.run([*(['-c', UPSTREAM] if upstream else []), str(script),
+                                *map(str, args)])
 
-    yield run
-    server.close()
+    return run
 
 
 @pytest.fixture(scope='session')

@@ -55,8 +55,9 @@ def no_launcher(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('options', [FEW, LEARNED], ids=['layers', 'units'])
-def test_two_processes_give_what_one_gives(options, run_tool, tmp_path):
+def test_two_processes_give_what_one_gives(run_tool, tmp_path):
+    """Layers are solved first, then learned; ``test_passes/test_team.py`` has all other ways."""
+    options = LEARNED
     one, two = tmp_path / 'one', tmp_path / 'two'
     done = script('dist_quantize.sh', CONFIG, 2, '--work-dir', two, *options)
     assert done.returncode == 0, done.stderr[-3000:]

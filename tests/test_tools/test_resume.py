@@ -1,10 +1,7 @@
 """tools/quantize.py, really killed, goes on with --resume and ends as if nothing had happened."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,27 +38,20 @@ def arguments(work_dir: Path, *more: str) -> list[str]:
             *options]
 
 
-def killed(work_dir: Path, log: Path, ready: Callable[[], bool]) -> str:
+@pytest.fixture
+def killed(tool_server):
     """Resumes a run, kills it and all it has started when ``ready``; returns its output."""
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(
-        filter(None, (str(PROJECT), os.environ.get('PYTHONPATH'))))}
-    log.write_text('')
-    with log.open('w') as stream:
-        run = subprocess.Popen(
-            [sys.executable, 'tools/quantize.py', *arguments(work_dir)], cwd=PROJECT,
-            stdout=stream, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
-    try:
-        end = time.monotonic() + 300
-        while not ready():
-            assert run.poll() is None, f'it ended too early: {log.read_text()[-3000:]}'
-            assert time.monotonic() < end, f'it takes too long: {log.read_text()[-3000:]}'
-            time.sleep(0.005)
-    finally:
-        if run.poll() is None:
-            os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
-    assert run.returncode == -signal.SIGKILL
-    return log.read_text()
+    def kill(work_dir: Path, log: Path, ready: Callable[[], bool]) -> str:
+        with tool_server.running(['tools/quantize.py', *arguments(work_dir)], log) as run:
+            end = time.monotonic() + 300
+            while not ready():
+                assert run.poll() is None, f'it ended too early: {run.output()[-3000:]}'
+                assert time.monotonic() < end, f'it takes too long: {run.output()[-3000:]}'
+                time.sleep(0.005)
+            run.kill()
+            assert run.wait() == -signal.SIGKILL
+        return log.read_text()
+    return kill
 
 
 def solved(work_dir: Path) -> list[str]:
@@ -119,7 +109,7 @@ def test_with_nothing_to_resume_it_just_runs(whole):
     assert results['quantized']['accuracy/top1'] > 85
 
 
-def test_killed_again_and_again_it_ends_the_same(whole, run_tool, tmp_path):
+def test_killed_again_and_again_it_ends_the_same(whole, killed, run_tool, tmp_path):
     work_dir, log = tmp_path / 'run', tmp_path / 'log'
 
     def killed_when(ready: Callable[[], bool]) -> str:

@@ -20,9 +20,13 @@ _MOST_DIFFERENCES = 5
 _LONGEST_VALUE = 60
 
 
+class OtherIdentity(ValueError):
+    """What is kept is of something else than what is asked for."""
+
+
 def check_identity(folder: Path, ours: dict[str, Any], stored: dict[str, Any],
                    advice: str = AGAIN) -> None:
-    """Raises ``ValueError`` naming what differs between two JSON values.
+    """Raises ``OtherIdentity`` naming what differs between two JSON values.
 
     Args:
         folder: The journal's, for the message.
@@ -36,8 +40,8 @@ def check_identity(folder: Path, ours: dict[str, Any], stored: dict[str, Any],
     named = differences[:_MOST_DIFFERENCES]
     if len(differences) > len(named):
         named.append(f'and {len(differences) - len(named)} more')
-    raise ValueError(f'The calibration kept in {folder} is another one than this and cannot be '
-                     f'resumed: {"; ".join(named)}. {advice}')
+    raise OtherIdentity(f'The calibration kept in {folder} is another one than this and cannot be '
+                        f'resumed: {"; ".join(named)}. {advice}')
 
 
 def describe(value: Any) -> Any:

@@ -222,6 +222,15 @@ class Journal:
         self.finished, self.entries, self._count = True, [], 0
         _remove(self.folder, [self.folder / STATE, *_layer_files(self.folder)])
 
+    def reopen(self) -> None:
+        """Notes that there is work to do again, with all that has been remembered.
+
+        Raises:
+            ValueError: The header cannot be written.
+        """
+        self._write_header(self.facts, False)
+        self.finished = False
+
     def _restart(self) -> None:
         self.entries, self._count = [], 0
         self._last = digest(json.dumps(self.identity, sort_keys=True).encode()).hex()

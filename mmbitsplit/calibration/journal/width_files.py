@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mmbitsplit.calibration.journal.frames import Damaged, framed, unframed, write_whole
-from mmbitsplit.calibration.journal.identity import check_identity
+from mmbitsplit.calibration.journal.identity import OtherIdentity, check_identity
 from mmbitsplit.calibration.journal.journal import (
     file_errors,
     parse_header,
@@ -85,6 +85,14 @@ class WidthFiles(WidthJournal):
         journal._losses = header['losses']
         journal._read()
         return journal
+
+    @classmethod
+    def take_over(cls, folder: str | Path, identity: Mapping[str, Any]) -> 'WidthFiles':
+        """Opens the journal of a folder if it is of an identity, else begins a new one there."""
+        try:
+            return cls.open(folder, identity, resume=True)
+        except OtherIdentity:
+            return cls.open(folder, identity, resume=False)
 
     def solved(self) -> dict[str, dict[Widths, Banked]]:
         """See ``WidthJournal``."""

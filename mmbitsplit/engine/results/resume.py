@@ -18,11 +18,13 @@ from mmbitsplit.engine.results.artifacts import CHECKPOINT, RESULTS, file_sha256
 from mmbitsplit.engine.run.quantize_runner import bare_model
 from mmbitsplit.methods import build_method
 from mmbitsplit.structures import ActivationSpec, CalibrationSpec, QuantSpec
+from mmbitsplit.structures.widths import SEARCHED
 
 FOLDER = 'journal'
 # Options that journals of before their time do not name: at their default they are left out.
 LATER_OPTIONS = {'activation': (ActivationSpec(), ('placement', 'output_bits')),
                  'calibration': (CalibrationSpec(), ('sampling', 'unreached'))}
+ASKED = 'asked'  # a fact of the journal: limits of the budget
 EVALUATION = ('test_dataloader', 'test_evaluator', 'test_cfg')
 
 
@@ -46,6 +48,8 @@ def open_journal(runner: Runner, cfg: Config, spec: QuantSpec, data: Calibration
     if journal.finished and not all(
             (work_dir / name).is_file() for name in (RESULTS, CHECKPOINT)):  # taken away
         journal = Journal.open(work_dir / FOLDER, key, resume=False)
+    if spec.budget is not None:
+        _ask(journal, {name: getattr(spec.budget, name) for name in SEARCHED}, runner)
     for problem in journal.problems:
         runner.logger.warning('mmbitsplit: %s', problem)
     if journal.entries:
@@ -55,9 +59,21 @@ def open_journal(runner: Runner, cfg: Config, spec: QuantSpec, data: Calibration
     return journal
 
 
+def _ask(journal: Journal, asked: dict[str, Any], runner: Runner) -> None:
+    """Notes the limits of a budget; a run of others has measured for these, too."""
+    if journal.facts.get(ASKED, asked) != asked:
+        journal.reopen()
+        runner.logger.info('mmbitsplit: another budget than that of the earlier run in %s; what '
+                           'was measured there serves this one, too', journal.folder)
+    journal.remember(**{ASKED: asked})
+
+
 def identity(model: nn.Module, cfg: Config, spec: QuantSpec, data: CalibrationData,
              ) -> dict[str, Any]:
-    """Returns everything that codes and figures depend on, as plain values."""
+    """Returns everything that codes and figures depend on, as plain values.
+
+    Limits of a budget are left out: what is measured and solved serves all of them.
+    """
     quantization = spec.to_dict()
     calibration = quantization['calibration']
     # It changes codes only where it says how much of a unit is kept.
@@ -67,6 +83,12 @@ def identity(model: nn.Module, cfg: Config, spec: QuantSpec, data: CalibrationDa
         for name in names:
             if quantization[part][name] == getattr(usual, name):
                 quantization[part].pop(name)
+    tables = {}
+    if spec.budget is not None:
+        for name in SEARCHED:
+            quantization['budget'].pop(name)
+        if spec.budget.latency_table is not None:
+            tables['latency table'] = file_sha256(spec.budget.latency_table)
     evaluation = {name: cfg.get(name) for name in EVALUATION}
     return json.loads(json.dumps({
         'quantization': quantization, 'model': cfg.model.to_dict(),
@@ -75,7 +97,7 @@ def identity(model: nn.Module, cfg: Config, spec: QuantSpec, data: CalibrationDa
         'calibration set': calibration_dataset_config(cfg, spec.calibration)
         if spec.calibration.num_images else None,
         'calibration images': data.image_ids, 'calibration files': files_digest(data.paths),
-        'evaluation': evaluation, 'versions': versions(),
+        'evaluation': evaluation, 'versions': versions(), **tables,
     }, default=describe))
 
 

@@ -122,8 +122,7 @@ def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData,
             if first:
                 write_plan(runner.work_dir, plan, runner.cfg)
 
-        given = Given(model=model, batches=data.batches, run=_test_step,
-                      replay_points=replay_points(model), labels=data.labels, team=current_team())
+        given = given_of(runner, data)
         if spec.budget is None:
             prepared, report = calibrate(
                 model, data.batches, spec, run=_test_step, **given.options, progress=progress,
@@ -140,6 +139,13 @@ def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData,
                 write(Progress('layers', place + 1, len(report.layers), layer))
     _log(runner, report)
     return QuantizedRun(prepared, report, data, float_bytes)
+
+
+def given_of(runner: Runner, data: CalibrationData) -> Given:
+    """What a calibration of a Runner's model is given beside the request."""
+    model = bare_model(runner.model)
+    return Given(model=model, batches=data.batches, run=_test_step,
+                 replay_points=replay_points(model), labels=data.labels, team=current_team())
 
 
 def _test_step(model: nn.Module, batch: Any) -> Any:

@@ -66,7 +66,7 @@ class OutputTuning(TuningStage):
         judge_every: Steps between two looks at these; ``None``: a tenth of all.
         if_possible: A model that cannot be tuned (one batch alone, outputs without gradients,
             too little memory) is left as it was solved, and the report says why; else that is an
-            error.
+            error. So is, with several processes, what one of them alone runs into.
     """
 
     steps: Annotated[int, Range(0)] | None = None
