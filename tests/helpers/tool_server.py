@@ -26,10 +26,13 @@ answers = os.fdopen(os.dup(1), 'w')
 os.dup2(2, 1)  # some packages print when they are imported
 from mmbitsplit.compat.torchvision_ops import install_import_hook
 install_import_hook()  # as the set-up does at every start of an interpreter
-import mmdet.apis, mmdet.models, mmpretrain.models
-import torch
-import mmbitsplit.engine
+import mmdet.apis, mmdet.utils, mmpretrain.utils
+import plotly.graph_objects, setuptools, torch, yapf.yapflib.yapf_api
+import mmbitsplit.engine, mmbitsplit.report
 from mmbitsplit.apis import quantize_model
+
+for package in mmdet, mmpretrain:
+    package.utils.register_all_modules(init_default_scope=False)
 
 with torch.random.fork_rng():  # what a first calibration brings in
     quantize_model(torch.nn.Sequential(

@@ -162,6 +162,7 @@ REFUSED = {
         'widths': ('a list, each item an integer from 2 to 8', [4, [1], [4.0], None]),
         'activation_widths': ("'tied' or a list, each item an integer from 2 to 8 or None",
                               ['tide', 4, [9]]),
+        'shared_inputs': ('True or False', ['no', 0, None]),
         'sensitivity': ('Allowed: error, fisher, measured', ['rounded', None]),
         'loss': ('Allowed: auto, block_kl, cross_entropy, kl, raw', ['mse', None]),
         'method': ('a dict or None', ['MSERound']), 'evaluations': ('an integer from 1', [0, 2.0]),
