@@ -179,6 +179,7 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
                  f"solved it: {outcome['left_out']}." for outcome in tuning
                  if 'left_out' in outcome]
     made.prepared.release_float()
+    _note_reads(look, solved.reports)
     report = QuantizationReport(
         layers=solved.in_order(), kept_float=list(made.prepared.plan.kept_float),
         folded_batch_norms=sorted(made.prepared.folded),
@@ -353,6 +354,14 @@ def _note_selections(look: Watching, reports: Sequence[LayerReport]) -> list[Sel
                 report.notes.append(f'gets what {selection} decides by values of layers; no replay '
                                     'point covers that')
     return selections
+
+
+def _note_reads(look: Watching, reports: Sequence[LayerReport]) -> None:
+    """Says of layers whose weight others read as well what they see."""
+    for report in reports:
+        if report.name in look.flow.also_read:
+            report.notes.append(f"its weight or bias is read elsewhere (by '"
+                                f"{look.flow.also_read[report.name]}'), dequantized")
 
 
 def _seconds(stopwatch: Stopwatch, record: FloatRecord, total: float) -> dict[str, float]:

@@ -68,7 +68,7 @@ def tune(stages: Sequence[TuningStage], look: Watching, calibration: Calibration
 def check_norms(stages: Sequence[TuningStage], prepared: PreparedModel) -> None:
     """Raises ``ValueError`` for a stage that rebuilds folded norms of a model that has none."""
     for index, stage in enumerate(stages):
-        if getattr(stage, 'target', None) == 'norm' and not prepared.folded_norms():
+        if getattr(stage, 'target', None) == 'norm' and not prepared.norms:
             name = type(stage).__name__
             raise ValueError(
                 f'quantization.tuning[{index}]: {name} renews the batch norms that were folded '
@@ -200,7 +200,7 @@ def _renormalise(stage: TuningStage, look: Watching, solved: SolvedLayers, raw: 
     used = [*fit, *(held_out if stage.batches == 'all' else ())]
     moments = record_float(raw, prepared.layers, loss,
                            used if stage.target == 'float' else (), calls)
-    norms = norms_of_float(moments) if stage.target == 'float' else prepared.folded_norms()
+    norms = norms_of_float(moments) if stage.target == 'float' else prepared.norms
     tied = {plan.name for plan in prepared.plan.layers if plan.codes_of}
     norms = {name: norms[name] for name in prepared.layers if name in norms and name not in tied}
     model = RenormalisedModel(raw, prepared, look.flow, loss, norms, calls, fit, held_out, progress)

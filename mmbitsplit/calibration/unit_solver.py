@@ -149,7 +149,7 @@ class UnitSolver:
         return {name: UnitLayer(self.prepared.layers[name], plans[name]) for name in unit.layers}
 
     def _device(self, evidence: UnitEvidence) -> torch.device:
-        return self.prepared.layers[evidence.function.unit.layers[0]].weight.device
+        return self.prepared.layers[evidence.function.unit.layers[0]].product_weight.device
 
 
 def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: Method,

@@ -207,7 +207,7 @@ def ordinary(x: Tensor, layer: QuantizedLayer | Product) -> Tensor:
 
     Autocast gives layers inputs of lower precision; ``QuantizedLayer`` takes them as they are.
     """
-    dtype = torch.float32 if isinstance(layer, Product) else layer.weight.dtype
+    dtype = torch.float32 if isinstance(layer, Product) else layer.product_weight.dtype
     x = x.to(dtype) if x.is_floating_point() else x
     return x.clone() if x.is_inference() else x
 

@@ -60,7 +60,7 @@ class FloatRecord:
         self.shapes.setdefault((name, batch), []).append(tuple(x.shape))
         self.targets.setdefault((name, batch), []).append(
             sampler.target(name, layer, call, batch, x.shape,
-                           output.to(layer.weight.dtype)))  # of lower precision under autocast
+                           output.to(layer.product_weight.dtype)))  # autocast gives less
 
 
 def float_pass(prepared: PreparedModel, forwards: Forwards, sampler: Sampler,

@@ -18,11 +18,15 @@ from torch import Tensor, nn
 
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.models.layers.geometry import layer_geometry
+from mmbitsplit.models.layers.in_place_base import InPlaceModule
+from mmbitsplit.models.layers.steps import Steps
+from mmbitsplit.models.surgery.modules import makes_weight
 
 # Containers on a module, and in each other, that are looked into: ``self.caches[0].keys['k']``.
 DEPTH = 3
 MANY = 1000  # entries above which a container is compared by their number alone
 _OF_TORCH = frozenset(vars(nn.Module())) - {'training'}
+_OF_HOOKS = ('weight', 'bias')  # which hooks make in each call (weight norm)
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, partial, type)
 
 
@@ -41,8 +45,12 @@ class _Place:
     def differs(self) -> bool:
         """Whether the contents are others than before."""
         mark = self._mark()
-        return mark != self.mark and (isinstance(mark, int) or not _alike(
-            self.contents(), self.before))
+        if mark == self.mark:
+            return False
+        if isinstance(mark, int) or not _alike(self.contents(), self.before):
+            return True
+        self.mark = mark  # of what is none of the contents something else is held
+        return False
 
     def _mark(self) -> Any:
         """Quickly read, and another one whenever the contents are: ``before`` keeps the ids."""
@@ -119,10 +127,6 @@ class ModuleState:
                          if id(place.owner) not in known]
         self.changing: list[_Place] = []
         self.seen: set[_Place] = set()  # changed by the forward that is running
-
-    def follow(self, layers: Iterable[QuantizedLayer]) -> None:
-        """Looks at what users keep on layers that have been swapped in, too."""
-        self.places += _places(layers)
 
     def renew(self, modules: Iterable[nn.Module]) -> None:
         """Takes modules as they are now for what they are before forwards: calibration itself has
@@ -225,15 +229,21 @@ def _is_place(value: Any, level: int) -> bool:
 
 def _may_change(owner: Any, name: str, value: Any) -> bool:
     # Functions are left alone: methods that are replayed are set on their objects.
-    return not isinstance(value, _FUNCTIONS) and not (
-        isinstance(owner, nn.Module) and name in (
-            _names_of_layers() if isinstance(owner, QuantizedLayer) else _OF_TORCH))
+    if isinstance(value, _FUNCTIONS):
+        return False
+    if not isinstance(owner, nn.Module):
+        return True
+    if isinstance(owner, InPlaceModule):
+        return name not in _names_in_place()
+    return name not in _OF_TORCH and not (name in _OF_HOOKS and any(
+        map(makes_weight, owner._forward_pre_hooks.values())))
 
 
 @functools.cache
-def _names_of_layers() -> frozenset[str]:
+def _names_in_place() -> frozenset[str]:
     geometry = layer_geometry(nn.Linear(1, 1))
-    return frozenset(vars(QuantizedLayer(geometry, torch.zeros(1, 1), None)))
+    return frozenset((*_OF_HOOKS, *vars(Steps(())),
+                      *vars(QuantizedLayer(geometry, torch.zeros(1, 1), None))))
 
 
 def _hook_variables(modules: Iterable[nn.Module]) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """Compares a prepared model, still computing in float, with the float model that it was.
 
 Surgery rests on what a few watched runs showed, and on layers being nothing but their weight and
-geometry. Where a model looks at its layers in another way (their class, a list that holds them), or
+geometry. Where a model looks at its layers in another way (their exact type, their parameters), or
 runs otherwise on other images, the outputs of layers tell.
 """
 
@@ -92,7 +92,7 @@ class SurgeryCheck:
         """Runs the prepared model; says where it differs, if it does."""
         outputs = self._again()
         folded = {norm: layer for norm, layer in prepared.folded.items()
-                  if self.model.get_submodule(norm) is prepared.places[norm]}
+                  if prepared.is_in(norm)}
         found = _differences(self.expected, outputs, folded)
         for name, size in found.items():
             if size > TOLERANCE and size > MORE * self._noise_floor(prepared).get(name, 0.0):
@@ -111,7 +111,7 @@ class SurgeryCheck:
             names = [name for name in prepared.layers if name not in found]
             if not names or not self._differs(prepared, names):
                 break
-            fine, wrong = 0, len(names)  # with so many of them swapped in
+            fine, wrong = 0, len(names)  # with so many of them put in
             while wrong - fine > 1:
                 middle = (fine + wrong) // 2
                 fine, wrong = (fine, middle) if self._differs(prepared, names[:middle]) \
@@ -133,8 +133,7 @@ class SurgeryCheck:
     def _noise_floor(self, prepared: PreparedModel) -> dict[str, float]:
         """What changes of the size of round-off make of the outputs of the float model."""
         if self._noise is None:
-            inside = [name for name in prepared.layers
-                      if self.model.get_submodule(name) is prepared.places[name]]
+            inside = list(filter(prepared.is_in, prepared.layers))
             prepared.put_back()
             self._noise = {}
             for seed, size in enumerate(NOISE):
@@ -148,15 +147,15 @@ class SurgeryCheck:
 
 def refusal(culprits: Sequence[str], prepared: PreparedModel, difference: Difference,
             label: str) -> str:
-    """Words an error: which layers cannot be replaced, how it shows, and what to do."""
+    """Words an error: which layers cannot be quantized, how it shows, and what to do."""
     norms = {layer: norm for norm, layer in prepared.folded.items()}
     named = ', '.join(f"'{name}'" + (f" (with its batch norm '{norms[name]}')" if name in norms
                                      else '') for name in culprits)
     rows = ', '.join(f"dict(match='{name}', skip=True)" for name in culprits)
-    return (f'Layer(s) {named} cannot be replaced: with quantized layers in '
+    return (f'Layer(s) {named} cannot be quantized: with quantized layers in '
             f'place, still computing in float, the model computes something else on {label}: '
-            f'{difference}. Such models look at a layer in other ways than by calling it (its '
-            "class, its attributes, a Python list that holds it), or read a batch norm's input in "
+            f'{difference}. Such models ask for more of a layer than its class, attributes, '
+            "weight and bias (its exact type, its parameters), or read a batch norm's input in "
             f'some images only. Leave them in float with overrides=[{rows}], or mend the model.')
 
 

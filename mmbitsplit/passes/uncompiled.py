@@ -2,7 +2,7 @@
 
 Compiled code does not call modules, so that nobody could look at them, and following hooks and
 the lockstep costs it minutes. After the calibration it is compiled again by itself, at the next
-call: the modules are others.
+call: the layers have another class.
 """
 
 import sys
@@ -11,8 +11,6 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
-
-from mmbitsplit.models import layer_kind
 
 
 def as_written(model: nn.Module) -> nn.Module:
@@ -31,19 +29,13 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
     """Inside, nothing that ``torch.compile`` made is compiled, in the model or called by it.
 
     Raises:
-        ValueError: The model has compiled parts, and this torch cannot run them uncompiled; or
-            one of them is a single layer, which could not be replaced inside of it.
+        ValueError: The model has compiled parts, and this torch cannot run them uncompiled.
     """
     dynamo = sys.modules.get('torch._dynamo')
     stance = getattr(torch.compiler, 'set_stance', None) if dynamo is not None else None
-    compiled = {name: module for name, module in model.named_modules()
-                if dynamo is not None and (isinstance(module, dynamo.OptimizedModule)
-                                           or module._compiled_call_impl is not None)}
-    for name, module in compiled.items():
-        if isinstance(module, dynamo.OptimizedModule) and layer_kind(module._orig_mod) is not None:
-            raise ValueError(f"'{name}' is a single layer that torch.compile wraps, and it would "
-                             'go on calling the float layer. Put the layer itself there, and '
-                             'compile a larger part or the quantized model.')
+    compiled = dynamo is not None and any(
+        isinstance(module, dynamo.OptimizedModule) or module._compiled_call_impl is not None
+        for module in model.modules())
     if compiled and stance is None:
         raise ValueError('The model has parts that torch.compile made, and this torch '
                          f'({torch.__version__}; 2.6 can) does not run them uncompiled. Quantize '

@@ -2,7 +2,7 @@
 
 The first batch is watched operation by operation. Others are watched only where they show
 something new: a layer that no batch before has called, or called as often, or outputs that change
-when batch norms are folded and layers are swapped by what was known.
+when batch norms are folded and layers quantized in place by what was known.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +51,8 @@ class Watching:
         self._compared = 0
         self.patterns: list[Stacks] = []
         self.watch([0])
-        seen = self.flow.calls.keys() | self.flow.read_elsewhere.keys()
+        seen = (self.flow.calls.keys() | self.flow.read_elsewhere.keys()
+                | self.flow.also_read.keys())
         if count or not set(self.layers) <= seen:
             calls = CallCounts()
             for number in forwards.batches:
@@ -102,7 +103,6 @@ class Watching:
                 float model differs from itself; says where.
         """
         prepared = prepare(self.forwards.model, self.flow, plan)
-        self.forwards.state.modules.follow(prepared.layers.values())
         prepared.put_back()
         self._keep_outputs()
         prepared.put_in(prepared.layers)

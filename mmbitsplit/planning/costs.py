@@ -151,7 +151,7 @@ def _all_else(prepared: PreparedModel) -> int:
             continue
         for key in [key for key in state if key.rpartition('.')[0] in names[layer]]:
             del state[key]
-        expected += 4 * layer.geometry.out_channels * (1 + (layer.bias is not None))
+        expected += 4 * layer.geometry.out_channels * (1 + (layer.product_bias is not None))
         for size in _scales(layer_plan, layer.geometry):
             expected += 4 * size
             if layer_plan.activation.symmetry == 'asymmetric':

@@ -17,7 +17,7 @@ def check_model(model: nn.Module) -> None:
     """Raises ``ValueError`` for a model that is quantized already, a trace, or without layers."""
     if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
         raise ValueError(f'The model is a {type(model).__name__}, traced or scripted: its layers '
-                         'cannot be replaced. Give the nn.Module that it was made from.')
+                         'cannot be quantized. Give the nn.Module that it was made from.')
     quantized = [name for name, module in model.named_modules()
                  if isinstance(module, QuantizedLayer)]
     if quantized:

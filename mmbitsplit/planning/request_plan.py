@@ -263,12 +263,14 @@ def _never_called(modules: dict[str, nn.Module], flow: DataFlow, spec: QuantSpec
             if reason := left_in_float(name, spec):
                 reasons[name] = f'{reason}, {NOT_CALLED}'
             else:
-                reasons[name] = _read_elsewhere(name, flow) if name in flow.read_elsewhere else \
+                read = name in flow.read_elsewhere or name in flow.also_read
+                reasons[name] = _read_elsewhere(name, flow) if read else \
                     UNREACHED if spec.calibration.unreached == 'float' else ''
     check_reached([name for name, reason in reasons.items() if not reason], layers)
     return reasons
 
 
 def _read_elsewhere(name: str, flow: DataFlow) -> str:
-    return (f"its weight is read outside of its own calls (by '{flow.read_elsewhere[name]}')"
+    operation = flow.read_elsewhere.get(name) or flow.also_read[name]
+    return (f"its weight is read outside of its own calls (by '{operation}')"
             f'{"" if name in flow.calls else ", which never come"}')

@@ -52,7 +52,7 @@ class Sensitivity:
     the data in jumps are replayed, so that they are the outputs at the same places.
 
     Args:
-        model: Float model; batch norms are folded and layers swapped in place.
+        model: Float model; batch norms are folded in place.
         batches: Calibration batches.
         spec: Which layers, which method, how inputs are quantized; its widths are not used.
         run: Runs the model on a batch, as ``run(model, batch)``.
@@ -72,7 +72,7 @@ class Sensitivity:
             self.forwards = Forwards.of(model.eval(), batches, run, seed=spec.calibration.seed,
                                         replay_points=replay_points)
             self._look(spec)
-        self.prepared.originals.clear()
+        self.prepared.stay()
 
     def _look(self, spec: QuantSpec) -> None:
         """Prepares the model and keeps its float outputs."""

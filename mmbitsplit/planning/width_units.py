@@ -111,7 +111,7 @@ class UnitLearner:
         evidence, mine = [self._evidence.pop(name) for name in names], ()
         for rank, name in enumerate(names):
             calls = gather_calls(evidence[rank], None, team, rank,
-                                 self.prepared.layers[name].weight.device)
+                                 self.prepared.layers[name].product_weight.device)
             mine = calls if rank == team.rank else mine
         found = team.apart(lambda tell: self._learn(
             evidence[team.rank], mine, rows[names[team.rank]], plans[names[team.rank]])

@@ -37,7 +37,8 @@ def solve_from_weights(layer: QuantizedLayer, plan: LayerPlan, method: Method,
     error, plain = (float((rounded.weight - weight).square().sum(dtype=torch.float64))
                     / (energy or 1.0)
                     for rounded in (solved, plain_rounding(weight, plan.weight)))
-    return Solved(solution=layer_solution(solved, None, None, layer.bias, layer.geometry, plan),
+    return Solved(solution=layer_solution(solved, None, None, layer.product_bias, layer.geometry,
+                                          plan),
                   strength=None, error=error, error_rounding=plain, guard_taken=False,
                   sweeps=solved.num_sweeps, rows=0, calls=0,
                   notes=(NOTE, *width_notes(solved, None)))

@@ -91,7 +91,7 @@ def round_all(ready: PreparedModel) -> None:
         scale = weight_scale(rows, bits)
         codes = rows_to_weight(round_weight(rows, scale, bits), layer.geometry).to(torch.int8)
         apply(layer, LayerSolution(codes=codes, num_bits=bits, weight_scale=scale.reshape(-1),
-                                   bias=layer.bias, qparams=qparams))
+                                   bias=layer.product_bias, qparams=qparams))
 
 
 @pytest.fixture

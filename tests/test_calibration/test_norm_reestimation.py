@@ -162,7 +162,7 @@ def test_layers_come_one_after_another(seeded, images, make_spec, run_model, mak
             assert torch.equal(layer.output_qparams.scale, before[name].output_qparams.scale)
         assert torch.allclose(layer.weight_scale, plain.layers[name].weight_scale, rtol=1e-5)
         assert (name in norms) != torch.equal(layer.weight_scale, before[name].weight_scale)
-        assert torch.allclose(layer.bias, plain.layers[name].bias, atol=1e-5)
+        assert torch.allclose(layer.product_bias, plain.layers[name].product_bias, atol=1e-5)
 
 
 def test_a_model_that_is_off_is_repaired(net, images, monkeypatch):

@@ -98,7 +98,7 @@ def test_the_best_scale_and_bias_of_a_layer_are_found(seeded):
             columns = torch.stack([products, torch.ones_like(products)], 1)
             scale, bias = torch.linalg.lstsq(columns, wanted(x)[:, channel]).solution
             assert float(layer.weight_scale[channel]) == pytest.approx(float(scale), rel=1e-3)
-            assert float(layer.bias[channel]) == pytest.approx(float(bias), abs=1e-3)
+            assert float(layer.product_bias[channel]) == pytest.approx(float(bias), abs=1e-3)
 
 
 @pytest.mark.parametrize('mode', ['per_tensor', 'per_channel', 'ecaq'])

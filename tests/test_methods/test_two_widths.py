@@ -77,7 +77,7 @@ def test_a_model_switches_between_the_widths_of_its_layers(residual_net, images,
     energy = sum(float(y.var() * y.numel()) for y in wanted)
     assert errors[3][0] < 0.5 * energy
     for layer in prepared.layers.values():
-        biases = [(layer.use(num_bits), layer.bias.clone())[1] for num_bits in (6, 3)]
+        biases = [(layer.use(num_bits), layer.product_bias.clone())[1] for num_bits in (6, 3)]
         assert not torch.equal(*biases) and layer.weight_quantizer.nested == {3}
     assert all('can be switched to 3 bits: error' in row.notes[-1] for row in report.layers)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from mmbitsplit.models import QuantizedLayer, describe, layer_geometry, quantized_layers, rebuild
+from mmbitsplit.models import describe, layer_geometry, quantized_layers, rebuild
 from mmbitsplit.models.layers.steps import Step, Steps
 
 
@@ -307,8 +307,8 @@ def test_a_class_that_does_as_torch_does_is_an_ordinary_layer(make_net, make_rea
     assert see(net, image).inside == {}
     weight = net.a.weight.detach().clone()
     ready = make_ready(net, image)
-    assert type(net.a) is QuantizedLayer
-    assert torch.equal(ready.layers['a'].weight, weight)
+    assert ready.layers['a'] is net.a and isinstance(net.a, Wrapper)
+    assert torch.equal(net.a.weight, net.a.product_weight) and torch.equal(net.a.weight, weight)
     quantize_all(ready)
     assert 'class_geometry' not in ready.layers['a'].plan_row()
 

@@ -16,7 +16,6 @@ from mmbitsplit.functional import (
     weight_rows,
 )
 from mmbitsplit.models import QuantizedLayer, describe, layer_geometry, quantized_layers, rebuild
-from mmbitsplit.models.surgery.modules import set_module
 
 
 def build(make_net):
@@ -33,7 +32,7 @@ def build(make_net):
         head=nn.Linear(6, 5))
 
 
-def test_preparing_swaps_and_folds_and_computes_as_before(make_net, make_ready, image):
+def test_preparing_folds_and_computes_as_before(make_net, make_ready, image):
     net = build(make_net)
     before = net(image)
     ready = make_ready(net, image)
@@ -116,17 +115,16 @@ def test_a_layer_under_several_names_is_replaced_under_all(make_net, make_ready,
     assert torch.equal(net(image), before)
 
 
-def test_a_model_that_is_itself_a_layer_is_refused(make_ready):
-    with pytest.raises(ValueError, match='Linear, which cannot be replaced.*Sequential'):
-        make_ready(nn.Linear(4, 4).eval(), torch.ones(1, 4))
-
-
-def test_set_module_reaches_nested_names():
-    model = nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU())
-    new = nn.Identity()
-    set_module(model, '0.0', new)
-    assert model[0][0] is new
-    assert isinstance(model[1], nn.ReLU)
+def test_a_model_may_itself_be_a_layer(make_ready, quantize_all):
+    model, x = nn.Linear(4, 4).eval(), torch.ones(1, 4)
+    before = model(x)
+    ready = make_ready(model, x)
+    assert ready.layers == {'': model} and torch.equal(model(x), before)
+    quantize_all(ready)
+    fresh = nn.Linear(4, 4).eval()
+    rebuild(fresh, describe(ready))
+    fresh.load_state_dict(model.state_dict())
+    assert 'codes' in model.state_dict() and torch.equal(fresh(x), model(x))
 
 
 def test_a_parent_with_a_fused_path_still_calls_quantized_layers(make_ready):
@@ -167,7 +165,7 @@ def test_a_linear_layer_is_solved_like_a_convolution_of_one_pixel(bits):
 
 
 @pytest.mark.parametrize('on', ['a', 'norm'])
-def test_hooks_of_the_user_are_handed_over_and_see_what_they_saw(on, make_net, make_ready, image):
+def test_hooks_of_the_user_see_what_they_saw(on, make_net, make_ready, image):
     net = make_net(lambda net, x: net.b(net.norm(net.a(x)).relu()), a=nn.Conv2d(3, 4, 1),
                    norm=nn.BatchNorm2d(4), b=nn.Conv2d(4, 2, 1))
     seen = []
@@ -193,7 +191,7 @@ def test_a_hook_that_changes_the_output_leaves_its_layer_in_float(make_net, make
     assert torch.equal(net(image), before)
 
 
-def test_attributes_that_parents_read_are_handed_over(make_net, make_ready, image, quantize_all):
+def test_attributes_that_parents_read_are_there(make_net, make_ready, image, quantize_all):
     def run(net, x):
         if net.a.padding_mode == 'zeros' and not net.b.transposed:
             x = net.a(x) * net.a.gain

@@ -6,17 +6,24 @@ import pytest
 import torch
 from torch import nn
 
-from mmbitsplit.models.surgery.modules import set_module
+from mmbitsplit.models.surgery.in_place import become
 from mmbitsplit.models.surgery.undo import ModelState, as_it_was_on_error
 
 
 def snapshot(model):
     """Everything of a model that a caller can see."""
-    return [(name, id(module), module.training, {key: id(value) for key, value in
+    return [(name, id(module), type(module), module.training, {key: id(value) for key, value in
                                                  vars(module).items()},
              [list(value.items()) for value in (
                  module._forward_hooks, module._forward_pre_hooks, module._modules)])
             for name, module in model.named_modules()]
+
+
+class Identity:
+    """What a module is turned into."""
+
+    def forward(self, x):
+        return x
 
 
 class Stateful(nn.Module):
@@ -42,8 +49,8 @@ def test_what_is_done_inside_is_undone(error):
     with pytest.raises(error), as_it_was_on_error(model):
         model.eval()
         model(torch.ones(3, 2))
-        set_module(model, 'layer.1', nn.Identity())
-        set_module(model, 'layer.0', nn.Conv2d(1, 1, 1))
+        become(model.layer[1], Identity)
+        model.layer[0] = nn.Conv2d(1, 1, 1)
         model.layer.register_forward_pre_hook(lambda *args: None)
         model.layer.forward = lambda x: x
         model.requires_grad_(False)
@@ -59,15 +66,16 @@ def test_what_is_done_inside_is_undone(error):
 def test_what_succeeds_stays():
     model = nn.Sequential(nn.Linear(2, 2))
     with as_it_was_on_error(model):
-        set_module(model, '0', nn.Identity())
+        become(model[0], Identity)
         model.eval()
-    assert isinstance(model[0], nn.Identity) and not model.training
+    assert isinstance(model[0], Identity) and not model.training
 
 
 def test_two_states_of_a_model_are_put_back_in_turn():
     model = Stateful().eval()
     float_layer, first, before = model.layer[0], ModelState(model), snapshot(model)
-    set_module(model, 'layer.0', nn.Linear(2, 2))
+    model.layer[0] = nn.Linear(2, 2)
+    become(model.layer[1], Identity)
     model(torch.ones(3, 2))
     second, after = ModelState(model), snapshot(model)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""A forward that does not repeat itself is told from layers that cannot be replaced."""
+"""A forward that does not repeat itself is told from layers that cannot be quantized."""
 
 import itertools
 

@@ -57,13 +57,24 @@ def part(net):
     return net
 
 
+def single_layer(net):
+    net.head = torch.compile(net.head, backend=counting)
+    return net
+
+
+def single_layer_in_place(net):
+    net.head.compile(backend=counting)
+    return net
+
+
 def function(net):
     net.forward = torch.compile(net.forward, backend=counting)
     return net
 
 
 @pytest.mark.parametrize('compile, called_before', [
-    (whole, True), (in_place, False), (part, True), (function, False)])
+    (whole, True), (in_place, False), (part, True), (function, False), (single_layer, True),
+    (single_layer_in_place, True)])
 def test_codes_are_those_of_the_model_as_written(compile, called_before, net, wanted):
     torch._dynamo.reset()
     model = compile(net)
@@ -74,18 +85,13 @@ def test_codes_are_those_of_the_model_as_written(compile, called_before, net, wa
         COMPILED.clear()
         report = quantize_model(model, IMAGES)
         assert not COMPILED  # minutes, where it is
-        assert [layer.name.replace('_orig_mod.', '') for layer in report.layers] == names
-        assert all('_orig_mod' not in layer.name for layer in report.layers) or compile is part
+        assert [layer.name.replace('._orig_mod', '') for layer in report.layers] == names
+        assert all('_orig_mod' not in layer.name for layer in report.layers) \
+            or compile in (part, single_layer)
         ours = {name.replace('_orig_mod.', ''): value for name, value in model.state_dict().items()}
         assert all(torch.equal(ours[name], value) for name, value in state.items())
         assert torch.allclose(model(IMAGES[0]), output, atol=1e-5)
         assert COMPILED  # again, by itself
-
-
-def test_a_single_layer_that_is_wrapped_is_refused_by_name(net):
-    net.head = torch.compile(net.head, backend=counting)
-    with pytest.raises(ValueError, match="'head' is a single layer that torch.compile wraps"):
-        quantize_model(net, IMAGES)
 
 
 def test_a_torch_that_cannot_run_them_uncompiled_is_named(net, monkeypatch):

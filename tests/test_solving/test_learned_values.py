@@ -93,7 +93,7 @@ def test_the_zero_point_gives_back_every_bit_and_what_is_learned_is_in_files(see
         moved = layer(x)
         assert not torch.equal(moved, output)
         assert torch.equal(before['2.codes'], model.state_dict()['2.codes'])
-        steps = layer.bias.double() / layer.weight_scale.double()
+        steps = layer.product_bias.double() / layer.weight_scale.double()
         assert torch.allclose(steps, steps.round(), atol=1e-3)  # integer kernels add it exactly
         values.write(torch.zeros(values.size, dtype=torch.float64))
         assert torch.equal(layer(x), output)
@@ -116,9 +116,9 @@ def test_an_input_scale_moves_what_is_clipped_and_not_how_large_the_output_is(se
     _, layer = layer_of(seeded, mode='per_tensor', bits=8)
     values, x = values_of(layer, ('input_scales',)), 0.2 * inputs(1)[0]
     with torch.no_grad():
-        output = layer(x) - layer.bias
+        output = layer(x) - layer.product_bias
         values.write(torch.full((1,), 0.05, dtype=torch.float64))
-        moved = layer(x) - layer.bias
+        moved = layer(x) - layer.product_bias
     assert float(moved.norm() / output.norm()) == pytest.approx(1, abs=0.05)
 
 
@@ -181,7 +181,7 @@ def test_gradients_of_zero_points_are_those_of_the_formula(seeded, mode):
     clipped = torch.minimum(torch.maximum(place, -zero), 7 - zero)
     codes = clipped + (clipped.round() - clipped).detach()
     weight = layer.codes.double() * layer.weight_scale.double().unsqueeze(1)
-    wanted = F.linear(codes if qparams.unit else codes * step, weight, layer.bias.double())
+    wanted = F.linear(codes if qparams.unit else codes * step, weight, layer.product_bias.double())
     mix = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2))
     expected, = torch.autograd.grad((wanted * mix).sum(), zero)
     with values.recorded() as leaves:

@@ -156,8 +156,8 @@ class LayerWriter:
     def _weight_and_bias(self, call: LayerCall, reader: LayerCall | None) -> tuple[Any, Any]:
         layer, geometry = call.layer, call.layer.geometry
         scale = layer.weight_scale.double().cpu().numpy()  # (out_channels,)
-        bias = None if layer.bias is None else layer.bias.detach().double().cpu().numpy()
-        name = call.name
+        bias, name = layer.product_bias, call.name
+        bias = None if bias is None else bias.detach().double().cpu().numpy()
         if reader is not None:
             factor = reader.layer.qparams.scale.double().cpu().numpy()
             scale, bias = scale / factor, None if bias is None else bias / factor

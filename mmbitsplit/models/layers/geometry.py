@@ -25,9 +25,9 @@ def layer_kind(module: nn.Module) -> str | None:
 
     A subclass may compute something else than its parent (weight standardization, deformable
     sampling); ``computes_like_torch`` settles that on real data. One that holds layers of its own
-    (LoRA) is none, whatever it computes before they are trained.
+    (LoRA) is none, whatever it computes before they are trained, and one that is quantized is none.
     """
-    if holds_layers(module):
+    if _is_quantized(module) or holds_layers(module):
         return None
     if type(module).__name__ in _NEVER_CALLED and not hasattr(module, 'opened_call'):
         return None
@@ -47,12 +47,15 @@ def holds_layers(module: nn.Module) -> bool:
     classes = tuple(cls for cls, _ in _KINDS)
     inside = (inner for child in module.children() for inner in child.modules())
     return isinstance(module, classes) and any(
-        isinstance(inner, classes) or isinstance(getattr(inner, 'geometry', None), LayerGeometry)
-        for inner in inside)  # the latter once they are quantized
+        isinstance(inner, classes) or _is_quantized(inner) for inner in inside)
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return isinstance(getattr(module, 'geometry', None), LayerGeometry)
 
 
 def is_replaced(module: nn.Module) -> bool:
-    """Whether a module is of a kind that another may take the place of: a layer, a batch norm."""
+    """Whether a module is of a kind that may be quantized or folded: a layer, a batch norm."""
     return layer_kind(module) is not None or isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 

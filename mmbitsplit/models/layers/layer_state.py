@@ -13,12 +13,14 @@ of it. Nothing else knows their names.
 ``input_scale``       float32    (1,) or (C,); ``output_scale`` (1,)
 ``input_zero_point``  int32      the same; ``output_zero_point``
 ``input_max``         uint8      (C,) largest code, where channels differ in width
+``norm_scale``        float32    (out_channels,) of a folded norm, and ``norm_shift``, where others
+                                 read the weight (``outside_view``)
 ====================  =========  ==================================================================
 
 *A row of the plan*, plain values that say what shapes and widths the tensors have (``plan_row``,
 ``blank_solution``): ``kind``, ``shape``, ``num_bits``, ``bias``, ``geometry``, ``input`` and, where
-there is one, ``output``, ``class_geometry``, ``weight_offset``; for readers of the file ``role``
-and the input's ``mode``; and ``before`` and ``after``, the steps around a ``SteppedLayer``.
+there is one, ``output``, ``class_geometry``, ``weight_offset``, ``norm``; for readers of the file
+``role`` and the input's ``mode``; ``before`` and ``after``, the steps around a ``SteppedLayer``.
 """
 
 import dataclasses

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmbitsplit.functional import apply_layer, channel_dim, weight_rows
 from mmbitsplit.functional.kernels.precision import autocast_dtype, full_float32
 from mmbitsplit.models.layers.float_weights import FloatWeights
+from mmbitsplit.models.layers.in_place_base import InPlaceModule, must_be_called
 from mmbitsplit.models.layers.layer_state import (
     NAMES,
     blank_solution,
@@ -18,6 +19,12 @@ from mmbitsplit.models.layers.layer_state import (
     to_file,
     to_memory,
 )
+from mmbitsplit.models.layers.outside_view import (
+    OutsideView,
+    Remembered,
+    float_bias,
+    float_weight,
+)
 from mmbitsplit.models.layers.quantizers import (
     ActivationQuantizer,
     WeightQuantizer,
@@ -25,9 +32,13 @@ from mmbitsplit.models.layers.quantizers import (
 )
 from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, QParams
 
+_OF_NORM = ('norm_scale', 'norm_shift')
 
-class QuantizedLayer(nn.Module):
+
+class QuantizedLayer(InPlaceModule):
     """A Conv2d, ConvTranspose2d or Linear that multiplies integer codes.
+
+    A layer of a model takes this class in place (``surgery/turned.py``), or it stands by itself.
 
     Until ``install`` it computes the float layer. Afterwards the output is
     ``scale * (codes * x) + bias`` with x the input's codes less zero point (per-tensor, ECAQ) or
@@ -36,34 +47,49 @@ class QuantizedLayer(nn.Module):
     ``None`` where there is none; ``layer_state`` says what a state dict holds of them. The float
     weights are kept beside the codes until ``release_float``.
 
+    What it multiplies by is ``product_weight`` and ``product_bias``. ``weight`` and ``bias`` are
+    for others who read them: in the units of the float model's layer.
+
     Args:
         geometry: Of the float layer.
-        weight: Its float weight.
+        weight: What the float layer multiplies by, a batch norm behind it folded.
         bias: (out_channels,) or ``None``.
         declared: What the attributes of the float layer's class say, where that class pads by
             itself and so has another geometry.
+        outside: How others see the float layer; as given when not given.
     """
 
+    in_place_name = 'Quantized'
+
+    geometry: LayerGeometry
+    declared: LayerGeometry | None
     weight_quantizer: WeightQuantizer | WeightQuantizerSet | None
     input_quantizer: ActivationQuantizer | None
     output_quantizer: ActivationQuantizer | None
+    _has_bias: bool
+    _kept: FloatWeights | None
+    _as_read: Remembered
 
     def __init__(self, geometry: LayerGeometry, weight: Tensor, bias: Tensor | None,
-                 declared: LayerGeometry | None = None):
+                 declared: LayerGeometry | None = None, outside: OutsideView | None = None):
         super().__init__()
+        self.begin(geometry, weight, bias, declared, outside)
+
+    def begin(self, geometry: LayerGeometry, weight: Tensor, bias: Tensor | None,
+              declared: LayerGeometry | None = None, outside: OutsideView | None = None) -> None:
+        """Makes a module without parameters, buffers and children the float layer; see above."""
         self.geometry, self.declared = geometry, declared
-        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(),
-                                                           requires_grad=False)
-        for side in ('weight', 'input', 'output'):
-            self.register_module(f'{side}_quantizer', None)
-        self._kept: FloatWeights | None = None  # while codes are installed
-        # Parents read these of the layers they hold.
-        self.in_channels = self.in_features = geometry.in_channels
-        self.out_channels = self.out_features = geometry.out_channels
-        self.kernel_size, self.stride = geometry.kernel_size, geometry.stride
-        self.padding, self.dilation, self.groups = (geometry.padding, geometry.dilation,
-                                                    geometry.groups)
+        self._set_float(FloatWeights(*(None if value is None else nn.Parameter(
+            value.detach().clone(), requires_grad=False) for value in (weight, bias))))
+        self._modules.update(weight_quantizer=None, input_quantizer=None, output_quantizer=None)
+        self._kept, self._as_read = None, Remembered()  # the first while codes are installed
+        outside = outside or OutsideView(bias is not None)
+        self._has_bias = outside.has_bias
+        if outside.norm_scale is not None:
+            self._buffers.update({name: getattr(outside, name).to(weight.dtype, copy=True)
+                                  for name in _OF_NORM})
+            if not outside.stored:
+                self._non_persistent_buffers_set.update(_OF_NORM)
         self.register_forward_pre_hook(must_be_called)
         self._register_state_dict_hook(_as_in_a_file)
 
@@ -82,7 +108,7 @@ class QuantizedLayer(nn.Module):
         if expected is None:
             return self._compute(input)
         with torch.autocast(input.device.type, enabled=False):
-            return self._compute(input.to(self.weight.dtype)).to(expected)
+            return self._compute(input.to(self.product_weight.dtype)).to(expected)
 
     def _compute(self, input: Tensor) -> Tensor:
         output = self.product(input)
@@ -94,7 +120,7 @@ class QuantizedLayer(nn.Module):
             input = self.input_quantizer(input)
         # In TF32, torch's default for convolutions on GPUs, scale times code would be rounded.
         with full_float32() if self.quantized and input.is_cuda else nullcontext():
-            return apply_layer(input, self.weight, self.bias, self.geometry)
+            return apply_layer(input, self.product_weight, self.product_bias, self.geometry)
 
     def install(self, solution: LayerSolution) -> None:
         """Computes with a solution from now on; float weights are kept until ``release_float``."""
@@ -107,7 +133,7 @@ class QuantizedLayer(nn.Module):
         """Computes with this weight, of one width or several, and its bias."""
         if not self.quantized:
             self._kept = self.float_weights()
-            del self.weight, self.bias
+            self._parameters.clear()
         self.weight_quantizer = quantizer.train(self.training)
 
     def quantize_input(self, qparams: QParams | None) -> None:
@@ -160,7 +186,7 @@ class QuantizedLayer(nn.Module):
             RuntimeError: They have been released.
         """
         if not self.quantized:
-            return FloatWeights(self.weight, self.bias)
+            return FloatWeights(self._parameters['weight'], self._parameters['bias'])
         if self._kept is None:
             raise RuntimeError('The float weights of this layer have been released: calibration '
                                'is over, or it was loaded from a quantized checkpoint. Load the '
@@ -175,11 +201,45 @@ class QuantizedLayer(nn.Module):
         """Takes back ``install``: the layer is the float layer that it was."""
         kept = self.float_weights()
         self.weight_quantizer = self.input_quantizer = self.output_quantizer = self._kept = None
-        self.weight, self.bias = kept.weight, kept.bias
+        self._set_float(kept)
 
     def release_float(self) -> None:
         """Gives the memory of the float weights back; there is no way back to float then."""
         self._kept = None
+
+    # What it multiplies by, and how that looks to others.
+
+    @property
+    def product_weight(self) -> Tensor:
+        """What it multiplies by: of the weight quantizer once there is one."""
+        quantizer = self._modules['weight_quantizer']
+        return self._parameters['weight'] if quantizer is None else quantizer.weight()
+
+    @property
+    def product_bias(self) -> Tensor | None:
+        """(out_channels,) what it adds."""
+        quantizer = self._modules['weight_quantizer']
+        return self._parameters['bias'] if quantizer is None else quantizer.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """For others to read: the weight in units of the float model's layer, dequantized."""
+        weight, inputs = self.product_weight, self.input_quantizer
+        scale = inputs.scale if self.quantized and inputs is not None and inputs.unit else None
+        norm = self._buffers.get('norm_scale')
+        if scale is None and norm is None:
+            return weight
+        return self._as_read.of((weight, scale, norm), lambda: float_weight(
+            weight, self.geometry, scale, norm))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """For others to read: the bias in the same units, ``None`` where the float layer has
+        none."""
+        bias, norm = self.product_bias, [self._buffers.get(name) for name in _OF_NORM]
+        if not self._has_bias or bias is None:
+            return None
+        return bias if norm[0] is None else float_bias(bias, *norm)
 
     # What others read of the quantizers.
 
@@ -213,19 +273,13 @@ class QuantizedLayer(nn.Module):
         """Of the output."""
         return None if self.output_quantizer is None else self.output_quantizer.qparams
 
-    def __getattr__(self, name: str) -> Any:
-        # Once codes are installed these are the weight quantizer's: it has one of each a width.
-        if name in ('weight', 'bias') and name not in self.__dict__.get('_parameters', ()):
-            quantizer = self.__dict__.get('_modules', {}).get('weight_quantizer')
-            if quantizer is not None:
-                return quantizer.weight() if name == 'weight' else quantizer.bias
-        return super().__getattr__(name)
-
     # Checkpoints.
 
     def plan_row(self, plan: LayerPlan | None = None) -> dict[str, Any]:
         """What a checkpoint must say besides tensors to build this layer again."""
-        return plan_row(self.solution(), self.geometry, self.declared, plan)
+        row = plan_row(self.solution(), self.geometry, self.declared, plan)
+        stored = set(_OF_NORM) <= self._buffers.keys() - self._non_persistent_buffers_set
+        return {**row, 'norm': True} if stored else row
 
     def expect(self, row: dict[str, Any]) -> None:
         """Makes room for the state that ``plan_row`` described, before it is loaded."""
@@ -250,7 +304,7 @@ class QuantizedLayer(nn.Module):
                                       *args)
 
     def _weight_quantizer(self, solution: LayerSolution) -> WeightQuantizer:
-        device, dtype = self.weight.device, self.weight.dtype
+        device, dtype = self.product_weight.device, self.product_weight.dtype
         bias, offset = solution.bias, solution.weight_offset
         return WeightQuantizer(
             self.geometry, solution.num_bits, solution.codes.to(device),
@@ -259,13 +313,19 @@ class QuantizedLayer(nn.Module):
 
     def _quantizer(self, qparams: QParams | None) -> ActivationQuantizer | None:
         return None if qparams is None else ActivationQuantizer(
-            qparams, channel_dim(self.geometry)).to(self.weight.device).train(self.training)
+            qparams, channel_dim(self.geometry)).to(self.product_weight.device).train(
+                self.training)
 
     def _apply(self, fn, *args, **kwargs):
         super()._apply(fn, *args, **kwargs)
+        self._as_read.forget()
         if self._kept is not None:
             self._kept = self._kept.map(fn)
         return self
+
+    def _set_float(self, weights: FloatWeights) -> None:
+        # Not by name: what stands under these names is read by others.
+        self._parameters.update(weight=weights.weight, bias=weights.bias)
 
     def extra_repr(self) -> str:
         geometry = self.geometry
@@ -285,7 +345,3 @@ def _as_in_a_file(layer: QuantizedLayer, state: dict[str, Any], prefix: str, met
     state.update({prefix + name: value for name, value in to_file(
         inner, layer.num_bits, layer.geometry).items()})
 
-
-def must_be_called(module: nn.Module, args: tuple) -> None:
-    """A hook that does nothing: parents with a fused path that reads the weights of their layers
-    instead of calling them (``nn.TransformerEncoderLayer``) leave it where there are hooks."""

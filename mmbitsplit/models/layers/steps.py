@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmbitsplit.models.layers.in_place_base import InPlaceModule
+
 # Operations that treat positions or whole dimensions alike, whatever the size of the input.
 REPEATABLE = frozenset((
     'abs add amax amin clamp clamp_max clamp_min div elu erf exp gelu hardsigmoid hardswish '
@@ -75,7 +77,7 @@ def constant(index: int) -> dict[str, int]:
     return {_CONSTANT: index}
 
 
-class Steps(nn.Module):
+class Steps(InPlaceModule):
     """Runs a list of steps on a tensor.
 
     Args:
@@ -86,8 +88,14 @@ class Steps(nn.Module):
         ValueError: An operation is not known.
     """
 
+    steps: tuple[Step, ...]
+
     def __init__(self, steps: Sequence[Step], constants: Sequence[Tensor] = ()):
         super().__init__()
+        self.begin(steps, constants)
+
+    def begin(self, steps: Sequence[Step], constants: Sequence[Tensor] = ()) -> None:
+        """Gives a module without buffers these steps; see above."""
         self.steps = tuple(steps)
         for step in steps:
             _operation(step.operation)
@@ -105,7 +113,11 @@ class Steps(nn.Module):
     def describe(self) -> dict[str, Any]:
         """What ``from_description`` needs, in plain values."""
         return {'steps': [[step.operation, list(step.args), step.kwargs] for step in self.steps],
-                'constants': [list(tensor.shape) for tensor in self.buffers()]}
+                'constants': [list(tensor.shape) for tensor in self.constants()]}
+
+    def constants(self) -> list[Tensor]:
+        """The tensors that steps use, in order."""
+        return [tensor for name, tensor in self._buffers.items() if name.startswith('constant')]
 
     @classmethod
     def of(cls, found: StepList) -> 'Steps':
@@ -127,6 +139,16 @@ class Steps(nn.Module):
 
     def extra_repr(self) -> str:
         return ', '.join(step.operation for step in self.steps)
+
+
+class IdentityNorm(Steps, nn.Identity):
+    """A batch norm that the layer before it has taken in: it leaves what it gets as it is.
+
+    A batch norm of a model takes this class in place (``surgery/turned.py``). Where its own class
+    goes on after normalizing, these steps are left.
+    """
+
+    in_place_name = 'Folded'
 
 
 def _operation(name: str) -> Any:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from mmbitsplit.models.opening.multiply import Multiply, NoProduct, NotOpened

@@ -31,7 +31,8 @@ def foldable_batch_norms(model: nn.Module, flow: DataFlow) -> dict[str, str]:
             continue
         if flow.consumers[layer_name] == {norm_name} \
                 and flow.calls[layer_name] == flow.norm_calls[norm_name] \
-                and not norm.training and norm.running_var is not None:
+                and not norm.training and norm.running_var is not None \
+                and (layer_name not in flow.also_read or bool(read_norm(norm).gamma.all())):
             found[norm_name] = layer_name
     return found
 
@@ -52,10 +53,21 @@ def fold_batch_norm(weight: Tensor, bias: Tensor | None, geometry: LayerGeometry
     """
     known = read_norm(norm)
     old = torch.zeros_like(known.beta) if bias is None else bias.detach().double()
-    factor = known.gamma / torch.sqrt(norm.running_var.double() + norm.eps)  # (out_channels,)
+    factor = _factor(norm, known)
     folded = scale_outputs(weight.detach().double(), factor, geometry)
     folded_bias = known.beta + (old - norm.running_mean.double()) * factor
     return folded.to(weight.dtype), folded_bias.to(weight.dtype)
+
+
+def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift (out_channels,), float64, that a batch norm in eval mode comes down to."""
+    known = read_norm(norm)
+    factor = _factor(norm, known)
+    return factor, known.beta - norm.running_mean.double() * factor
+
+
+def _factor(norm: nn.Module, known: FoldedNorm) -> Tensor:
+    return known.gamma / torch.sqrt(norm.running_var.double() + norm.eps)  # (out_channels,)
 
 
 def read_norm(norm: nn.Module) -> FoldedNorm:

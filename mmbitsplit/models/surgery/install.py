@@ -22,7 +22,7 @@ def quantized_products(model: nn.Module) -> Iterator[tuple[str, Product]]:
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
-    """Yields the swapped layers of a model with their names in the float model."""
+    """Yields the layers of a model that have been quantized in place, with their names."""
     modules = dict(model.named_modules())
     for name, module in modules.items():
         if isinstance(module, QuantizedLayer):

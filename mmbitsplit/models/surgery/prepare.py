@@ -1,4 +1,4 @@
-"""Surgery on a model: batch norms folded, layers swapped, solutions written."""
+"""Surgery on a model: batch norms folded, layers quantized in place, solutions written."""
 
 import functools
 from collections.abc import Iterable
@@ -7,33 +7,36 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from mmbitsplit.models.layers.geometry import layer_geometry
+from mmbitsplit.models.layers.outside_view import OutsideView
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
 from mmbitsplit.models.layers.stepped_layer import SteppedLayer
-from mmbitsplit.models.layers.steps import Steps
+from mmbitsplit.models.layers.steps import NO_STEPS, IdentityNorm, StepList, Steps
 from mmbitsplit.models.layers.streams import stream_qparams
 from mmbitsplit.models.surgery.fold_bn import (
     fold_batch_norm,
     foldable_batch_norms,
+    norm_affine,
     read_norm,
 )
-from mmbitsplit.models.surgery.modules import get_module, hand_over, set_module
+from mmbitsplit.models.surgery.modules import get_module
+from mmbitsplit.models.surgery.turned import Turned
 from mmbitsplit.models.watch.data_flow import DataFlow
-from mmbitsplit.models.watch.layer_inside import LayerInside
 from mmbitsplit.structures import BitPlan, FoldedNorm, LayerGeometry, QParams
 
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A model with its layers swapped, still computing in float.
+    """A model whose layers can be quantized where they stand, still computing in float.
 
     Args:
         model: The model, changed in place.
         plan: Layers to solve, in execution order.
-        layers: The swapped layers by name.
+        layers: The layers by name: the model's own modules, or the product inside of one whose
+            class takes steps of its own.
         folded: Batch norms folded away, with the layers that took them in.
-        places: What stands where layers and batch norms stood, by name.
-        originals: The layers and batch norms that stood there, as long as there is a way back.
+        norms: What these were, by the layer that took each in.
+        turned: Layers and batch norms by name, with the way back; empty once there is none.
         embeddings: The planned embeddings by name; they get codes where they are.
     """
 
@@ -41,8 +44,8 @@ class PreparedModel:
     plan: BitPlan
     layers: dict[str, QuantizedLayer]
     folded: dict[str, str]
-    places: dict[str, nn.Module] = field(default_factory=dict)
-    originals: dict[str, nn.Module] = field(default_factory=dict)
+    norms: dict[str, FoldedNorm] = field(default_factory=dict)
+    turned: dict[str, Turned] = field(default_factory=dict)
     embeddings: dict[str, nn.Embedding] = field(default_factory=dict)
 
     @functools.cached_property
@@ -61,37 +64,36 @@ class PreparedModel:
         return stream_qparams(get_module(self.model, name)) if layer is None \
             else layer.output_qparams
 
-    def folded_norms(self) -> dict[str, FoldedNorm]:
-        """What the folded batch norms were, by the layer that took each in.
-
-        There as long as the way back to float is.
-        """
-        return {layer: read_norm(self.originals[norm]) for norm, layer in self.folded.items()
-                if norm in self.originals}
+    def is_in(self, name: str) -> bool:
+        """Whether a layer or folded batch norm is not the float module that it was."""
+        return self.turned[name].inside
 
     def put_back(self) -> None:
         """Makes the model the float model that it was."""
-        for name, module in self.originals.items():
-            if get_module(self.model, name) is not module:
-                set_module(self.model, name, module)
+        for turned in self.turned.values():
+            turned.put_back()
+
+    def put_in(self, names: Iterable[str]) -> None:
+        """Takes ``put_back`` back for some layers and the batch norms that they have taken in."""
+        norms = {layer: norm for norm, layer in self.folded.items()}
+        for name in names:
+            self.turned[name].put_in()
+            if name in norms:
+                self.turned[norms[name]].put_in()
+
+    def stay(self) -> None:
+        """Gives up the way back to the float modules, and frees what they were."""
+        self.turned.clear()
 
     def release_float(self) -> None:
-        """Gives the float model up: there is no way back from here, and its memory is free."""
-        self.originals.clear()
+        """Gives the float model up, the weights beside codes too: their memory is free."""
+        self.stay()
         for layer in (*self.layers.values(), *self.embeddings.values()):
             layer.release_float()
 
-    def put_in(self, names: Iterable[str]) -> None:
-        """Puts some of the layers in, and folds the batch norms after them."""
-        norms = {layer: norm for norm, layer in self.folded.items()}
-        for name in names:
-            set_module(self.model, name, self.places[name])
-            if name in norms:
-                set_module(self.model, norms[name], self.places[norms[name]])
-
 
 def prepare(model: nn.Module, flow: DataFlow, plan: BitPlan) -> PreparedModel:
-    """Folds batch norms and swaps in the planned layers; the model computes as before.
+    """Folds batch norms and makes the planned layers ready for codes; it computes as before.
 
     Args:
         model: Float model in eval mode, changed in place.
@@ -101,27 +103,17 @@ def prepare(model: nn.Module, flow: DataFlow, plan: BitPlan) -> PreparedModel:
     planned = {layer.name for layer in plan.layers}
     folded = {norm: layer for norm, layer in foldable_batch_norms(model, flow).items()
               if layer in planned}
-    norm_of = {layer: norm for norm, layer in folded.items()}
-    layers = {}
+    norm_of = {layer: get_module(model, norm) for norm, layer in folded.items()}
+    norms = {name: read_norm(norm) for name, norm in norm_of.items()}
+    layers, turned = {}, {}
     for name in (layer.name for layer in plan.layers):
-        layers[name] = _make_layer(
-            get_module(model, name), flow.inside.get(name),
-            get_module(model, norm_of[name]) if name in norm_of else None)
-    places: dict[str, nn.Module] = {}
-    for name, layer in layers.items():
-        inside = flow.inside.get(name)
-        places[name] = layer if inside is None or not (inside.before or inside.after) \
-            else SteppedLayer(Steps.of(inside.before), layer, Steps.of(inside.after))
-        hand_over(get_module(model, name), places[name].train(False))
-    for norm in folded:
-        steps = flow.norm_steps.get(norm)
-        places[norm] = Steps.of(steps) if steps else nn.Identity()
-    prepared = PreparedModel(model, plan, layers, folded, places,
-                             {name: get_module(model, name) for name in places},
-                             {table.name: get_module(model, table.name)
-                              for table in plan.embeddings})
-    prepared.put_in(layers)
-    return prepared
+        turned[name] = _turn(get_module(model, name), name, flow, norm_of.get(name))
+        module = turned[name].module
+        layers[name] = module.layer if isinstance(module, SteppedLayer) else module
+    for norm, layer in folded.items():
+        turned[norm] = _turn_norm(norm_of[layer], flow.norm_steps.get(norm, NO_STEPS))
+    return PreparedModel(model, plan, layers, folded, norms, turned, {
+        table.name: get_module(model, table.name) for table in plan.embeddings})
 
 
 def planned_geometries(model: nn.Module, flow: DataFlow, plan: BitPlan,
@@ -131,13 +123,25 @@ def planned_geometries(model: nn.Module, flow: DataFlow, plan: BitPlan,
             else layer_geometry(get_module(model, layer.name)) for layer in plan.layers}
 
 
-def _make_layer(module: nn.Module, inside: LayerInside | None, norm: nn.Module | None,
-                ) -> QuantizedLayer:
-    """Makes the layer that stands for a float one and the batch norm behind it."""
+def _turn_norm(module: nn.Module, left: StepList) -> Turned:
+    """Makes a batch norm do only what its class does after normalizing."""
+    return Turned(module, IdentityNorm, lambda norm: norm.begin(left.steps, left.constants))
+
+
+def _turn(module: nn.Module, name: str, flow: DataFlow, norm: nn.Module | None) -> Turned:
+    """Makes a float layer ready for codes, with the batch norm behind it."""
     geometry = declared = layer_geometry(module)
-    weight, bias = module.weight, module.bias
+    weight, bias, has_bias = module.weight, module.bias, module.bias is not None
+    inside = flow.inside.get(name)
     if inside is not None:
         geometry, weight, bias = inside.geometry, inside.weight, inside.bias
+    outside = OutsideView(has_bias)
     if norm is not None:
         weight, bias = fold_batch_norm(weight, bias, geometry, norm)
-    return QuantizedLayer(geometry, weight, bias, None if geometry == declared else declared)
+        outside = OutsideView(has_bias, *norm_affine(norm), stored=name in flow.also_read)
+    parts = geometry, weight, bias, None if geometry == declared else declared, outside
+    if inside is None or not (inside.before or inside.after):
+        return Turned(module, QuantizedLayer, lambda layer: layer.begin(*parts))
+    product = QuantizedLayer(*parts).train(False)
+    return Turned(module, SteppedLayer, lambda layer: layer.begin(
+        Steps.of(inside.before), product, Steps.of(inside.after)))

@@ -1,26 +1,32 @@
 """Describes the surgery of a model in plain values, and repeats it on a fresh one."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmbitsplit.models.layers.geometry import layer_geometry
+from mmbitsplit.models.layers.layer_state import geometry_of_row
+from mmbitsplit.models.layers.outside_view import OutsideView
 from mmbitsplit.models.layers.product import Product
-from mmbitsplit.models.layers.stepped_layer import describe_place, place_of_row
-from mmbitsplit.models.layers.steps import Steps
+from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
+from mmbitsplit.models.layers.stepped_layer import SteppedLayer
+from mmbitsplit.models.layers.steps import IdentityNorm, Steps
 from mmbitsplit.models.layers.streams import blank_stream, rounded_streams, stream_qparams
 from mmbitsplit.models.surgery.embedding import expect_embedding, geometry_of_table
-from mmbitsplit.models.surgery.modules import get_module, hand_over, set_module
+from mmbitsplit.models.surgery.modules import get_module
 from mmbitsplit.models.surgery.prepare import PreparedModel
+from mmbitsplit.models.surgery.turned import Turned
 
 
 def describe(prepared: PreparedModel) -> dict[str, Any]:
     """Returns what ``rebuild`` needs, in plain values."""
-    rows = {plan.name: describe_place(get_module(prepared.model, plan.name), plan)
+    rows = {plan.name: get_module(prepared.model, plan.name).plan_row(plan)
             for plan in prepared.plan.layers}
-    steps = {name: module.describe() for name in prepared.folded
-             if isinstance(module := get_module(prepared.model, name), Steps)}
+    norms = {name: get_module(prepared.model, name) for name in prepared.folded}
+    steps = {name: norm.describe() for name, norm in norms.items() if norm.steps}
     streams = {name: {'quant_min': qparams.quant_min, 'quant_max': qparams.quant_max}
                for name, module in rounded_streams(prepared.model)
                if (qparams := stream_qparams(module)) is not None}
@@ -54,33 +60,59 @@ def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
             raise ValueError(f"'{name}' is a product of activations in the checkpoint and a "
                              f'{type(names[name]).__name__} in the model: it belongs to another '
                              'architecture. Use the config written beside it.')
-    places: dict[str, nn.Module] = {}
     like = next(model.parameters(), torch.zeros(0))
+    begins: list[Callable[[], Any]] = []  # nothing is changed while something may be refused
     for name, row in (*description['layers'].items(), *tables.items()):
-        module = names[name]
         try:
             if name in tables:
-                geometry_of_table(row, module)
+                geometry_of_table(row, names[name])
+                begins.append(partial(expect_embedding, names[name], row))
             else:
-                places[name] = place_of_row(row, layer_geometry(module), module.weight,
-                                            module.bias, like)
+                begins.append(_layer_of_row(row, names[name], like))
         except ValueError as error:
             raise ValueError(f"Layer '{name}': {error} Use the config written beside the "
                              'checkpoint.') from error
-    steps = {name: Steps.from_description(value, like)
-             for name, value in description.get('folded_steps', {}).items()}
-    for name, place in places.items():
-        _swap(model, name, place)
-    for name, row in tables.items():
-        expect_embedding(names[name], row)
     for name in description['folded']:
-        set_module(model, name, steps.get(name, nn.Identity()))
+        steps = Steps.from_description(description.get('folded_steps', {}).get(
+            name, {'steps': [], 'constants': []}), like)
+        begins.append(partial(_turn, names[name], IdentityNorm, steps.steps, steps.constants()))
+    for begin in begins:
+        begin()
     for name, limits in description.get('streams', {}).items():
         blank_stream(get_module(model, name), **limits)
     for name, row in description.get('products', {}).items():
         get_module(model, name).expect(row)
 
 
-def _swap(model: nn.Module, name: str, place: nn.Module) -> None:
-    hand_over(get_module(model, name), place)
-    set_module(model, name, place.train(False))
+def _layer_of_row(row: dict[str, Any], module: nn.Module, like: Tensor) -> Callable[[], None]:
+    """What makes a layer ready for the state that a row describes.
+
+    Args:
+        row: From a checkpoint.
+        module: The float layer.
+        like: Says device and dtype of constants in the steps.
+
+    Raises:
+        ValueError: The row is of another layer; says where they differ.
+    """
+    declared = layer_geometry(module)
+    geometry = geometry_of_row(row, declared)
+    channels = torch.ones(geometry.out_channels) if row.get('norm') else None
+    parts = (geometry, module.weight, module.bias,
+             declared if 'class_geometry' in row else None,
+             OutsideView(module.bias is not None, channels, channels, stored=True))
+    if 'before' not in row:
+        return lambda: _turn(module, QuantizedLayer, *parts).expect(row)
+    steps = [Steps.from_description(row[side], like) for side in ('before', 'after')]
+
+    def begin() -> None:
+        product = QuantizedLayer(*parts)
+        product.expect(row)
+        _turn(module, SteppedLayer, steps[0], product, steps[1])
+    return begin
+
+
+def _turn(module: nn.Module, mixin: type, *parts: Any) -> Any:
+    """Turns a module for good, to begin with some parts."""
+    Turned(module, mixin, lambda turned: turned.begin(*parts))
+    return module.train(False)

@@ -26,8 +26,9 @@ def as_it_was_on_error(model: nn.Module) -> Iterator[None]:
 class ModelState:
     """All that a model is now, to be put back later, also several times and in turn with others.
 
-    Modules that are replaced meanwhile stay alive as long as this does. Buffers are copied, so that
-    what a forward writes into them is taken back; weights are not, nothing here writes into them.
+    What is taken away from modules meanwhile stays alive as long as this does. Buffers are copied,
+    so that what a forward writes into them is taken back; weights are not, nothing here writes
+    into them.
 
     Args:
         model: As it is to be again.
@@ -59,7 +60,7 @@ class ModelState:
 
 
 class _Kept:
-    """Attributes of a module, and the contents of those that are dicts."""
+    """Class and attributes of a module, and the contents of those that are dicts."""
 
     def __init__(self, module: nn.Module):
         self.module, self.kind = module, type(module)
@@ -70,10 +71,11 @@ class _Kept:
                          if name.startswith('_') and isinstance(value, dict)]
 
     def put_back(self) -> None:
-        self.module.__class__ = self.kind
         attributes = vars(self.module)
         attributes.clear()
         attributes.update(self.attributes)
+        if type(self.module) is not self.kind:
+            self.module.__class__ = self.kind
         for value, contents in self.contents:
             value.clear()
             value.update(contents)

@@ -31,7 +31,9 @@ class DataFlow:
         fed_by_image: Layers of which a call was fed by the model's input and by nothing else.
         feeds: For each layer, the layers it is a source of.
         read_elsewhere: For layers and batch norms whose weight is read outside of their calls, the
-            operation that does so.
+            operation that does so; where they must stay as they are for it.
+        also_read: The same for layers of which others only read what a quantized layer can show
+            them: its weight and bias, as numbers that do not enter a product.
         foreign_weights: Weights that the model multiplies by and none of its modules holds.
         inside: Of layers whose class does more than their attributes say, what it does.
         unlike_torch: Layers, and batch norms, whose class does what a quantized layer, or folding,
@@ -71,6 +73,7 @@ class DataFlow:
     fed_by_image: set[str] = field(default_factory=set)
     feeds: dict[str, set[str]] = field(default_factory=dict)
     read_elsewhere: dict[str, str] = field(default_factory=dict)
+    also_read: dict[str, str] = field(default_factory=dict)
     foreign_weights: list[ForeignWeight] = field(default_factory=list)
     inside: dict[str, LayerInside] = field(default_factory=dict)
     unlike_torch: dict[str, str] = field(default_factory=dict)

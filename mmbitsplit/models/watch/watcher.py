@@ -4,7 +4,6 @@ Nothing is traced or rewritten. A dispatch mode sees every operation and carries
 tensor storage, the set of nearest layers upstream; module hooks tell which layer is running.
 """
 
-import re
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_flatten
 from mmbitsplit.functional.kernels.precision import full_float32
 from mmbitsplit.models.layers.geometry import is_replaced, layer_kind
 from mmbitsplit.models.layers.product import Product
+from mmbitsplit.models.watch.call_record import same_elements
 from mmbitsplit.models.watch.carried import tensors_in
 from mmbitsplit.models.watch.data_flow import IMAGE, DataFlow
 from mmbitsplit.models.watch.layer_calls import LayerCalls
@@ -33,10 +33,7 @@ from mmbitsplit.models.watch.storages import (
     storage_bytes,
     storage_of,
 )
-from mmbitsplit.models.watch.weight_reads import WeightReads
-
-# Operations that do what a layer does where one of their inputs is a weight.
-_PRODUCTS = re.compile(r'conv|mm|linear|embedding|rnn|lstm|gru|attention|transformer|bilinear')
+from mmbitsplit.models.watch.weight_reads import WeightReads, is_product
 
 
 @full_float32()  # TF32 would pass for a layer that computes something else
@@ -72,9 +69,24 @@ def watch(model: nn.Module, run: Callable[[], Any], *, inputs: Any = None,
             watcher.hand_out(run())
     with torch.no_grad():
         watcher.calls.finish()
+    _only_own_weights(model, watcher.flow)
     watcher.flow.foreign_weights = watcher.weight_reads.foreign
     watcher.flow.module_calls = [watcher.module_calls.finish()]
     return watcher.flow
+
+
+def _only_own_weights(model: nn.Module, flow: DataFlow) -> None:
+    """Layers whose class multiplies by another weight than it holds cannot show that one."""
+    for name, operation in list(flow.also_read.items()):
+        inside, module = flow.inside.get(name), model.get_submodule(name)
+        if inside is not None and not (
+                _same(inside.weight, module.weight) and _same(inside.bias, module.bias)):
+            flow.read_elsewhere[name] = operation
+            del flow.also_read[name]
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or None not in (one, other) and same_elements(one, other)
 
 
 class _Watcher(TorchDispatchMode):
@@ -85,6 +97,7 @@ class _Watcher(TorchDispatchMode):
         self.flow, self.readers = DataFlow(), ReaderWatch()
         self.weight_reads, self.one_thread = WeightReads(model), OneThread()
         self.flow.read_elsewhere = self.weight_reads.elsewhere
+        self.flow.also_read = self.weight_reads.also_read
         self.selections = SelectionWatch(model)
         self.flow.readings, self.flow.selections = self.readers.readings, self.selections.found
         self.calls = LayerCalls(self.flow.inside, self.flow.unlike_torch, self.flow.norm_steps)
@@ -146,7 +159,7 @@ class _Watcher(TorchDispatchMode):
 
     def _is_layer(self, func: Callable, inputs: list[Tensor]) -> bool:
         """Whether an operation multiplies by a weight of the model or looks up in it."""
-        return _PRODUCTS.search(func.name()) is not None and any(
+        return is_product(func.name()) and any(
             storage_of(tensor) in self.weights for tensor in inputs)
 
     def _known(self, tensor: Tensor) -> bool:

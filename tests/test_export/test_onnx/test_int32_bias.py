@@ -11,7 +11,7 @@ from mmbitsplit.models import layer_geometry
 
 def test_nothing_changes_where_biases_fit(layer_of):
     layer = layer_of(nn.Conv2d(3, 4, 3))
-    scale, bias = layer.weight_scale.double().numpy(), layer.bias.detach().double().numpy()
+    scale, bias = layer.weight_scale.double().numpy(), layer.product_bias.detach().double().numpy()
     codes, same = with_int32_bias(layer.codes, scale, bias, layer.geometry)
     assert codes is layer.codes
     assert same is scale

@@ -242,14 +242,6 @@ def test_the_input_is_never_modified(float_layer, install):
     assert torch.equal(x, before)
 
 
-def test_parents_can_read_what_they_read_of_float_layers(float_layer):
-    layer = quantized(float_layer)
-    names = ['in_features', 'out_features'] if isinstance(float_layer, nn.Linear) else [
-        'in_channels', 'out_channels', 'kernel_size', 'stride', 'dilation', 'groups']
-    for name in names:
-        assert getattr(layer, name) == getattr(float_layer, name)
-
-
 def test_output_size_of_a_transposed_conv_is_refused_with_the_way_out():
     layer = quantized(nn.ConvTranspose2d(6, 4, 3, 2))
     with pytest.raises(ValueError, match='output_size.*skip=True'):

@@ -198,7 +198,7 @@ def test_a_layer_switches_widths_and_copies_switch_by_themselves(geometry):
         alone = make_quantizer(geometry, num_bits)
         weight = by_rows(layer.codes, alone)
         assert torch.equal(outputs[num_bits], apply_layer(x, weight, alone.bias, geometry))
-        assert layer.num_bits == num_bits and torch.equal(layer.bias, alone.bias)
+        assert layer.num_bits == num_bits and torch.equal(layer.product_bias, alone.bias)
     copied = copy.deepcopy(layer)
     copied.use(3)
     assert torch.equal(copied(x), outputs[3]) and torch.equal(layer(x), outputs[4])
@@ -302,8 +302,8 @@ def test_a_quantized_input_alone(geometry):
     x = torch.randn((2, 6, 7, 7) if geometry.kind != 'linear' else (2, 6))
     qparams = QParams(torch.tensor([0.2]), torch.tensor([5.0]), 0, 15)
     layer.quantize_input(replace(qparams, unit=False))
-    expected = apply_layer(fake_quantize(x, qparams, channel_dim(geometry)), layer.weight, None,
-                           geometry)
+    expected = apply_layer(fake_quantize(x, qparams, channel_dim(geometry)), layer.product_weight,
+                           None, geometry)
     assert torch.equal(layer(x), expected) and not layer.quantized
     layer.quantize_input(None)
     assert torch.equal(layer(x), layer.float_forward(x))
@@ -318,7 +318,8 @@ def test_a_solution_is_a_copy_of_what_the_quantizers_stand_for(geometry):
     layer.weight_quantizer.soften(layer.codes + 0.3)
     with torch.no_grad():
         layer.weight_quantizer.rounding.add_(5.0)
-        for value in (layer.weight_scale, layer.weight_offset, layer.bias, layer.qparams.scale):
+        for value in (layer.weight_scale, layer.weight_offset, layer.product_bias,
+                      layer.qparams.scale):
             value.mul_(1.5)
     assert taken.weight_scale.data_ptr() != layer.weight_scale.data_ptr()
     changed = layer.solution()
@@ -331,6 +332,6 @@ def test_a_solution_is_a_copy_of_what_the_quantizers_stand_for(geometry):
             layer.install(solution)
             assert torch.equal(layer(x), expected)
             with torch.no_grad():
-                for value in (layer.weight_scale, layer.weight_offset, layer.bias,
+                for value in (layer.weight_scale, layer.weight_offset, layer.product_bias,
                               layer.qparams.scale):
                     value.mul_(1.5)
