@@ -23,7 +23,7 @@ CONSTRAINTS = ('opencv-python<4.13', 'opencv-python-headless<4.13')
 # onedl-mmcv is compiled with these, outside pip's build isolation, because it needs our torch.
 BUILD_TOOLS = ('pip>=23.0', 'setuptools>=70,<85', 'wheel', 'packaging', 'ninja')
 
-PROJECT_EXTRAS = 'demo,docs,onnx,report,test'
+PROJECT_EXTRAS = 'demo,docs,language,onnx,report,test'
 
 # GiB. With a CPU torch the finished environment takes 2.0.
 FREE_FOR_ALL = 3.0
