@@ -125,12 +125,6 @@ def spearman(one: Tensor, other: Tensor, pairs: Sequence[Pair]) -> float:
     return 100 * float(spearmanr(cosines, [pair[2] for pair in pairs]).statistic)
 
 
-def multiplied_in_codes(report: QuantizationReport) -> float | None:
-    """Percentage of multiplications with quantized operands, ``None`` where nobody counted."""
-    floats = [getattr(part, 'multiplications', None) for part in report.kept_float]
-    return 100 * (1 - sum(filter(None, floats)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--data', type=Path, required=True)
@@ -170,18 +164,18 @@ def main() -> None:
                 rows.append((spearman(*floats, kept), spearman(one, other, kept), cosine, seconds))
                 print_worst(report, args.layers)
             before, after, cosine, seconds = map(np.array, zip(*rows))
-            share = multiplied_in_codes(report)
+            share = 100 * report.multiplications['quantized']
             print(f'W{weight_bits}A{activation_bits} {name}: {over_seeds(after)} (float '
                   f'{over_seeds(before)}), drop {over_seeds(before - after)}, cosine to float '
                   f'{over_seeds(cosine, 4)}, {len(report.layers)} layers, '
-                  f'{len(getattr(report, "products", []))} products, {share:.1f} % of '
+                  f'{len(report.products)} products, {share:.1f} % of '
                   f'multiplications  ({np.mean(seconds):.0f} s, {len(chosen)} sentences)',
                   flush=True)
 
 
 def print_worst(report: QuantizationReport, count: int) -> None:
     """Prints the layers and products of largest error."""
-    parts = [*report.layers, *getattr(report, 'products', [])]
+    parts = [*report.layers, *report.products]
     for part in sorted(parts, key=lambda part: -part.error)[:count]:
         print(f'    {part.error:.4f} {part.name}')
 

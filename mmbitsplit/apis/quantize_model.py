@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from mmbitsplit.apis.batches import ModelCall, arrays_to_tensors, read_batches
+from mmbitsplit.apis.words import are_images, reword_report, reworded
 from mmbitsplit.calibration import Progress, ReplayPoint, calibrate, read_request
 from mmbitsplit.calibration.budget import Told, calibrate_within
 from mmbitsplit.calibration.plan_loss import Given
@@ -72,8 +73,12 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
     except Exception as error:
         refusal = call.refusal(model)
         if refusal is None:
+            if not are_images(batches):
+                reworded(error)
             raise
         raise ValueError(refusal) from error
+    if not are_images(batches):
+        reword_report(report)
     for warning in report.warnings:
         warnings.warn(warning, stacklevel=2)
     return report
