@@ -1,4 +1,4 @@
-"""Models of Hugging Face are quantized as they are: batches of a tokenizer, outputs of their own."""
+"""Models of Hugging Face are quantized as they are: a tokenizer's batches, their own outputs."""
 
 import pytest
 import torch
