@@ -77,11 +77,11 @@ def test_the_float_model_keeps_what_it_has(net, images, make_spec, norms, run_mo
     model, found = net(), {}
     flow = watch(model, lambda: model(images(4)[0]), inputs=images(4)[0])
     prepared = prepare(model, flow, make_plan(model, flow, make_spec()))
-    assert prepared.folded_norms().keys() == norms.keys()
+    assert prepared.norms.keys() == norms.keys()
     forwards = Forwards.of(model, images(4), run_model, seed=0)
     MomentsPass(prepared, forwards, dict.fromkeys(range(4), flow.calls), {}, Tape(), list(norms),
                 lambda name, moments: found.update({name: moments})).run()
-    for name, norm in prepared.folded_norms().items():
+    for name, norm in prepared.norms.items():
         factor, shift = renormalization(*mean_and_variance(found[name]), norm)
         assert torch.allclose(factor, torch.ones_like(factor), atol=1e-4)
         assert torch.allclose(shift, torch.zeros_like(shift), atol=1e-4)
