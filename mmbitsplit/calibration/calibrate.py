@@ -56,7 +56,7 @@ from mmbitsplit.passes.team import Team
 from mmbitsplit.passes.thread_state import in_a_state_of_its_own
 from mmbitsplit.passes.uncompiled import as_written, uncompiled
 from mmbitsplit.passes.watching import Watching
-from mmbitsplit.planning.preparation import divide
+from mmbitsplit.planning.preparation import divide, open_as_requested
 from mmbitsplit.planning.product_plan import multiplication_shares, quantized_shares
 from mmbitsplit.planning.request_plan import (
     check_request,
@@ -146,6 +146,7 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
     """As ``calibrate``, whose checks have been passed; ``count`` as for ``Watching``."""
     stopwatch, started = Stopwatch(), time.perf_counter()
     with stopwatch('watch'):
+        forwards = open_as_requested(forwards, spec)
         look = Watching(forwards, sites_to_find(forwards.model, spec), count)
         made = _prepare(look, spec, method, planned)
     if method.solves == 'unit':

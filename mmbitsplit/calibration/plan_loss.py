@@ -16,7 +16,7 @@ from mmbitsplit.passes.team import Team
 from mmbitsplit.passes.thread_state import in_a_state_of_its_own
 from mmbitsplit.passes.uncompiled import as_written, uncompiled
 from mmbitsplit.passes.watching import Watching
-from mmbitsplit.planning.preparation import prepare_as_requested
+from mmbitsplit.planning.preparation import open_as_requested, prepare_as_requested
 from mmbitsplit.planning.request_plan import layers_to_find
 from mmbitsplit.planning.width_losses import batches_to_judge
 from mmbitsplit.solving.tuning import OutputLoss
@@ -101,7 +101,8 @@ class PlanLoss:
 def _record(model: nn.Module, batches: Sequence[Any], spec: QuantSpec, kind: str, *,
             run: Callable[[nn.Module, Any], Any], **options: Any) -> PlanLoss:
     seed = spec.calibration.seed
-    forwards = Forwards.of(model.eval(), batches, run, seed=seed, **options)
+    forwards = open_as_requested(
+        Forwards.of(model.eval(), batches, run, seed=seed, **options), spec)
     look = Watching(forwards, layers_to_find(model, spec))
     # Batch norms behind last layers are folded first, as they are in all quantized forms.
     prepare_as_requested(look, spec)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmbitsplit.models.opening import ClosedCall
 from mmbitsplit.passes.batches import mirrored
 from mmbitsplit.passes.forward_state import ForwardState
 from mmbitsplit.passes.replay import ReplayPoint, Tape, recording, replaying
@@ -27,6 +28,7 @@ class Forwards:
         labels: What each batch is called in error messages, by number.
         team: Who has the other batches.
         total: Batches of all processes.
+        closed_calls: Calls that multiply activations and that could not be opened.
     """
 
     model: nn.Module
@@ -37,6 +39,7 @@ class Forwards:
     labels: Mapping[int, str] = field(default_factory=dict)
     team: Team = field(default_factory=Team)
     total: int = 0
+    closed_calls: Sequence[ClosedCall] = ()
 
     @classmethod
     def of(cls, model: nn.Module, batches: Sequence[Any], run: Callable[[nn.Module, Any], Any], *,

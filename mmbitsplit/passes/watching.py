@@ -87,6 +87,7 @@ class Watching:
             self._flows.update({number: (flow, size) for number, flow, size in part})
         self.watched = sorted(self._flows)
         self.flow = merge_flows([self._flows[number][0] for number in self.watched])
+        self.flow.closed_calls = [*self.forwards.closed_calls]
 
     def prepare(self, plan: BitPlan) -> PreparedModel | None:
         """Prepares the model, and sees that it computes what the float model does.

@@ -5,6 +5,7 @@ from dataclasses import replace
 from torch import nn
 
 from mmbitsplit.models.layers.geometry import takes_codes
+from mmbitsplit.models.opening import may_be_opened
 from mmbitsplit.planning.first_and_last import reduced_range
 from mmbitsplit.spelling import close_names, nearest
 from mmbitsplit.structures import (
@@ -50,12 +51,21 @@ def with_given(layer: LayerPlan, spec: QuantSpec) -> LayerPlan:
     return replace(layer, weight=weight, activation=activation)
 
 
-def check_given_names(model: nn.Module, spec: QuantSpec) -> None:
-    """Raises ``ValueError`` where the given plan has rows of layers that the model has not."""
+def check_given_names(model: nn.Module, spec: QuantSpec, opened: bool = True) -> None:
+    """Raises ``ValueError`` where the given plan has rows of layers that the model has not.
+
+    Args:
+        model: Float model.
+        spec: The request.
+        opened: Whether its calls are opened; if not, names of what that may put in are let pass.
+    """
     if spec.plan is None:
         return
-    layers = [name for name, module in model.named_modules() if takes_codes(module)]
-    unknown = [name for name in spec.plan.rows if name not in set(layers)]
+    modules = dict(model.named_modules())
+    layers = [name for name, module in modules.items() if takes_codes(module)]
+    unknown = [name for name in spec.plan.rows if name not in set(layers)
+               and not (not opened and may_be_opened(name)
+                        and name.rpartition('.')[0] in modules)]
     if unknown:
         near = close_names(unknown[0], layers, alike=0.5) or layers[:_MOST_NAMED]
         more = [f"'{name}'" for name in unknown[1:_MOST_NAMED]]

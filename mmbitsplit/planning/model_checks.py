@@ -24,7 +24,8 @@ def check_model(model: nn.Module) -> None:
         raise ValueError(f'The model holds {len(quantized)} quantized layer(s) already, such as '
                          f"'{quantized[0]}'. Build the float model and load its weights again; to "
                          'quantize one model several times, give copy.deepcopy(model) each time.')
-    if not any(layer_kind(module) for module in model.modules()):
+    if not any(layer_kind(module) or isinstance(module, nn.MultiheadAttention)
+               for module in model.modules()):
         raise ValueError(f'The model has no layer that can be quantized: supported are {SUPPORTED}'
                          f'; seen were {_what_was_seen(model)}.')
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from mmbitsplit.models.layers.product import Product
+from mmbitsplit.models.opening import may_be_opened
 from mmbitsplit.models.watch.product_calls import ProductCalls
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import (
@@ -68,11 +69,18 @@ def given_product(name: str, spec: QuantSpec) -> PlannedProduct | None:
         (row for row in spec.plan.products if row.name == name), None)
 
 
-def check_given_products(model: nn.Module, spec: QuantSpec) -> None:
-    """Raises ``ValueError`` where the given plan names products that the model has not."""
+def check_given_products(model: nn.Module, spec: QuantSpec, opened: bool = True) -> None:
+    """Raises ``ValueError`` where the given plan names products that the model has not.
+
+    Args:
+        model: Float model.
+        spec: The request.
+        opened: Whether its calls are opened; if not, there are no products yet, and names of those
+            that may come are let pass.
+    """
     known = product_names(model)
     for row in spec.plan.products if spec.plan is not None else ():
-        if row.name not in known:
+        if row.name not in known and (opened or not may_be_opened(row.name)):
             near = nearest(row.name, known[:12]) if known else 'there is none'
             raise ValueError(f"quantization.plan has a product '{row.name}' that the model does "
                              f'not have; {near}. Take it out.')

@@ -1,6 +1,6 @@
 """Finds the first and last layers from the data flow, and turns a request into a plan."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from mmbitsplit.models.layers.geometry import (
     layer_kind,
     takes_codes,
 )
+from mmbitsplit.models.opening import may_be_opened
 from mmbitsplit.models.surgery.fold_bn import foldable_batch_norms
 from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.roles import after_first, layer_role
@@ -68,7 +69,7 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
         ValueError: A layer of a supported kind was never called, an override matches nothing,
             or ``scope`` names no part of the model.
     """
-    check_request(model, spec)
+    check_request(model, spec, {call.module for call in flow.closed_calls if call.module})
     if folded is None:
         folded = foldable_batch_norms(model, flow)
     modules = dict(model.named_modules())
@@ -108,6 +109,8 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
         weight.num_weights, weight.num_weights / total) for weight in flow.foreign_weights]
     products, float_products = _plan_products(flow, spec)
     kept += float_products
+    kept += [FloatRemainder(f'{call.module or ""}.<{call.function}>'.lstrip('.'), 'call',
+                            call.reason, 0, 0.0) for call in flow.closed_calls]
     check_given(spec, kept)
     check_left(layers, kept, f"scope='{spec.scope}' and overrides say which layers are quantized.")
     shares = multiplication_shares(count_multiplications(model, flow))
@@ -173,17 +176,24 @@ def _layer_parts(modules: dict[str, nn.Module]) -> dict[str, list[str]]:
     return parts
 
 
-def check_request(model: nn.Module, spec: QuantSpec) -> None:
+def check_request(model: nn.Module, spec: QuantSpec, closed: Collection[str] | None = None,
+                  ) -> None:
     """Raises ``ValueError`` for what no calibration can mend.
 
     A model that is quantized already, a trace or without layers, a scope, an override or a given
     plan that names nothing in the model, and layers that are not float32.
+
+    Args:
+        model: Float model.
+        spec: The request.
+        closed: Names of modules whose own calls stay closed. ``None`` where the model's calls are
+            not opened yet: names of what opening may put into it are let pass then.
     """
     check_model(model)
-    check_given_names(model, spec)
-    check_given_products(model, spec)
+    check_given_names(model, spec, opened=closed is not None)
+    check_given_products(model, spec, opened=closed is not None)
     _check_scope(model, spec.scope)
-    _check_overrides(model, spec)
+    _check_overrides(model, spec, closed)
     _check_precision(model, spec)
 
 
@@ -198,6 +208,11 @@ def sites_to_find(model: nn.Module, spec: QuantSpec) -> set[str]:
     return layers_to_find(model, spec) | {
         name for name in product_names(model)
         if spec.products is not None and not left_in_float(name, spec)}
+
+
+def modules_left_closed(model: nn.Module, spec: QuantSpec) -> set[str]:
+    """Names of the modules whose own calls are not opened: outside of the scope, or skipped."""
+    return {name for name, _ in model.named_modules() if left_in_float(name, spec)}
 
 
 def plan_layer(name: str, role: str, spec: QuantSpec, reads_first: bool = False) -> LayerPlan:
@@ -233,13 +248,16 @@ def _check_scope(model: nn.Module, scope: str) -> None:
                              f'{nearest(part, ["all", *children])}.')
 
 
-def _check_overrides(model: nn.Module, spec: QuantSpec) -> None:
+def _check_overrides(model: nn.Module, spec: QuantSpec, closed: Collection[str] | None) -> None:
     layers = [name for name, module in model.named_modules() if takes_codes(module)]
     layers += product_names(model)
     modules = [name for name, _ in model.named_modules() if name]
     for index, override in enumerate(spec.overrides):
         what, names = ('module', modules) if override.unit == 'module' else ('layer', layers)
-        if not any(matches(name, override.match) for name in names):
+        if override.skip:
+            names = [*names, *(modules if closed is None else closed)]
+        if not any(matches(name, override.match) for name in names) \
+                and not (closed is None and may_be_opened(override.match)):
             raise ValueError(f"quantization.overrides[{index}].match='{override.match}' matches "
                              f'no {what}; {nearest(override.match, names[:12])}, ...')
 

@@ -18,7 +18,7 @@ from mmbitsplit.passes.forwards import Forwards, check_not_empty
 from mmbitsplit.passes.replay import ReplayPoint, Tape
 from mmbitsplit.passes.row_masks import row_masks
 from mmbitsplit.passes.watching import Watching
-from mmbitsplit.planning.preparation import prepare_as_requested
+from mmbitsplit.planning.preparation import open_as_requested, prepare_as_requested
 from mmbitsplit.planning.request_plan import check_request, layers_to_find
 from mmbitsplit.solving.input_scales import input_candidates
 from mmbitsplit.solving.output_error import output_scale
@@ -69,8 +69,9 @@ class Sensitivity:
         check_request(model, spec)
         self.tape, self.method = Tape(), build_method(spec.method)
         with as_it_was_on_error(model):
-            self.forwards = Forwards.of(model.eval(), batches, run, seed=spec.calibration.seed,
-                                        replay_points=replay_points)
+            self.forwards = open_as_requested(Forwards.of(
+                model.eval(), batches, run, seed=spec.calibration.seed,
+                replay_points=replay_points), spec)
             self._look(spec)
         self.prepared.stay()
 

@@ -8,7 +8,7 @@ from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.planning.costs import cost_tables
 from mmbitsplit.planning.latency_table import LatencyTable
-from mmbitsplit.planning.preparation import prepare_as_requested
+from mmbitsplit.planning.preparation import open_as_requested, prepare_as_requested
 from mmbitsplit.planning.request_plan import layers_to_find, make_plan
 from mmbitsplit.planning.shared_inputs import shared_inputs
 from mmbitsplit.planning.width_choices import width_choices, with_widths
@@ -33,7 +33,7 @@ class WatchedWidths:
 
     @classmethod
     def of(cls, forwards: Forwards, spec: QuantSpec, count: bool = False) -> 'WatchedWidths':
-        """Watches a float model.
+        """Opens a float model and watches it.
 
         Args:
             forwards: Of it.
@@ -43,6 +43,7 @@ class WatchedWidths:
         Raises:
             ValueError: See ``make_plan`` and ``width_choices``.
         """
+        forwards = open_as_requested(forwards, spec)
         look = Watching(forwards, layers_to_find(forwards.model, spec), count=count)
         choices = width_choices(lambda asked: make_plan(forwards.model, look.flow, asked), spec)
         base = {name: max(row, key=lambda one: (one.weight, one.activation or 0))

@@ -247,6 +247,7 @@ class WidthSensitivity:
         spec = self.spec
         self.watched = watched = WatchedWidths.of(self.forwards, spec, count=True)
         look, self.choices, self.base = watched.look, watched.choices, watched.base
+        self.forwards = look.forwards
         self._quiet = frozenset(quiet_layers(watched.plan(), self.base)) \
             if self.budget.sensitivity == 'measured' else frozenset()
         self._check_memory(look)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmbitsplit.models.surgery.in_place import become, has, mixins, revert, was
+from mmbitsplit.models.layers.in_place import become, has, mixins, revert, was
 
 
 class Doubled(nn.Module):

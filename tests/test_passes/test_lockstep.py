@@ -67,8 +67,8 @@ def test_every_image_runs_twice_besides_those_that_are_watched_and_compared(
     model = nn.Sequential(Counter(calls.append), residual_net())
     batches = images(5)
     prepared, _ = calibrate(model, batches, make_spec(), run=run_model)
-    watched, compared = 1, 1
-    assert len(calls) == 2 * len(batches) + watched + 2 * compared
+    opened, watched, compared = 1, 1, 1
+    assert len(calls) == 2 * len(batches) + opened + watched + 2 * compared
     assert len(layer_calls) == len(prepared.layers)
     assert set(layer_calls.values()) == {2 * len(batches) + compared}
 
@@ -129,7 +129,7 @@ def test_replay_keeps_rows_aligned(rows, seeded, images, make_spec, run_model):
     _, report = calibrate(model, batches, make_spec(**COARSE), run=run_model,
                           replay_points=points)
     assert len(report.layers) == 4
-    watched, kept, compared, *passes = told
+    opened, watched, kept, compared, *passes = told
     assert torch.equal(kept, compared)
     assert len(passes) == 8
     floats, quantized = passes[:4], passes[4:]

@@ -235,7 +235,7 @@ def test_what_hooks_write_down_is_left_to_them(seeded, images, make_spec, run_mo
     model.shapes = []
     model.register_forward_pre_hook(lambda module, args: model.shapes.append(args[0].shape))
     calibrate(model, images(4), make_spec(), run=run_model)
-    assert len(calls) == counts['b'] == len(model.shapes) == 11 and len(outputs) == 33
+    assert len(calls) == counts['b'] == len(model.shapes) == 12 and len(outputs) == 36
 
 
 @pytest.mark.parametrize('error', [KeyError, KeyboardInterrupt])

@@ -170,7 +170,7 @@ def test_no_layer_is_computed_twice(seeded, images, make_spec, run_model, layer_
     entered = []
     model.neck.register_forward_pre_hook(lambda module, args: entered.append(1))
     prepared, report = calibrate(model, batches, make_spec(), run=run_model)
-    assert len(entered) == 2 * len(batches) + 3  # one watched, one compared
+    assert len(entered) == 2 * len(batches) + 4  # one opened, one watched, one compared
     for layer in report.layers:  # once a call in each pass, shared or not, and when compared
         assert layer_calls[id(prepared.layers[layer.name])] == \
             2 * layer.calls + layer.calls / len(batches), layer.name

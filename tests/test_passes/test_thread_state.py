@@ -104,6 +104,8 @@ def test_contexts_of_the_caller_hold_for_its_model_alone(context, seeded, images
         before = found()
         calibrate(model, images(), make_spec(), run=run, progress=step)
         assert found() == before
+    opened, *inside = inside  # the first under a mode of ours
+    assert opened.function_modes[:-1] == before.function_modes
     assert all(state.function_modes == before.function_modes for state in inside)
     assert all(state.inference == before.inference for state in inside)
     assert all(state.settings['autocast_cpu'] == before.settings['autocast_cpu']

@@ -200,8 +200,8 @@ def test_every_image_runs_twice_or_once_more_where_calls_are_counted(
     model = nn.Sequential(Counter(calls.append), seeded(Optional))
     _, report = calibrate(model, batches, make_spec(**WATCHED), run=run_model)
     assert report.calibration['forwards_of_an_image'] == (3 if differ else 2)
-    watched, compared, decided = 1, 1, 1
-    once = watched + 2 * compared + decided
+    opened, watched, compared, decided = 1, 1, 1, 1
+    once = opened + watched + 2 * compared + decided
     if not differ:
         assert len(calls) == 2 * len(batches) + once
     else:  # a first attempt ends where a batch turns out to differ

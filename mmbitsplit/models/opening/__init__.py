@@ -8,7 +8,8 @@ function is called with (``in_proj`` or ``q_proj``, ``k_proj``, ``v_proj`` of
 plain values what ``reopen(model, description)`` repeats on a fresh model.
 """
 
-from mmbitsplit.models.opening.finder import ClosedCall, find_calls
+from mmbitsplit.models.opening.decide import may_be_opened
+from mmbitsplit.models.opening.finder import find_calls
 from mmbitsplit.models.opening.opened_module import OpenedCallError, OpenedCalls
 from mmbitsplit.models.opening.opening import (
     Opened,
@@ -18,6 +19,8 @@ from mmbitsplit.models.opening.opening import (
     release_originals,
     reopen,
 )
+from mmbitsplit.models.watch.closed_call import ClosedCall
 
 __all__ = ['ClosedCall', 'Opened', 'OpenedCallError', 'OpenedCalls', 'describe_opened',
-           'find_calls', 'open_calls', 'opened_modules', 'release_originals', 'reopen']
+           'find_calls', 'may_be_opened', 'open_calls', 'opened_modules', 'release_originals',
+           'reopen']

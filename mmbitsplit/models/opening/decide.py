@@ -1,5 +1,6 @@
 """Decides what each module gets for the calls that were found in it."""
 
+import fnmatch
 import json
 import math
 from collections.abc import Container
@@ -13,7 +14,18 @@ from mmbitsplit.models.opening.finder import Found
 from mmbitsplit.models.opening.opened_module import Openings
 from mmbitsplit.models.opening.rows import Row, View
 
+LEFT_CLOSED = 'left closed by the request'
 _PROJECTIONS = ('q_proj', 'k_proj', 'v_proj')
+# Names that children may have.
+_POSSIBLE = ('in_proj', 'out_proj', *_PROJECTIONS, 'product_qk', 'product_av', *(
+    f'{kind}_{number}' for kind in ('product', 'product_qk', 'product_av', 'linear', 'conv')
+    for number in range(20)))
+
+
+def may_be_opened(pattern: str) -> bool:
+    """Whether a name, or a shell pattern, may be meant for what opening a module puts into it."""
+    last = pattern.rpartition('.')[2]
+    return any(fnmatch.fnmatchcase(name, last) for name in _POSSIBLE)
 
 
 def decide(model: nn.Module, found: Found, closed: Container[str] = (),
@@ -31,10 +43,10 @@ def decide(model: nn.Module, found: Found, closed: Container[str] = (),
     """
     openings = {}
     for name, calls in found.sequences.items():
-        if all(row['kind'] == 'pass' for rows in calls for row in rows) or name in closed:
+        if all(row['kind'] == 'pass' for rows in calls for row in rows):
             continue
         module = model.get_submodule(name)
-        reason = _why_not(module, calls)
+        reason = LEFT_CLOSED if name in closed else _why_not(module, calls)
         if reason:
             for function in dict.fromkeys(row['function'] for rows in calls for row in rows
                                           if row['kind'] != 'pass'):
@@ -86,7 +98,8 @@ class _Children:
     def of(self, rows: list[Row]) -> Openings:
         taken, partial = self._parameters(rows)
         rows = [self._checked(row, partial) for row in rows]
-        done = [self._row(row, rows[index + 1:]) for index, row in enumerate(rows)]
+        parts = _parts_of_attention(rows)
+        done = [self._row(row, part) for row, part in zip(rows, parts)]
         shapes = {name: tuple(self.module._parameters[name].shape) for name in taken}
         return Openings(self.name, done, self.children, shapes=shapes,
                         order=tuple(self.module._parameters))
@@ -118,12 +131,9 @@ class _Children:
         self.found.close(self.name, row['function'], reason)
         return {'function': row['function'], 'kind': 'pass'}
 
-    def _row(self, row: Row, later: list[Row]) -> Row:
+    def _row(self, row: Row, part: str) -> Row:
         made = {'function': row['function'], 'kind': row['kind']}
         if row['kind'] == 'product':
-            after = next((other for other in later if other['kind'] == 'product'), {})
-            part = 'product_av' if row['softmax'] else \
-                'product_qk' if after.get('softmax') else ''
             return {**made, 'child': self._add(
                 part or 'product', {'make': 'product', 'softmax': row['softmax']}, bool(part))}
         if row['kind'] == 'attention':
@@ -173,6 +183,23 @@ class _Children:
                     and not hasattr(self.module, one))
         self.children[free] = made
         return free
+
+
+def _parts_of_attention(rows: list[Row]) -> list[str]:
+    """For each row the name that its product has by its part in attention, else nothing.
+
+    What multiplies by a softmax is one; the first product before it is the other.
+    """
+    parts, before = [''] * len(rows), []
+    for index, row in enumerate(rows):
+        if row['kind'] == 'product' and row['softmax']:
+            parts[index] = 'product_av'
+            if before:
+                parts[before[0]] = 'product_qk'
+            before = []
+        elif row['kind'] == 'product':
+            before.append(index)
+    return parts
 
 
 def _linear(weight: View, bias: View | None) -> dict[str, Any]:

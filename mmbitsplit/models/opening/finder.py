@@ -18,21 +18,7 @@ from mmbitsplit.models.opening.dependence import Dependence
 from mmbitsplit.models.opening.multiply import NoProduct, NotOpened
 from mmbitsplit.models.opening.rows import Row
 from mmbitsplit.models.watch.carried import tensors_in
-
-
-@dataclass(frozen=True)
-class ClosedCall:
-    """A call that multiplies activations and stays as it is.
-
-    Args:
-        module: Name of the module in whose forward it is; ``None`` outside of all.
-        function: What is called.
-        reason: Why it stays.
-    """
-
-    module: str | None
-    function: str
-    reason: str
+from mmbitsplit.models.watch.closed_call import ClosedCall
 
 
 @dataclass
@@ -117,7 +103,11 @@ class _Finder(TorchFunctionMode):
         """Whether what is called is what a layer or a product is for, or hidden."""
         if self.known or (self.stack and _multiplies_itself(self.stack[-1][0])):
             return True
-        frame = sys._getframe(2)
+        return self._is_hidden()
+
+    def _is_hidden(self) -> bool:
+        """Whether what runs is called by a hidden method."""
+        frame = sys._getframe(1)
         while self.hidden and frame is not None:
             if frame.f_code.co_name in self.hidden:
                 return True
@@ -151,7 +141,8 @@ class _Finder(TorchFunctionMode):
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         _, rows = self.stack.pop()
-        self.found.sequences.setdefault(self.names[module], []).append(rows)
+        if not self._is_hidden():
+            self.found.sequences.setdefault(self.names[module], []).append(rows)
 
 
 def _multiplies_itself(module: nn.Module) -> bool:

@@ -1,8 +1,10 @@
 """A module whose calls are opened: what its forward multiplies, its children multiply."""
 
+import functools
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -18,10 +20,7 @@ from mmbitsplit.models.opening.calls import MULTIPLIES, NAMES, bound
 from mmbitsplit.models.opening.multiply import Multiply
 from mmbitsplit.models.opening.rows import Row, View
 
-# Code that stands between a module's call and its forward.
-CALL = nn.Module._call_impl.__code__
-_CALLERS = {CALL, nn.Module._slow_forward.__code__,
-            *(code for code in CALL.co_consts if isinstance(code, CodeType))}
+CALL = nn.Module._call_impl.__code__  # what every call of a module runs through
 
 
 class OpenedCallError(ValueError):
@@ -88,13 +87,10 @@ class OpenedCalls:
     in_place_name = 'Opened'
     _openings: Openings
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        frame = sys._getframe()
-        if frame.f_back.f_code not in _CALLERS:  # called by its parent, whose calls these are
-            return super().forward(*args, **kwargs)
-        if self._openings.compare is not None:
-            return self._openings.compare(self, super().forward, args, kwargs)
-        return routed(self, super().forward, args, kwargs)
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        if cls.__bases__[0] is OpenedCalls:  # no other mixin on top of it
+            cls.forward = _forward_of(cls)
 
     def __getattr__(self, name: str) -> Any:
         openings = self.__dict__.get('_openings')
@@ -109,6 +105,28 @@ class OpenedCalls:
             with torch.no_grad():
                 self._openings.originals[name] = nn.Parameter(fn(value), value.requires_grad)
         return self
+
+
+def _forward_of(kind: type) -> Callable:
+    """The forward of an opened class, with the signature of its own class's."""
+    @functools.wraps(kind.__bases__[1].forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        own = super(kind, self).forward
+        if _is_part_of_another(self, sys._getframe(1)):
+            return own(*args, **kwargs)
+        return (self._openings.compare or routed)(self, own, args, kwargs)
+    return forward
+
+
+def _is_part_of_another(module: nn.Module, frame: FrameType | None) -> bool:
+    """Whether another opened module calls a forward as its own (``self.part.forward(x)``).
+
+    What others put around the forward, such as a patched one, makes no difference.
+    """
+    while frame is not None and frame.f_code is not CALL:
+        frame = frame.f_back
+    caller = module if frame is None else frame.f_locals['self']
+    return caller is not module and isinstance(caller, OpenedCalls)
 
 
 def routed(module: nn.Module, forward: Any, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -1,19 +1,21 @@
 """Opens the modules of a model, opens those of another alike, and closes them again."""
 
 from collections.abc import Callable, Container, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from mmbitsplit.models.layers.in_place import become, has, revert
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.layers.quantized_layers import must_be_called
 from mmbitsplit.models.opening.decide import decide
-from mmbitsplit.models.opening.finder import ClosedCall, find_calls
+from mmbitsplit.models.opening.finder import find_calls
 from mmbitsplit.models.opening.opened_module import OpenedCalls, Openings
 from mmbitsplit.models.opening.rows import View, parameter_of
 from mmbitsplit.models.opening.trial import try_openings
-from mmbitsplit.models.surgery.in_place import become, has, revert
+from mmbitsplit.models.watch.closed_call import ClosedCall
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Opened:
 
 
 def open_calls(model: nn.Module, run: Callable[[], Any], *, inputs: Any = None,
-               closed: Container[str] = (), hidden: Sequence[str] = ()) -> Opened:
+               closed: Container[str] = (), hidden: Sequence[str] = (),
+               around: Callable[[], AbstractContextManager] = nullcontext) -> Opened:
     """Gives modules children for what their own forwards multiply.
 
     The model computes what it did, up to the order of summation. It runs twice: what is put in is
@@ -52,26 +55,26 @@ def open_calls(model: nn.Module, run: Callable[[], Any], *, inputs: Any = None,
         closed: Names of modules that are left alone.
         hidden: Names of methods inside of which calls are left alone: those of steps whose results
             are replayed, which may be called or not.
+        around: Makes what stands around each of the runs.
     """
-    found = find_calls(model, run, inputs=inputs, hidden=hidden)
-    before = {*opened_modules(model)}
-    chosen = decide(model, found, {*before, *_listed(model, closed)}, tuple(hidden))
+    with around():
+        found = find_calls(model, run, inputs=inputs, hidden=hidden)
+    chosen = decide(model, found, closed, tuple(hidden))
     modules = {name: model.get_submodule(name) for name in chosen}
     try:
         for name, openings in chosen.items():
             open_module(modules[name], openings)
-        for name, function, reason in try_openings(modules, run):
-            close_module(modules[name])
-            found.close(name, function, reason)
+        if chosen:
+            with around():
+                wrong = try_openings(modules, run)
+            for name, function, reason in wrong:
+                close_module(modules[name])
+                found.close(name, function, reason)
     except BaseException:
         for module in modules.values():
             close_module(module)
         raise
     return Opened(model, tuple(found.closed))
-
-
-def _listed(model: nn.Module, names: Container[str]) -> list[str]:
-    return [name for name, _ in model.named_modules() if name in names]
 
 
 def opened_modules(model: nn.Module) -> dict[str, nn.Module]:

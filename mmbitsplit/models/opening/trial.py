@@ -1,5 +1,6 @@
-"""Tries opened modules: what each gives is compared with what it gave closed, on the same inputs."""
+"""Tries opened modules: what each gives is compared with what it gave closed."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -25,8 +26,6 @@ def try_openings(modules: Mapping[str, nn.Module], run: Callable[[], Any],
     Returns:
         Of each module that differs its name, the function called first in it and how it differs.
     """
-    if not modules:
-        return []
     trial = _Trial()
     with torch.no_grad(), trial.of(modules):
         run()
@@ -59,23 +58,56 @@ class _Trial:
             return forward(*args, **kwargs)
         if self.plain:
             return routed(module, forward, args, kwargs)
-        state = torch.get_rng_state()
+        state, before = torch.get_rng_state(), _attributes(module)
+        again, more = _copied(module, args, kwargs)
         expected = forward(*args, **kwargs)
         kept = [tensor.clone() for tensor in tensors_in(expected)]
-        after = torch.get_rng_state()
+        after, left = torch.get_rng_state(), _attributes(module)
         torch.set_rng_state(state)
+        _put_back(before)
         self.plain = True
         try:
-            reason = _difference(kept, tensors_in(routed(module, forward, args, kwargs)))
+            reason = _difference(kept, tensors_in(routed(module, forward, again, more)))
         except Exception as error:
             reason = error.message if isinstance(error, OpenedCallError) else \
                 f'opened, it ends with {type(error).__name__}: {error}'
         finally:
             self.plain = False
             torch.set_rng_state(after)
+            _put_back(left)
         if reason:
             self.wrong[name] = reason
         return expected
+
+
+def _copied(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+    """Arguments that a forward may change (in place, or a cache among them) for another run."""
+    # Modules and their parameters are not copied, wherever they are handed on.
+    memo = {id(one): one for inner in module.modules()
+            for one in (inner, *inner._parameters.values(), *inner._buffers.values())}
+    try:
+        return copy.deepcopy((args, kwargs), memo)
+    except Exception:  # something that cannot be copied; it is seen to be changed, if it is
+        return args, kwargs
+
+
+_Attributes = list[tuple[nn.Module, dict[str, Any]]]
+
+
+def _attributes(module: nn.Module) -> _Attributes:
+    """What a module and those inside keep of their own, containers as they are now."""
+    return [(inner, {name: copy.copy(value) if isinstance(value, (list, dict, set)) else value
+                     for name, value in vars(inner).items() if not name.startswith('_')})
+            for inner in module.modules()]
+
+
+def _put_back(found: _Attributes) -> None:
+    for module, attributes in found:
+        for name in [name for name in vars(module) if not name.startswith('_')
+                     and name not in attributes]:
+            del vars(module)[name]
+        vars(module).update({name: copy.copy(value) if isinstance(value, (list, dict, set))
+                             else value for name, value in attributes.items()})
 
 
 def _difference(expected: list[Tensor], found: list[Tensor]) -> str:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmbitsplit.models.layers.float_weights import FloatWeights
+from mmbitsplit.models.layers.in_place import become, has, revert
 from mmbitsplit.models.layers.layer_state import (
     NAMES,
     blank_solution,
@@ -17,7 +18,6 @@ from mmbitsplit.models.layers.layer_state import (
     to_file,
     to_memory,
 )
-from mmbitsplit.models.surgery.in_place import become, has, revert
 from mmbitsplit.structures import EmbeddingPlan, LayerGeometry, LayerSolution
 
 

@@ -13,6 +13,7 @@ from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
 from mmbitsplit.models.layers.stepped_layer import SteppedLayer
 from mmbitsplit.models.layers.steps import NO_STEPS, IdentityNorm, StepList, Steps
 from mmbitsplit.models.layers.streams import stream_qparams
+from mmbitsplit.models.opening import release_originals
 from mmbitsplit.models.surgery.fold_bn import (
     fold_batch_norm,
     foldable_batch_norms,
@@ -90,6 +91,7 @@ class PreparedModel:
         self.stay()
         for layer in (*self.layers.values(), *self.embeddings.values()):
             layer.release_float()
+        release_originals(self.model)
 
 
 def prepare(model: nn.Module, flow: DataFlow, plan: BitPlan) -> PreparedModel:

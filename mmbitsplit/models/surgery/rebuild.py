@@ -15,6 +15,7 @@ from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
 from mmbitsplit.models.layers.stepped_layer import SteppedLayer
 from mmbitsplit.models.layers.steps import IdentityNorm, Steps
 from mmbitsplit.models.layers.streams import blank_stream, rounded_streams, stream_qparams
+from mmbitsplit.models.opening import describe_opened, release_originals, reopen
 from mmbitsplit.models.surgery.embedding import expect_embedding, geometry_of_table
 from mmbitsplit.models.surgery.modules import get_module
 from mmbitsplit.models.surgery.prepare import PreparedModel
@@ -34,7 +35,9 @@ def describe(prepared: PreparedModel) -> dict[str, Any]:
                 for plan in prepared.plan.products}
     tables = {plan.name: prepared.embeddings[plan.name].plan_row(plan)
               for plan in prepared.plan.embeddings}
+    opened = describe_opened(prepared.model)
     return {'layers': rows, 'folded': sorted(prepared.folded),
+            **({'opened': opened} if opened else {}),
             **({'embeddings': tables} if tables else {}),
             **({'folded_steps': steps} if steps else {}),
             **({'streams': streams} if streams else {}),
@@ -48,6 +51,16 @@ def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
         ValueError: The model lacks a layer of the description, or it is of another kind; the
             model is as it was.
     """
+    opened = reopen(model, description.get('opened', {}))
+    try:
+        _rebuild(model, description)
+    except ValueError:
+        opened.close()
+        raise
+    release_originals(model)
+
+
+def _rebuild(model: nn.Module, description: dict[str, Any]) -> None:
     names = dict(model.named_modules())
     tables = description.get('embeddings', {})
     for name in (*description['folded'], *description['layers'], *tables,

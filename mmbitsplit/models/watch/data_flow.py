@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from mmbitsplit.models.layers.steps import StepList
+from mmbitsplit.models.watch.closed_call import ClosedCall
 from mmbitsplit.models.watch.layer_inside import LayerInside
 from mmbitsplit.models.watch.module_calls import RunCalls
 from mmbitsplit.models.watch.output_readers import Reading
@@ -61,6 +62,7 @@ class DataFlow:
         live_blocks: For each layer, sizes in bytes of the tensors that the run had made and
             still held when a call of it began, the call with most of them in sum.
         peak_bytes: Most bytes that the run had made and held at once.
+        closed_calls: Calls that multiply activations in a module's own forward, known before.
         module_calls: Of each run, its module calls and what they share with the rest.
     """
 
@@ -91,4 +93,5 @@ class DataFlow:
     output_rows: dict[str, list[int]] = field(default_factory=dict)
     live_blocks: dict[str, list[int]] = field(default_factory=dict)
     peak_bytes: int = 0
+    closed_calls: list[ClosedCall] = field(default_factory=list)
     module_calls: list[RunCalls] = field(default_factory=list)
