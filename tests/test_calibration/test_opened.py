@@ -79,6 +79,14 @@ def test_a_file_holds_each_weight_once_and_gives_the_model_back(quantized):
         assert torch.equal(fresh(images), expected) and torch.equal(copied(images), expected)
 
 
+def test_what_reads_an_opened_parameter_gets_it_dequantized(quantized):
+    float_model, prepared, _, _ = quantized
+    for name in ('encoder.self_attn', 'decoder.multihead_attn'):
+        was, now = (model.get_submodule(name).in_proj_weight for model in (
+            float_model, prepared.model))
+        assert 0 < float((was - now).abs().max()) < 0.01
+
+
 def test_an_error_leaves_the_model_closed():
     model, batches = Detr().eval(), [torch.randn(4, 3, 16, 16)] * 2
     before = {name: type(module) for name, module in model.named_modules()}

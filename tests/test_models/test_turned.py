@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, prune
 
 from mmbitsplit.models import describe, rebuild
 from mmbitsplit.models.layers.steps import IdentityNorm
-from mmbitsplit.models.surgery.in_place import was
+from mmbitsplit.models.layers.in_place import was
 
 
 class Own(nn.Conv2d):

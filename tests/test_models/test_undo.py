@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmbitsplit.models.surgery.in_place import become
+from mmbitsplit.models.layers.in_place import become
 from mmbitsplit.models.surgery.undo import ModelState, as_it_was_on_error
 
 

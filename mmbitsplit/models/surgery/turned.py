@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from mmbitsplit.models.surgery.in_place import in_place_class
+from mmbitsplit.models.layers.in_place import in_place_class
 from mmbitsplit.models.surgery.modules import HOOKS, makes_weight
 
 # What of a module is taken away with its weight, beside its class.
