@@ -9,6 +9,7 @@ from typing import Any
 
 from mmbitsplit.cli.command import add_debug, run_module
 from mmbitsplit.export import read_checkpoint, summarise
+from mmbitsplit.report.multiplications import multiplications_text
 from mmbitsplit.structures import plan_text
 from mmbitsplit.structures.spec import PLAN_FORMAT
 
@@ -48,15 +49,17 @@ def text_of(summary: dict[str, Any]) -> str:
     lines = ['  '.join(value.rjust(width) if name in NUMBERS else value.ljust(width)
                        for value, width, name in zip(row, widths, COLUMNS)).rstrip()
              for row in (COLUMNS, tuple('-' * width for width in widths), *rows)]
-    left = summary['float_leftovers']
+    left, products = summary['float_leftovers'], summary.get('products', [])
+    said = multiplications_text(summary.get('multiplications', {}))
     digest = summary['float_checkpoint_sha256']
     versions = summary['versions']
     return '\n'.join([
-        *lines, '',
+        *lines, '', *(f'product {row["name"]}: {row["a_bits"] or "float"} × '
+                      f'{row["b_bits"] or "float"} bits' for row in products),
         f'{len(rows)} layers, {summary["weights"]:,} weights of '
         f'{summary["mean_weight_bits"]:.2f} bits on average'
         f'{_range([row["weight_bits"] for row in summary["layers"]])}; '
-        f'{summary["folded_batch_norms"]} batch norms folded',
+        f'{summary["folded_batch_norms"]} batch norms folded', *([said] if said else []),
         f'payload {summary["payload_bytes"]:,} bytes, file {summary["file_bytes"]:,} bytes; '
         f'{len(left)} tensors left in float, {sum(left.values()):,} bytes',
         f'format version {summary["format_version"]}',
@@ -78,7 +81,7 @@ def plan_of(summary: dict[str, Any]) -> dict[str, Any]:
         row = {name: layer[name] for name in ('name', 'weight_bits', 'input_bits', 'output_bits')}
         mode = layer['input_mode']
         rows.append({**row, **({'activation': {'mode': mode}} if mode else {})})
-    streams = {name: summary[name] for name in ('streams',) if name in summary}
+    streams = {name: summary[name] for name in ('streams', 'products') if name in summary}
     return {'format': PLAN_FORMAT, **streams, 'layers': rows}
 
 

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.engine.results.report_files import REPORT
     from mmbitsplit.engine.run.distributed import Processes, work_together
     from mmbitsplit.report import results_text
+    from mmbitsplit.report.multiplications import multiplications_text
 
     def work(processes: Processes) -> None:
         cfg = read_request_config(args, procedure(args.method, args.pipeline))
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
                                   resume=args.resume)
         if processes.rank == 0:
             print(results_text([results]))
+            print(multiplications_text(results['multiplications']))
             if 'budget' in results:
                 print(budget_text(results['budget']))
             page = Path(cfg.work_dir) / REPORT

@@ -1,10 +1,12 @@
 """What a packed checkpoint holds, layer by layer, without the model."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from mmbitsplit.export.packed_checkpoint import PackedCheckpoint
 from mmbitsplit.models.layers.layer_state import code_bits, input_mode
+from mmbitsplit.structures.products import SIDES
 
 
 def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
@@ -18,8 +20,10 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
         ``layers`` (a row a layer: ``name``, ``kind``, ``shape``, ``weight_bits``,
         ``input_bits``, ``input_mode``, ``output_bits``, ``payload_bytes``; bits are ``None`` for
         float), ``float_leftovers`` (tensors of no quantized layer), ``streams`` (``name`` and
-        ``num_bits``, where there are any) and totals. ``payload_bytes`` of a row count what is
-        stored once for several layers in each of them; the total counts it once.
+        ``num_bits``, where there are any), ``products`` (``name``, ``a_bits``, ``b_bits``,
+        likewise), ``multiplications`` (shares, of files that say it) and totals.
+        ``payload_bytes`` of a row count what is stored once for several layers in each of them;
+        the total counts it once.
     """
     sizes = {name: value.numel() * value.element_size()
              for name, value in checkpoint.state.items()}
@@ -37,11 +41,15 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
                      'payload_bytes': sum(sizes[key] for key in own)})
     streams = [{'name': name, 'num_bits': code_bits(limits)}
                for name, limits in checkpoint.description.get('streams', {}).items()]
+    products = [{'name': name, **{f'{side}_bits': _side_bits(row.get(side)) for side in SIDES}}
+                for name, row in checkpoint.description.get('products', {}).items()]
     weights = sum(math.prod(row['shape']) for row in rows)
     meta = checkpoint.meta
     return {
         'format_version': checkpoint.version, 'layers': rows,
         **({'streams': streams} if streams else {}),
+        **({'products': products} if products else {}),
+        **{name: meta[name] for name in ('multiplications',) if meta.get(name)},
         'float_leftovers': {name: size for name, size in sizes.items() if name not in of_layers},
         'folded_batch_norms': len(checkpoint.description['folded']),
         'weights': weights,
@@ -54,3 +62,8 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
         'calibration_seed': (meta.get('calibration') or {}).get('seed'),
         'versions': meta.get('versions') or {},
     }
+
+
+def _side_bits(side: Mapping[str, Any] | None) -> int | None:
+    """Width of the codes of an input of a product, ``None`` for a float one."""
+    return side['log2'] if side is not None and 'log2' in side else code_bits(side)

@@ -3,6 +3,7 @@
 Tables are in the units of ``BudgetSpec``, and sum up over layers: what a plan costs is the sum.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -10,10 +11,11 @@ from torch import nn
 from mmbitsplit.functional import packed_bytes, payload_bytes
 from mmbitsplit.models import DataFlow, PreparedModel
 from mmbitsplit.planning.latency_table import FLOAT_BITS, LatencyTable
-from mmbitsplit.structures import LayerGeometry, LayerPlan, Widths, WidthTable
+from mmbitsplit.structures import LayerGeometry, LayerPlan, ProductPlan, Widths, WidthTable
 from mmbitsplit.structures.widths import MAX_BITS
 
 ALL_ELSE = '(all else)'  # a row of bytes: scales, biases, what stays float
+PRODUCTS = '(products)'  # a row of operations: products of activations
 Choices = Mapping[str, Sequence[Widths]]
 
 
@@ -36,7 +38,11 @@ def cost_tables(prepared: PreparedModel, flow: DataFlow, choices: Choices,
     plans = {plan.name: plan for plan in prepared.plan.layers}
     tables = {'weight_bits': mean_bits(geometries, choices),
               'bytes': stored_bytes(prepared, choices),
-              'bitops': bit_operations(multiplications(flow, geometries), plans, choices)}
+              'bitops': bit_operations(
+                  {**multiplications(flow, geometries),
+                   **{product.name: sum(flow.products[product.name].multiplications)
+                      for product in prepared.plan.products}},
+                  plans, choices, prepared.plan.products)}
     if latencies is not None:
         tables['latency'] = layer_times(latencies, plans, choices)
     return tables
@@ -92,18 +98,29 @@ def multiplications(flow: DataFlow, geometries: Mapping[str, LayerGeometry]) -> 
 
 
 def bit_operations(amounts: Mapping[str, int], plans: Mapping[str, LayerPlan], choices: Choices,
-                   ) -> WidthTable:
+                   products: Sequence[ProductPlan] = ()) -> WidthTable:
     """Returns multiplications times both widths, in parts of those with 8 bits everywhere.
 
+    Products of activations count in a row ``PRODUCTS``: their widths are those of the request.
+
     Args:
-        amounts: Multiplications by layer.
+        amounts: Multiplications by layer and product.
         plans: They give the width of inputs that are not chosen; float ones count as 32 bits.
         choices: Widths of all planned layers.
+        products: Plans of the products.
     """
     whole = sum(amounts[name] * MAX_BITS * _widest_input(plans[name]) for name in choices) or 1
-    return WidthTable({name: {
+    bits = {product.name: [side.num_bits for _, side in product.sides()] for product in products}
+    whole += sum(amounts[name] * math.prod(FLOAT_BITS if one is None else MAX_BITS for one in own)
+                 for name, own in bits.items())
+    rows = {name: {
         widths: amounts[name] * widths.weight * _input_bits(plans[name], widths) / whole
-        for widths in row} for name, row in choices.items()})
+        for widths in row} for name, row in choices.items()}
+    if products:
+        rows[PRODUCTS] = {Widths(MAX_BITS): sum(
+            amounts[name] * math.prod(one or FLOAT_BITS for one in own)
+            for name, own in bits.items()) / whole}
+    return WidthTable(rows)
 
 
 def layer_times(latencies: LatencyTable, plans: Mapping[str, LayerPlan], choices: Choices,
@@ -158,6 +175,10 @@ def _all_else(prepared: PreparedModel) -> int:
                 expected += 4 * size
             else:  # zero points of 0, equal ones of all layers once
                 zeros.add(size)
+    for plan in prepared.plan.products:
+        if not prepared.products[plan.name].quantized:  # a scale and a zero point each
+            expected += 8 * sum(side.num_bits is not None and side.softmax != 'log2'
+                                for _, side in plan.sides())
     return payload_bytes(state.values()) - codes + expected + 4 * sum(zeros)
 
 

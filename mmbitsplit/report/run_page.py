@@ -9,7 +9,9 @@ from mmbitsplit.functional.packing import ONNX_BITS, onnx_bits, packed_bytes
 from mmbitsplit.report.budget import budget_section
 from mmbitsplit.report.drawing import BOTH, LOST, NEW
 from mmbitsplit.report.layer_figures import bits_text, layers_figure
+from mmbitsplit.report.multiplications import multiplications_text
 from mmbitsplit.report.page import MOST_BYTES, Table, build_page
+from mmbitsplit.report.products import products_table
 from mmbitsplit.report.result_figures import CLASSES_SHOWN, classes_figure, sizes_figure
 from mmbitsplit.report.tables import (
     RELATIVE_ERROR,
@@ -83,6 +85,8 @@ def _page(results: Mapping[str, Any], layers: Mapping[str, Any], data: Mapping[s
         classes=sections, pictures=data['pictures'] or {'kind': None}, keys=KEYS,
         kept_float=_kept_float(kept),
         kept_share=f"{100 * sum(row['share'] for row in kept):.2f} %",
+        products=products_table(layers.get('products') or []),
+        multiplications=multiplications_text(results.get('multiplications') or {}, kept),
         selections=_selections(layers.get('selections') or []),
         tuning=_tuning(results.get('tuning') or []), settings=_settings(results))
 
@@ -230,9 +234,10 @@ def _class_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _kept_float(kept: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [[row['name'], row['kind'], row['reason'], f"{100 * row['share']:.2f} %"]
-            for row in kept]
-    return Table(['part', 'kind', 'why', 'weights'], rows, numeric=(3,))
+    rows = [[row['name'], row['kind'], row['reason'], f"{100 * row['share']:.2f} %",
+             '–' if row.get('multiplications') is None
+             else f"{100 * row['multiplications']:.2f} %"] for row in kept]
+    return Table(['part', 'kind', 'why', 'weights', 'multiplications'], rows, numeric=(3, 4))
 
 
 def _selections(found: Sequence[Mapping[str, Any]]) -> Table:

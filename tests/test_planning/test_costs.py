@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from attention_nets import Encoder
 from torch import nn
 
 from mmbitsplit.calibration import calibrate
 from mmbitsplit.export import pack_checkpoint, read_checkpoint
 from mmbitsplit.functional import pack_codes, packed_bytes
-from mmbitsplit.models import describe
-from mmbitsplit.planning.costs import cost_tables, layer_times
+from mmbitsplit.models import describe, prepare, watch
+from mmbitsplit.planning import make_plan
+from mmbitsplit.planning.costs import PRODUCTS, cost_tables, layer_times
 from mmbitsplit.planning.latency_table import latencies_text, read_latencies
 from mmbitsplit.structures import PlanRow, PlanSpec, Widths
 
@@ -87,6 +89,22 @@ def test_operations_and_mean_bits_are_as_counted_by_hand(make_net, make_ready, s
     # Weights: 36 in depthwise, 72 in up; first and last are not chosen.
     assert tables['weight_bits'].sum(plan) == pytest.approx((2 * 36 + 3 * 72) / 108)
     assert tables['weight_bits'].sum({'depthwise': Widths(8, 8), 'up': Widths(8, 8)}) == 8
+
+
+def test_operations_of_products_count_with_both_widths(make_spec, images, seeded):
+    model, image = seeded(Encoder), images()[0]
+    flow = watch(model, lambda: model(image), inputs=image)
+    prepared = prepare(model, flow, make_plan(model, flow, make_spec(
+        activation=dict(num_bits=4))))
+    choices = {plan.name: (Widths(8, 8),) for plan in prepared.plan.layers} | {
+        'patch': (Widths(8),)}
+    table = cost_tables(prepared, flow, choices)['bitops']
+    products = 2 * 2 * 2 * 16 * 16 * 8
+    layers = 2 * (16 * (12 * 16 + 16 * 48 + 16 * 16 + 2 * 16 * 24) + 16 * 5)
+    image_is_float = 2 * 16 * 12 * 16 * 8 * 24
+    whole = 64 * (products + layers) + image_is_float
+    assert table.layers[PRODUCTS] == {Widths(8): pytest.approx(16 * products / whole)}
+    assert table.sum({}) == pytest.approx(1 - 48 * products / whole)
 
 
 def write(folder, *rows, head='layer,weight_bits,activation_bits,microseconds'):

@@ -75,7 +75,8 @@ def save_quantized(work_dir: Path, cfg: Config, spec: QuantSpec, run: QuantizedR
                 float_checkpoint=_plain(cfg.get('load_from')),
                 float_checkpoint_sha256=file_sha256(cfg.get('load_from')),
                 calibration=dict(image_ids=_plain(run.data.image_ids),
-                                 seed=spec.calibration.seed))
+                                 seed=spec.calibration.seed),
+                multiplications=run.report.multiplications)
     if dataset_meta is not None:
         meta['dataset_meta'] = _plain(dict(dataset_meta))
     checkpoint = pack_checkpoint(state, describe(run.prepared), meta)
@@ -122,6 +123,8 @@ def layers_table(run: QuantizedRun) -> dict[str, Any]:
     """Returns ``layers.json``: a row a layer, what stays float and why, doubts."""
     report = run.report
     return {'layers': [layer_row(layer) for layer in report.layers],
+            **({'products': [dataclasses.asdict(product) for product in report.products]}
+               if report.products else {}),
             'kept_float': [dataclasses.asdict(remainder) for remainder in report.kept_float],
             'folded_batch_norms': report.folded_batch_norms,
             'selections': [dataclasses.asdict(selection) for selection in report.selections],
@@ -143,7 +146,8 @@ def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[s
         'float': float_metrics, 'quantized': quantized_metrics,
         'drop': {name: value - quantized_metrics[name] for name, value in float_metrics.items()
                  if name in quantized_metrics},
-        'size_bytes': sizes, 'seconds': seconds,
+        'size_bytes': sizes, 'multiplications': run.report.multiplications,
+        'seconds': seconds,
         'peak_rss_bytes': run.report.peak_rss_bytes,
         'estimated_bytes': run.report.estimated_bytes,
         'calibration': {**run.report.calibration, 'image_ids': run.data.image_ids,

@@ -26,6 +26,7 @@ from mmbitsplit.engine.run.presets import replay_points
 from mmbitsplit.engine.run.progress import progress_bar
 from mmbitsplit.models import PreparedModel
 from mmbitsplit.planning import check_request
+from mmbitsplit.report.multiplications import multiplications_text
 from mmbitsplit.structures import BitPlan, QuantizationReport, QuantSpec
 
 
@@ -168,13 +169,19 @@ def _log(runner: Runner, report: QuantizationReport) -> None:
         'mmbitsplit: %d layers quantized in %.1f s (%.1f s of it solving), %d kept in float, '
         'worst relative output error %.3g at %s', len(layers), report.seconds['calibration'],
         report.seconds['solve'], len(report.kept_float), *_worst(layers))
+    if report.products:
+        runner.logger.info('mmbitsplit: %d products of activations quantized, worst relative error '
+                           '%.3g at %s', len(report.products), *_worst(report.products))
+    runner.logger.info('mmbitsplit: %s', multiplications_text(
+        report.multiplications, [vars(part) for part in report.kept_float]))
     if taken_over:
         runner.logger.info('mmbitsplit: %d of them were taken over from an interrupted run',
                            taken_over)
     for remainder in report.kept_float:
-        runner.logger.warning('mmbitsplit: %s (%s) stays float: %s; %.2f %% of the weights',
+        runner.logger.warning('mmbitsplit: %s (%s) stays float: %s; %.2f %% of the weights%s',
                               remainder.name, remainder.kind, remainder.reason,
-                              100 * remainder.share)
+                              100 * remainder.share, '' if remainder.multiplications is None else
+                              f', {100 * remainder.multiplications:.2f} % of the multiplications')
     for warning in report.warnings:
         runner.logger.warning('mmbitsplit: %s', warning)
     for selection in report.selections:

@@ -12,7 +12,6 @@ before the quantizer. Codes stay inside the layer's bits; how many the file take
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from mmbitsplit.export.onnx.fold import LayerCall, codes_as_they_are, one_zero_point
 from mmbitsplit.export.onnx.int32_bias import with_int32_bias
-from mmbitsplit.export.onnx.requirements import need
+from mmbitsplit.export.onnx.node_writer import Nodes, NodeWriter
 from mmbitsplit.functional import channel_dim, explicit_padding, per_input, weight_rows
 from mmbitsplit.functional.packing import onnx_bits
 from mmbitsplit.models import QuantizedLayer
@@ -29,15 +28,7 @@ from mmbitsplit.structures import LayerGeometry, QParams
 PAD_MODES = {'reflect': 'reflect', 'replicate': 'edge'}
 
 
-@dataclass(frozen=True)
-class Nodes:
-    """What stands in a call's place: nodes in order, and the value that is its output."""
-
-    nodes: list[Any]
-    output: Any
-
-
-class LayerWriter:
+class LayerWriter(NodeWriter):
     """Writes calls into a graph; a layer's tensors are stored once however often it is called.
 
     Args:
@@ -48,10 +39,9 @@ class LayerWriter:
     """
 
     def __init__(self, graph: Any, format: str, divide_first: bool):
-        self.ir = need('onnx_ir')
-        self.graph, self.format, self.divide_first = graph, format, divide_first
-        self.nodes: list[Any] = []
-        self.prefix, self.rank, self.in_integers = '', 0, True  # of the call now written
+        super().__init__(graph)
+        self.format, self.divide_first = format, divide_first
+        self.rank, self.in_integers = 0, True  # of the call now written
 
     def write(self, call: LayerCall, *, folded_input: bool = False,
               reader: LayerCall | None = None, in_integers: bool = True) -> Nodes:
@@ -134,24 +124,6 @@ class LayerWriter:
         scale, zero_point = _scales(qparams)
         codes = self._quantize(x, scale, zero_point, qparams, name, axis)
         return self._dequantize(codes, scale, zero_point, name, axis)
-
-    def _quantize(self, x: Any, scale: np.ndarray, zero_point: np.ndarray, qparams: QParams,
-                  name: str, axis: int) -> Any:
-        codes = self._node('QuantizeLinear', [
-            x, self._store(f'{name}.scale', scale),
-            self._store(f'{name}.zero_point', zero_point)], axis=axis if scale.ndim else None)
-        limits = np.iinfo(zero_point.dtype)
-        if (qparams.quant_min, qparams.quant_max) == (limits.min, limits.max):
-            return codes  # QuantizeLinear saturates there itself
-        bounds = [self._store(f'{name}.{end}', np.array(value, zero_point.dtype))
-                  for end, value in (('min', qparams.quant_min), ('max', qparams.quant_max))]
-        return self._node('Clip', [codes, *bounds])
-
-    def _dequantize(self, codes: Any, scale: np.ndarray, zero_point: np.ndarray, name: str,
-                    axis: int) -> Any:
-        return self._node('DequantizeLinear', [
-            codes, self._store(f'{name}.scale', scale),
-            self._store(f'{name}.zero_point', zero_point)], axis=axis if scale.ndim else None)
 
     def _weight_and_bias(self, call: LayerCall, reader: LayerCall | None) -> tuple[Any, Any]:
         layer, geometry = call.layer, call.layer.geometry
@@ -273,28 +245,6 @@ class LayerWriter:
         places = [self._store(f'number.{value}', np.array([value], np.int64))
                   for value in (start, end, axis)]
         return self._node('Slice', [x, *places])
-
-    def _node(self, op_type: str, inputs: Sequence[Any], **attributes: Any) -> Any:
-        given = {key: list(value) if isinstance(value, tuple) else value
-                 for key, value in attributes.items() if value is not None}
-        number = len(self.nodes)
-        value = self.ir.Value(name=f'{self.prefix}_{op_type}_{number}')
-        node = self.ir.node(op_type, inputs, given, outputs=[value],
-                            name=f'node_{self.prefix}_{op_type}_{number}')
-        self.nodes.append(node)
-        return value
-
-    def _store(self, name: str, array: np.ndarray, dtype: Any = None) -> Any:
-        """The initializer of a name, made when first asked for."""
-        if name not in self.graph.initializers:
-            array = np.ascontiguousarray(array).reshape(np.shape(array))  # scalars stay scalars
-            if dtype is not None:
-                array = array.astype(dtype.numpy())
-            tensor = self.ir.tensor(array, name=name)
-            self.graph.register_initializer(self.ir.Value(
-                name=name, const_value=tensor, shape=self.ir.Shape(array.shape),
-                type=self.ir.TensorType(tensor.dtype)))
-        return self.graph.initializers[name]
 
 
 def _zero_pads(call: LayerCall) -> list[int] | None:

@@ -7,16 +7,19 @@ import numpy as np
 
 from mmbitsplit.export.onnx.fold import LayerCall, between_quantizers, find_folds
 from mmbitsplit.export.onnx.layer_nodes import LayerWriter
+from mmbitsplit.export.onnx.product_nodes import write_product
 from mmbitsplit.export.onnx.requirements import need
-from mmbitsplit.export.onnx.trace import DOMAIN, OP_TYPE, STREAM_TYPE
+from mmbitsplit.export.onnx.trace import DOMAIN, OP_TYPE, PRODUCT_TYPE, STREAM_TYPE
 from mmbitsplit.models import QuantizedLayer
+from mmbitsplit.models.layers.product import Product
 from mmbitsplit.structures import QParams
 
 WEIGHTED = ('Conv', 'ConvTranspose', 'Gemm')
 
 
 def write_layers(model: Any, layers: Mapping[str, QuantizedLayer],
-                 streams: Mapping[str, QParams] | None = None, *, format: str = 'int8',
+                 streams: Mapping[str, QParams] | None = None,
+                 products: Mapping[str, Product] | None = None, *, format: str = 'int8',
                  fold: bool = True) -> list[tuple[str, str]]:
     """Rewrites a traced model in place; afterwards it holds standard operators alone.
 
@@ -24,6 +27,7 @@ def write_layers(model: Any, layers: Mapping[str, QuantizedLayer],
         model: ``onnx_ir.Model`` with nodes ``mmbitsplit::Layer``.
         layers: The layers that they name.
         streams: How residual streams are rounded, by the names in nodes ``mmbitsplit::Stream``.
+        products: Products of activations, by the names in nodes ``mmbitsplit::Product``.
         format: How codes are stored; see ``storage``. In 4 bits runtimes compute in float.
         fold: Whether scales move into the layer before where its output goes nowhere else.
 
@@ -52,6 +56,11 @@ def write_layers(model: Any, layers: Mapping[str, QuantizedLayer],
     for node in [node for node in graph if (node.domain, node.op_type) == (DOMAIN, STREAM_TYPE)]:
         name = node.attributes['stream'].as_string()
         written = writer.write_stream(node, name, (streams or {})[name])
+        ir.convenience.replace_nodes_and_values(
+            graph, node, [node], written.nodes, [node.outputs[0]], [written.output])
+    for node in [node for node in graph if (node.domain, node.op_type) == (DOMAIN, PRODUCT_TYPE)]:
+        name = node.attributes['product'].as_string()
+        written = write_product(graph, node, name, (products or {})[name])
         ir.convenience.replace_nodes_and_values(
             graph, node, [node], written.nodes, [node.outputs[0]], [written.output])
     model.opset_imports.pop(DOMAIN, None)

@@ -18,11 +18,12 @@ from torch.utils import _pytree as pytree
 
 from mmbitsplit.export.onnx.requirements import need
 from mmbitsplit.functional import output_size
-from mmbitsplit.models import QuantizedLayer, quantized_layers
+from mmbitsplit.models import QuantizedLayer, quantized_layers, quantized_products
+from mmbitsplit.models.layers.product import Product, product_shape
 from mmbitsplit.models.layers.streams import rounded_streams, stream_qparams, streams_through
 from mmbitsplit.structures import LayerGeometry, QParams
 
-DOMAIN, OP_TYPE, STREAM_TYPE = 'mmbitsplit', 'Layer', 'Stream'
+DOMAIN, OP_TYPE, STREAM_TYPE, PRODUCT_TYPE = 'mmbitsplit', 'Layer', 'Stream', 'Product'
 OPSET = 21  # the first with 4-bit integers
 
 
@@ -52,12 +53,14 @@ class TracedGraph:
     Args:
         model: ``onnx_ir.Model`` with nodes ``mmbitsplit::Layer``.
         layers: The quantized layers that the nodes name.
+        products: The quantized products that nodes ``mmbitsplit::Product`` name.
         streams: How residual streams are rounded, by the names in nodes ``mmbitsplit::Stream``.
         structure: The outputs' names, nested as the module returns its tensors.
     """
 
     model: Any
     layers: dict[str, QuantizedLayer]
+    products: dict[str, Product]
     streams: dict[str, QParams]
     structure: Any
 
@@ -76,7 +79,9 @@ def trace(request: GraphRequest) -> TracedGraph:
         layer.check_whole(name, 'it is exported')
     dynamic = tuple(dict(request.dynamic.get(name, {})) for name in request.input_names)
     given = {module: name for name, module in rounded_streams(request.module)}
-    with calls_as_nodes(layers), streams_as_nodes(given), torch.no_grad(), _quiet():
+    products = dict(quantized_products(request.module))
+    with calls_as_nodes(layers), products_as_nodes(products), streams_as_nodes(given), \
+            torch.no_grad(), _quiet():
         try:
             program = torch.onnx.export(
                 request.module, request.inputs, dynamo=True, opset_version=OPSET,
@@ -90,7 +95,7 @@ def trace(request: GraphRequest) -> TracedGraph:
     structure = _name_outputs(program)
     streams = {name: qparams for module, name in given.items()
                if (qparams := stream_qparams(module)) is not None}
-    return TracedGraph(program.model, layers, streams, structure)
+    return TracedGraph(program.model, layers, products, streams, structure)
 
 
 @contextmanager
@@ -103,6 +108,18 @@ def calls_as_nodes(layers: Mapping[str, QuantizedLayer]) -> Iterator[None]:
     finally:
         for layer in layers.values():
             del layer.__dict__['forward']
+
+
+@contextmanager
+def products_as_nodes(products: Mapping[str, Product]) -> Iterator[None]:
+    """Inside, each call of a product is one symbolic operator with the shape of its output."""
+    for name, product in products.items():
+        product.forward = functools.partial(_product_as_node, name)
+    try:
+        yield
+    finally:
+        for product in products.values():
+            del product.__dict__['forward']
 
 
 def streams_as_nodes(names: Mapping[nn.Module, str]) -> AbstractContextManager[None]:
@@ -118,6 +135,12 @@ def _as_node(name: str, geometry: LayerGeometry, input: Tensor) -> Tensor:
         else [batch, geometry.out_channels, *sizes]
     return torch.onnx.ops.symbolic(f'{DOMAIN}::{OP_TYPE}', (input,), {'layer': name},
                                    dtype=input.dtype, shape=shape, version=1)
+
+
+def _product_as_node(name: str, a: Tensor, b: Tensor) -> Tensor:
+    return torch.onnx.ops.symbolic(f'{DOMAIN}::{PRODUCT_TYPE}', (a, b), {'product': name},
+                                   dtype=a.dtype, shape=list(product_shape(a.shape, b.shape)),
+                                   version=1)
 
 
 def _name_outputs(program: Any) -> Any:

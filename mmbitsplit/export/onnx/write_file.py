@@ -33,6 +33,7 @@ class OnnxFile:
         format: ``'int8'`` or ``'int4'``.
         codes: Layers by the width of their weight codes and what these take in the file; see
             ``storage.count_widths``.
+        products: Number of quantized products of activations in it.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class OnnxFile:
     saturating: list[str] = field(default_factory=list)
     format: str = 'int8'
     codes: list[dict[str, int]] = field(default_factory=list)
+    products: int = 0
 
     @property
     def storage_note(self) -> str:
@@ -70,7 +72,8 @@ def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
     ir = need('onnx_ir')
     traced = trace(request)
     saturating = saturating_layers(traced.layers) if format == 'int8' else []
-    folds = write_layers(traced.model, traced.layers, traced.streams, format=format, fold=fold)
+    folds = write_layers(traced.model, traced.layers, traced.streams, traced.products,
+                         format=format, fold=fold)
     codes = count_widths((layer.num_bits for layer in traced.layers.values()), format)
     traced.model.producer_name, traced.model.producer_version = 'mmbitsplit', __version__
     traced.model.metadata_props[METADATA] = json.dumps(
@@ -86,7 +89,7 @@ def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
         raise ValueError(f'{path} cannot be written: {error}. Choose another place with '
                          '--output.') from error
     return OnnxFile(path, request.name, len(traced.layers), folds, path.stat().st_size,
-                    saturating, format, codes)
+                    saturating, format, codes, len(traced.products))
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
