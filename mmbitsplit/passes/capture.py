@@ -176,7 +176,8 @@ class Sampler:
                 a, b = (ordinary(x.detach(), layer) for x in inputs)
                 calls = self.totals.get(name) or self.num_batches * self.calls[name]
                 return capture_product(a, b, self.products[name], 1 / calls,
-                                       (self.spec.seed, name, call, batch))
+                                       (self.spec.seed, name, call, batch),
+                                       self.masks.get(batch))
             return self._capture(name, layer, call, batch, ordinary(inputs[0].detach(), layer))
 
     def _capture(self, name: str, layer: QuantizedLayer, call: int, batch: int, x: Tensor,

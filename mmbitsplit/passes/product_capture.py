@@ -46,7 +46,7 @@ class ProductCapture:
 
 
 def capture_product(a: Tensor, b: Tensor, plan: ProductPlan, share: float, key: tuple,
-                    ) -> ProductCapture:
+                    mask: Tensor | None = None) -> ProductCapture:
     """Takes samples of a call.
 
     Args:
@@ -55,6 +55,8 @@ def capture_product(a: Tensor, b: Tensor, plan: ProductPlan, share: float, key: 
         plan: Of the product: says which input has a scale a head.
         share: Part of all samples that this call contributes, 0 to 1.
         key: Whatever names the call: (seed, product, call, batch). The same key draws the same.
+        mask: (sentences, tokens) bool of the batch: tokens that are looked at, where there are
+            others that only fill sentences up; ``None`` for all.
     """
     batch_shape = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (rows, inner), columns, elements = a.shape[-2:], b.shape[-1], ELEMENTS_PER_PRODUCT * share
@@ -63,9 +65,11 @@ def capture_product(a: Tensor, b: Tensor, plan: ProductPlan, share: float, key: 
     places = sample_positions(math.prod(batch_shape), max(1, int(elements / size)),
                               (*key, 'matrices'))
     where = torch.unravel_index(places.to(a.device), batch_shape) if batch_shape else ()
-    chosen_rows, chosen_columns = (sample_positions(count, most, (*key, what)).to(a.device)
-                                   for count, what in ((rows, 'rows'), (columns, 'columns')))
-    found = {side: _ends(x, getattr(plan, side), share, (*key, side))
+    sentences = where[0].cpu() if where else None
+    chosen_rows, chosen_columns = (
+        _drawn(count, most, _real_in(mask, sentences, batch_shape, count), (*key, what)).to(
+            a.device) for count, what in ((rows, 'rows'), (columns, 'columns')))
+    found = {side: _ends(x, getattr(plan, side), share, (*key, side), mask)
              for side, x in (('a', a), ('b', b))}
     return ProductCapture(
         a=_matrices(a, batch_shape, where).index_select(1, chosen_rows),
@@ -105,9 +109,37 @@ def _matrices(x: Tensor, batch_shape: Sequence[int], where: tuple[Tensor, ...]) 
     return whole[where] if where else whole.unsqueeze(0)
 
 
-def _ends(x: Tensor, plan: ProductInput, share: float, key: tuple,
+def _drawn(count: int, most: int, real: Tensor | None, key: tuple) -> Tensor:
+    """Places of rows or columns, (K,): of the real ones where some are not."""
+    return sample_positions(count, most, key) if real is None \
+        else real[sample_positions(real.numel(), most, key)]
+
+
+def _real_in(mask: Tensor | None, sentences: Tensor | None, batch_shape: Sequence[int], count: int,
+             ) -> Tensor | None:
+    """Tokens that are real in all of some sentences; ``None`` where these are no tokens of them."""
+    if mask is None or sentences is None or (batch_shape[0], count) != tuple(mask.shape):
+        return None
+    real = torch.nonzero(mask[sentences].all(0)).flatten()
+    return real if 0 < real.numel() < count else None
+
+
+def _real_part(x: Tensor, side: str, mask: Tensor | None) -> Tensor:
+    """An input (S, H, ., .) without what it holds of tokens that are not real: (1, H, ., .)."""
+    if mask is None or x.dim() != 4 or x.shape[0] != mask.shape[0] or bool(mask.all()):
+        return x
+    tokens = [dim for dim in ((-2, -1) if side == 'a' else (-1, -2))
+              if x.shape[dim] == mask.shape[1]][:1]
+    if not tokens:
+        return x
+    by_token = x.movedim(tokens[0], 1)  # (S, T, H, .)
+    return by_token[mask.to(x.device)].movedim(1, 0).unsqueeze(0)
+
+
+def _ends(x: Tensor, plan: ProductInput, share: float, key: tuple, mask: Tensor | None,
           ) -> tuple[Tensor, Tensor, Tensor]:
     """Values (C, S), least and greatest (C,) of an input; C is 1, or the number of heads."""
+    x = _real_part(x, key[-1], mask)
     channels = x.movedim(-3, 0) if plan.granularity == 'head' else x.unsqueeze(0)
     if not x.numel():
         empty = x.new_zeros(channels.shape[0])

@@ -20,6 +20,7 @@ from mmbitsplit.solving import statistics
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent / 'helpers'))  # the models of the tests
+from attention_nets import Encoder  # noqa: E402
 from calibration_nets import ResidualNet, _images, _seeded, _spec, call  # noqa: E402
 from own_classes import OwnClasses  # noqa: E402
 from pyramids import Detector, LevelHead  # noqa: E402
@@ -168,6 +169,8 @@ CASES = {
                                       unit_bytes=2_000),
     'units of two heads': Case(lambda: Detector(LevelHead(), LevelHead()),
                                sizes(8, 12, 8, 12, 8), LEARNED),
+    'attention': Case(lambda: Encoder(2, masked=True), spec=request(4, 4)),
+    'units with products': Case(Encoder, spec=LEARNED),
     'QDrop': Case(ResidualNet, spec=dict(request(3, 4), method=dict(type='QDrop', iterations=20))),
     'units that the last reaches': Case(Optional, bright(6, 5), LEARNED),
     'AdaRound': Case(ResidualNet, spec=dict(request(2, 4, 'per_tensor'),

@@ -58,6 +58,23 @@ def test_large_inputs_are_sampled_the_same_each_time():
     assert float(one.high['a']) == float(a.max()) and float(one.low['b']) == float(b.min())
 
 
+def test_tokens_that_fill_sentences_up_are_not_looked_at():
+    mask = torch.tensor([[True] * 5 + [False] * 4, [True] * 7 + [False] * 2])
+    q, k, v = (torch.randn(2, 3, 9, 4) for _ in range(3))
+    for x in (q, k, v):
+        x[0, :, 5:], x[1, :, 7:] = 1e6, 1e6
+    weights = torch.zeros(2, 3, 9, 9)
+    weights[..., :5] = 0.2
+    for a, b in ((q, k.mT), (weights, v)):
+        capture = capture_product(a, b, PLAN, 1, (0, 'p', 0, 0), mask)
+        assert max(float(high) for high in capture.high.values()) < 100
+        assert float((capture.a @ capture.b).abs().max()) < 100
+        whole = capture_product(a, b, PLAN, 1, (0, 'p', 0, 0))
+        assert float(whole.high['b']) == 1e6
+        same = capture_product(a, b, PLAN, 1, (0, 'p', 0, 0), torch.ones_like(mask))
+        assert torch.equal(same.a, whole.a) and torch.equal(same.values['b'], whole.values['b'])
+
+
 @pytest.mark.parametrize('softmax', [False, True])
 def test_no_pair_of_those_tried_is_better(softmax):
     plan = replace(PLAN, a=ProductInput(4, softmax='uniform' if softmax else None))
