@@ -118,6 +118,31 @@ def test_models_that_look_at_their_layers_find_them(run, net, images, make_spec)
             assert 0 < (call(model, batch) - wanted).norm() < 0.03 * wanted.norm()
 
 
+def keeps_a_feature(net, x):
+    y = net.inner(net.norm(net.stem(x)).relu())
+    return net.end(y + net.kept['norm'])
+
+
+@pytest.mark.parametrize('on', ['stem', 'norm', 'inner'])
+def test_hooks_of_the_user_stay_and_do_what_they_did(on, net, images, make_spec):
+    """One keeps a feature for a skip, one changes what a layer gets."""
+    model, batches = looked_at(net, keeps_a_feature), images()
+    model.kept = {}
+    getattr(model, on).register_forward_hook(
+        lambda module, args, out: model.kept.update(norm=out))
+    change = model.inner.register_forward_pre_hook(lambda module, args: (args[0] * 0.1 + 3,))
+    with torch.no_grad():
+        wanted = [call(model, batch) for batch in batches]
+        _, report = calibrate(model, batches, make_spec(
+            weight=dict(num_bits=8), activation=dict(num_bits=8)), run=call)
+        found = [call(model, batch) for batch in batches]
+        assert {layer.name for layer in report.layers} == {'stem', 'inner', 'end'}
+        for one, other in zip(found, wanted, strict=True):
+            assert (one - other).norm() < 0.03 * other.norm()
+        change.remove()
+        assert not torch.allclose(call(model, batches[0]), found[0], rtol=0.1)
+
+
 def looks_at_exact_class(net, x):
     for layer in (net.stem, net.norm, net.inner):
         x = layer(x) * 2 if type(layer) in (nn.Conv2d, WithGain) else layer(x)

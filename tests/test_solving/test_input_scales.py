@@ -179,8 +179,8 @@ def test_layers_with_a_zero_point_a_channel_compute_the_sum_over_real_inputs(nam
         net(batches[0])
     for module, x, out in seen:
         geometry, qparams = module.geometry, module.qparams
-        weight = module.weight.double()
-        bias = None if module.bias is None else module.bias.double()
+        weight, bias = module.product_weight.double(), module.product_bias
+        bias = None if bias is None else bias.double()
         if qparams is not None:
             shape = [1] * x.dim()
             shape[-1 if geometry.kind == 'linear' else 1] = -1
