@@ -53,8 +53,8 @@ def load_images(folder: Path, part: str) -> tuple[Tensor, Tensor]:
 def train(data: Path, file: Path, epochs: int) -> None:
     """Trains the classifier from random weights and writes its state dict.
 
-    Matrices learn by Muon, which needs few epochs, all else by AdamW; one cycle, half the images
-    mirrored.
+    Matrices learn by Muon (torch 2.9 and later), which needs few epochs, all else by AdamW; one
+    cycle, half the images mirrored.
     """
     torch.manual_seed(0)
     images, labels = load_images(data, 'train')
@@ -132,7 +132,7 @@ def measure(name: str, bits: str, floats: Tensor, args: argparse.Namespace) -> N
         chosen = torch.randperm(len(calib), generator=torch.Generator().manual_seed(seed))
         model = load_model(args.weights / WEIGHTS)
         started = time.perf_counter()
-        quantize_model(model, calib[chosen[:args.num_images]].split(64), {**request(
+        report = quantize_model(model, calib[chosen[:args.num_images]].split(64), {**request(
             name, weight_bits, activation_bits, seed, args.method_options),
             **tuning_request(args)})
         seconds.append(time.perf_counter() - started)
@@ -140,7 +140,9 @@ def measure(name: str, bits: str, floats: Tensor, args: argparse.Namespace) -> N
     top1 = over_seeds([accuracy(logits, labels) for logits in found])
     agree = over_seeds([agreement(logits, floats) for logits in found])
     apart = over_seeds([divergence(logits, floats) for logits in found], 4)
-    print(f'W{weight_bits}A{activation_bits} {name}: {top1}, as float {agree}, divergence {apart}  '
+    print(f'W{weight_bits}A{activation_bits} {name}: {top1}, as float {agree}, divergence {apart}, '
+          f'{100 * report.multiplications["quantized"]:.1f} % of multiplications and '
+          f'{len(report.products)} products quantized  '
           f'({np.mean(seconds):.0f} s)', flush=True)
 
 
