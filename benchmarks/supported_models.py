@@ -172,7 +172,7 @@ def run_model(name: str, out: Path, seconds: float, gigabytes: float) -> dict[st
     if process.is_alive():
         process.kill()
         process.join()
-    failed = f'more than {seconds:.0f} s' if late else f'the process ended with {process.exitcode}'
+    failed = f'more than {seconds:g} s' if late else f'the process ended with {process.exitcode}'
     result = json.loads(path.read_text()) if path.is_file() else {
         'config': name, 'failed': failed}
     result['seconds'] = round(time.perf_counter() - started, 1)

@@ -22,9 +22,9 @@ class BlockLoss:
     Source: Xu et al., *PTMQ*, AAAI 2024, Eq. 8: the divergence of the output with one block alone
     at a width. For class scores of the model that is ``loss='kl'``. Differs from source: the
     outputs of all units are compared, so that models without class scores have such a loss, and the
-    loss of a whole plan is a number of the same kind. With one layer changed, units before it add nothing;
-    those behind it count, so that an error which they carry on costs more than one that dies out.
-    How many units the mean is over is the same for all layers, and changes no plan.
+    loss of a whole plan is a number of the same kind. With one layer changed, units before it add
+    nothing; those behind it count, so that an error which they carry on costs more than one that
+    dies out. How many units the mean is over is the same for all layers, and changes no plan.
 
     Args:
         raw: Gives what the units' last modules give, under the units' names.

@@ -16,6 +16,9 @@ ADDRESS = ('https://download.openmmlab.com/mmdetection/v2.0/yolox/yolox_tiny_8x8
            'yolox_tiny_8x8_300e_coco_20211124_171234-b4047906.pth')
 SMALL = ('quantization.calibration.num_images=2', 'quantization.calibration.rows_per_layer=64',
          'quantization.method.type=RoundToNearest')
+NARROW = ('model.backbone.widen_factor=0.125', 'model.neck.in_channels=[32,64,128]',
+          'model.neck.out_channels=32', 'model.bbox_head.in_channels=32',
+          'model.bbox_head.feat_channels=32')
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +64,7 @@ def run(capsys, *words) -> tuple[int, str, str]:
 def test_nothing_of_the_user_s_is_needed_but_the_data(capsys, coco):
     """YOLOX: a config with custom hooks, an average among them, by its name alone."""
     code, out, err = run(capsys, 'quantize', YOLOX, '--untrained', '--data-root', coco,
-                         '--weight-bits', 4, '--work-dir', 'run', '--cfg-options', *SMALL,
+                         '--weight-bits', 4, '--work-dir', 'run', '--cfg-options', *SMALL, *NARROW,
                          'model.test_cfg.score_thr=0.9', 'test_dataloader.num_workers=0',
                          'test_dataloader.persistent_workers=False')
     assert code == 0, err[-2000:]

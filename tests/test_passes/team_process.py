@@ -30,7 +30,7 @@ from unit_methods import STEPS, WATCHER, register  # noqa: E402
 register()
 
 TIMEOUT = timedelta(seconds=300)  # two processes work while the third waits
-IN_TIME = 8.0  # seconds that a collective may take, in one of the tasks
+IN_TIME = 5.0  # seconds that a collective may take, in one of the tasks
 DIES_AT = 3  # layers solved before one process dies, or a calibration is interrupted
 
 

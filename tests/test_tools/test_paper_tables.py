@@ -7,7 +7,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 FEW = ('quantization.calibration.num_images=32', 'quantization.calibration.rows_per_layer=256',
-       'test_dataloader.dataset.indices=256')
+       'test_dataloader.dataset.indices=256', 'quantization.tuning=[]')
 
 
 def test_a_grid_runs_resumes_and_gives_what_quantize_gives(run_tool, tmp_path):
