@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from mmbitsplit.models import describe, rebuild
-from mmbitsplit.models.layers.steps import IdentityNorm
 from mmbitsplit.models.layers.in_place import was
+from mmbitsplit.models.layers.steps import IdentityNorm
 
 
 class Own(nn.Conv2d):
