@@ -56,7 +56,8 @@ def test_a_bert_is_quantized_whole(name, attention):
     assert len(tables) == (2 if name.startswith('Distil') else 3)
     assert all(layer.activation_bits == 8 for layer in report.layers
                if layer.kind == 'linear')  # none of them counts as the first
-    assert not [part for part in report.kept_float if part.num_weights]
+    assert not report.kept_float and len(report.products) == 4
+    assert report.multiplications['quantized'] == pytest.approx(1)
     assert {layer.role for layer in layers.values() if layer.kind == 'linear'} <= {'inner', 'last'}
 
 
