@@ -75,10 +75,10 @@ def rows_of(monkeypatch):
     found = {}
     solve = layer_solver.solve_layer
 
-    def noting(layer, plan, method, captures, targets, *rest):
+    def noting(layer, plan, method, captures, targets, *rest, **more):
         found[plan.name] = (torch.cat([capture.patches for capture in captures], -1),
                             torch.cat([*targets], -1))
-        return solve(layer, plan, method, captures, targets, *rest)
+        return solve(layer, plan, method, captures, targets, *rest, **more)
 
     monkeypatch.setattr(layer_solver, 'solve_layer', noting)
     return found
