@@ -266,9 +266,11 @@ def test_two_processes_choose_the_plan_of_one(residual_net, images, make_spec, r
                                               assert_same_state):
     """Nothing stands in for anything but processes: threads, which exchange as these do."""
     spec = make_spec(method=METHOD, budget=dict(weight_bits=5, widths=[2, 4, 8]))
+    batches = images(8)
+    models = [residual_net() for _ in range(3)]  # threads would share the generator of weights
 
     def go(team):
-        model, batches = residual_net(), images(8)
+        model = models[team.size - 1 + team.rank]
         _, report = calibrate_within(Given(
             model=model, batches=[batches[number] for number in team.batches(len(batches))],
             run=run_model, team=team), spec)
