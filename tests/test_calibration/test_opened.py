@@ -149,3 +149,25 @@ def test_a_layer_that_was_never_called_is_called():
     assert [row.name for row in report.layers] == ['0', '1.qkv', '2']
     with torch.no_grad():
         assert float((was(x) - model(x)).norm() / was(x).norm()) < 0.03
+
+
+class Direct(nn.Module):
+    """Calls what its layer's class defines in place of the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, images):
+        return self.last(F.relu(self.first.forward(images)))
+
+
+def test_a_layer_whose_forward_is_called_rounds_nothing_twice():
+    torch.manual_seed(0)
+    model, batches = Direct().eval(), [torch.randn(4, 3, 16, 16) for _ in range(2)]
+    with torch.no_grad():
+        expected = model(batches[0])
+        _, report = calibrate(model, batches, _spec(), run=lambda model, batch: model(batch))
+        error = (model(batches[0]) - expected).norm() / expected.norm()
+    assert error < 0.01 and [row.name for row in report.layers] == ['last']
+    assert any('forward, which is called itself' in part.reason for part in report.kept_float)

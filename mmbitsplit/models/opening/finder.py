@@ -91,13 +91,25 @@ class _Finder(TorchFunctionMode):
         row: Row = {'function': name, 'kind': 'pass'}
         try:
             row = {'function': name, **self.classifier.row(module, func, args, kwargs)}
+            self._check_forward(module, row)
         except NoProduct:
             pass
         except NotOpened as reason:
+            row = {'function': name, 'kind': 'pass'}
             self.found.close(self.names.get(module), name, str(reason))
         if module is None and row['kind'] != 'pass':
             self.found.close(None, name, 'called outside of all modules')
         rows.append(row)
+
+    def _check_forward(self, module: nn.Module | None, row: Row) -> None:
+        """Refuses what a layer multiplies in its own code: ``layer.forward(x)``, not ``layer(x)``.
+
+        Quantized, it would round its input there, and again where the call is sent to.
+        """
+        inner = row.get('layer', {}).get('inner')
+        if inner and module is not None and _is_running(module.get_submodule(inner)):
+            raise NotOpened(f"the weight of '{inner}' in its own forward, which is called itself: "
+                            'layer.forward(x) in place of layer(x)')
 
     def _is_done(self) -> bool:
         """Whether what is called is what a layer or a product is for, or hidden."""
@@ -143,6 +155,17 @@ class _Finder(TorchFunctionMode):
         _, rows = self.stack.pop()
         if not self._is_hidden():
             self.found.sequences.setdefault(self.names[module], []).append(rows)
+
+
+def _is_running(module: nn.Module) -> bool:
+    """Whether a method of a module is on its way."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_argcount and frame.f_locals.get(code.co_varnames[0]) is module:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _multiplies_itself(module: nn.Module) -> bool:
