@@ -100,9 +100,9 @@ def go(images, make_spec, run_model, monkeypatch):
     solved: list[str] = []
     solve_layer = layer_solver.solve_layer
 
-    def counting(layer, plan, *args):
+    def counting(layer, plan, *args, **options):
         solved.append(plan.name)
-        return solve_layer(layer, plan, *args)
+        return solve_layer(layer, plan, *args, **options)
 
     monkeypatch.setattr(layer_solver, 'solve_layer', counting)
 
