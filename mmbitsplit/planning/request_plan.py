@@ -109,8 +109,10 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
         weight.num_weights, weight.num_weights / total) for weight in flow.foreign_weights]
     products, float_products = _plan_products(flow, spec)
     kept += float_products
+    known = {part.name for part in kept}  # a Conv1d is one with the call inside it
     kept += [FloatRemainder(f'{call.module or ""}.<{call.function}>'.lstrip('.'), 'call',
-                            call.reason, 0, 0.0) for call in flow.closed_calls]
+                            call.reason, 0, 0.0) for call in flow.closed_calls
+             if call.module not in known]
     check_given(spec, kept)
     check_left(layers, kept, f"scope='{spec.scope}' and overrides say which layers are quantized.")
     shares = multiplication_shares(count_multiplications(model, flow))
