@@ -20,10 +20,10 @@ def solve_embeddings(prepared: PreparedModel, forwards: Forwards, solved: Solved
         stopwatch: Told what it takes.
     """
     done = {report.name for report in solved.tables}
-    with stopwatch('solve'):
-        for plan in prepared.plan.embeddings:
-            if plan.name not in done:
-                started = time.perf_counter()
+    for plan in prepared.plan.embeddings:
+        if plan.name not in done:
+            started = time.perf_counter()
+            with stopwatch('solve'):
                 table = forwards.team.from_first(round_table(
                     prepared.embeddings[plan.name].weight, plan))
                 solved.add_embedding(plan, table, time.perf_counter() - started)
