@@ -330,7 +330,7 @@ def test_calibrate_refuses_before_the_float_pass(make_net, images, make_spec, bu
     with pytest.raises(ValueError, match=r'on 8 images.*memory_budget \(GB\)'):
         calibrate(make_net(), images(8), make_spec(calibration=dict(memory_budget=budget)),
                   run=run, progress=steps.append)
-    assert len(runs) == 1  # the one that was watched
+    assert len(runs) == 2  # one to find what multiplies, and the one that was watched
     assert not steps
 
 
