@@ -49,7 +49,7 @@ def run():
         'high': [2.0], 'clip_low': None, 'clip_high': None})
     module = SimpleNamespace(num_bits=2, codes=torch.tensor([[-1, 0, 1, 1]], dtype=torch.int8))
     return SimpleNamespace(report=SimpleNamespace(layers=[layer]),
-                           prepared=SimpleNamespace(layers={'conv': module}))
+                           prepared=SimpleNamespace(layers={'conv': module}, embeddings={}))
 
 
 @pytest.fixture
