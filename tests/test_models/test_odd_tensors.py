@@ -80,7 +80,8 @@ def test_values_flow_through_sparse_products_as_through_dense_ones(layout):
     flow = watch(model, lambda: model(inputs(6, 8)[0]))
     assert flow.sources['o'] == {'a'} and flow.feeds['a'] == {'o'}
     report = quantize_model(model, inputs(6, 8))
-    quantize_model(dense, inputs(6, 8))
+    assert [part.name for part in report.kept_float] == ['<matmul>']
+    quantize_model(dense, inputs(6, 8), dict(products=None))  # nor is the sparse one in codes
     assert [layer.role for layer in report.layers] == ['first', 'last']
     assert all(layer.error < 1e-3 for layer in report.layers)
     wanted = dense.state_dict()
@@ -128,7 +129,7 @@ def test_an_image_without_a_batch_is_a_batch_of_one():
 
 
 @pytest.mark.parametrize('trained', [False, True])
-def test_a_layer_that_holds_layers_stays_and_they_are_quantized(trained):
+def test_a_layer_that_holds_layers_is_quantized_with_them(trained):
     model = make(0, lambda: nn.Sequential(LoRA(8, 16), nn.ReLU(), LoRA(16, 4)))
     if trained:
         nn.init.normal_(model[0].B.weight), nn.init.normal_(model[2].B.weight)
@@ -136,9 +137,9 @@ def test_a_layer_that_holds_layers_stays_and_they_are_quantized(trained):
     with torch.no_grad():
         wanted = model(x[0])
     report = quantize_model(model, x)
-    assert {layer.name for layer in report.layers} == {'0.A', '0.B', '2.A', '2.B'}
-    kept = {left.name: left.reason for left in report.kept_float}
-    assert kept.keys() == {'0', '2'} and all('layers of its own' in why for why in kept.values())
+    assert {layer.name for layer in report.layers} == {
+        '0.A', '0.B', '0.linear_0', '2.A', '2.B', '2.linear_0'}
+    assert not report.kept_float
     assert isinstance(model[0], LoRA) and layer_kind(model[0]) is None
     with torch.no_grad():
         assert (model(x[0]) - wanted).square().mean() < 0.02 * wanted.var()

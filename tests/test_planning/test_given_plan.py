@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import conv2d
 
 from mmbitsplit.planning import make_plan
 from mmbitsplit.structures import QuantSpec, plan_value, read_plan
@@ -97,7 +98,8 @@ def test_what_cannot_be_done_names_the_layer(row, message, plan_of):
 
 
 def test_layers_that_can_only_stay_float_are_refused(make_net, see, image):
-    net = make_net(lambda net, x: net.b(net.a(x)) + net.b.weight.sum(), a=conv(3), b=conv())
+    net = make_net(lambda net, x: net.b(net.a(x)) * conv2d(
+        net.a(x), net.b.weight).mean(), a=conv(3), b=conv())
     flow = see(net, image)
     rows = {'layers': [{'name': 'b', 'weight_bits': 4}]}
     with pytest.raises(ValueError, match="'b', which stays in float: its weight is read.*null"):
