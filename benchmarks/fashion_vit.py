@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import mmbitsplit.engine  # noqa: F401  before mmpretrain: it declares missing operators
 
 # isort: split
+from mmengine.registry import DefaultScope
 from mmpretrain.models import ImageClassifier
 
 from benchmarks.cifar import accuracy, agreement, divergence, over_seeds, predict, request
@@ -36,11 +37,12 @@ BATCH = 128
 def build_model() -> nn.Module:
     """The classifier, with random weights."""
     arch = dict(embed_dims=128, num_layers=4, num_heads=4, feedforward_channels=512)
-    return ImageClassifier(
-        backbone=dict(type='VisionTransformer', arch=arch, img_size=28, patch_size=10,
-                      patch_cfg=dict(stride=6), in_channels=1, out_type='avg_featmap',
-                      with_cls_token=False),
-        head=dict(type='LinearClsHead', num_classes=10, in_channels=128))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):  # another may be in force
+        return ImageClassifier(
+            backbone=dict(type='VisionTransformer', arch=arch, img_size=28, patch_size=10,
+                          patch_cfg=dict(stride=6), in_channels=1, out_type='avg_featmap',
+                          with_cls_token=False),
+            head=dict(type='LinearClsHead', num_classes=10, in_channels=128))
 
 
 def load_images(folder: Path, part: str) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,9 @@ call: the layers have another class.
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from threading import Lock
 
 import torch
 from torch import nn
@@ -40,5 +41,30 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
         raise ValueError('The model has parts that torch.compile made, and this torch '
                          f'({torch.__version__}; 2.6 can) does not run them uncompiled. Quantize '
                          'the model first and compile it then.')
-    with stance('force_eager') if stance is not None else nullcontext():
+    with _STANCE.eager(stance) if stance is not None else nullcontext():
         yield
+
+
+class _Stance:
+    """Torch's stance is one for all threads: who comes first takes it, the last gives it back."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._stack = Lock(), 0, ExitStack()
+
+    @contextmanager
+    def eager(self, stance: Callable[[str], AbstractContextManager]) -> Iterator[None]:
+        """Inside, nothing compiled runs, in any thread."""
+        with self._lock:
+            if not self._users:
+                self._stack.enter_context(stance('force_eager'))
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._stack.close()
+
+
+_STANCE = _Stance()

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mmbitsplit.apis import quantize_model
+from mmbitsplit.passes.uncompiled import uncompiled
 
 IMAGES = [torch.randn(2, 3, 10, 10, generator=torch.Generator().manual_seed(seed))
           for seed in range(3)]
@@ -99,3 +100,17 @@ def test_a_torch_that_cannot_run_them_uncompiled_is_named(net, monkeypatch):
     monkeypatch.delattr(torch.compiler, 'set_stance')
     with pytest.raises(ValueError, match='Quantize the model first and compile it then'):
         quantize_model(net, IMAGES)
+
+
+def test_threads_that_end_in_the_order_they_began_leave_torch_compiling(net):
+    def stance():
+        return torch._dynamo.eval_frame._stance.stance
+
+    torch.compile(net)
+    first, second = uncompiled(net), uncompiled(net)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert stance() == 'force_eager'  # the second is on its way
+    second.__exit__(None, None, None)
+    assert stance() == 'default'
