@@ -153,7 +153,8 @@ def _first_config(folder: Path) -> str | None:
     return None
 
 
-def run_model(name: str, out: Path, seconds: float, gigabytes: float) -> dict[str, Any]:
+def run_model(name: str, out: Path, seconds: float, gigabytes: float, start: str = 'fork',
+              ) -> dict[str, Any]:
     """Probes one model in a process of its own; returns what its JSON holds.
 
     Args:
@@ -162,10 +163,12 @@ def run_model(name: str, out: Path, seconds: float, gigabytes: float) -> dict[st
         seconds: Processor time that it may take, and a tenth of the time on the clock: on a busy
             machine a model does not fail for what others do.
         gigabytes: Memory that it may hold.
+        start: How the process starts: ``'spawn'`` where this one has run kernels on threads, after
+            which GNU OpenMP ends a forked one that does so, too.
     """
     path = out / f'{_stem(name)}.json'
     started = time.perf_counter()
-    process = get_context('fork').Process(target=_child, args=(name, path, seconds, gigabytes))
+    process = get_context(start).Process(target=_child, args=(name, path, seconds, gigabytes))
     process.start()
     process.join(10 * seconds)
     late = process.is_alive() or process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)

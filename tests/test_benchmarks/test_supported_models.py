@@ -70,7 +70,7 @@ def test_random_weights_are_alive():
 
 
 def test_a_small_model_from_end_to_end(tmp_path):
-    result = run_model(LENET, tmp_path, seconds=300, gigabytes=12)
+    result = run_model(LENET, tmp_path, seconds=300, gigabytes=12, start='spawn')
     assert 'failed' not in result, result
     assert result['task'] == 'classification' and result['layers'] == 5
     assert result['share_of_weights'] > 0.99 and result['share_of_multiplications'] == 1.0
