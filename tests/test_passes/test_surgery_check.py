@@ -8,8 +8,8 @@ from torch import nn
 
 from mmbitsplit.calibration import calibrate
 
-# Opened, watched, run to compare with, compared, then four times with noise: the prepared model's run is
-# the one that differs.
+# Opened, watched, run to compare with, compared, then four times with noise: the prepared model's
+# run is the one that differs.
 CHOICES = [True, True, True, False, True, True, True, True]
 
 

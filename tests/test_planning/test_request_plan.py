@@ -194,7 +194,8 @@ def test_unsupported_kinds_stay_float_and_are_listed_with_their_share(make_net, 
     assert listed['odd'].reason.endswith('cannot be part of a quantized layer: aten.roll')
     assert 'not supported' in listed['line'].reason
     assert [table.name for table in plan.embeddings] == ['words']
-    quantizable = sum(p.numel() for name in ('a', 'fc', 'words') for p in getattr(net, name).parameters())
+    quantizable = sum(p.numel() for name in ('a', 'fc', 'words')
+                      for p in getattr(net, name).parameters())
     total = sum(p.numel() for p in net.parameters())
     assert sum(part.share for part in plan.kept_float) == pytest.approx(1 - quantizable / total)
 
