@@ -200,7 +200,9 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
         selections=_note_selections(look, solved.reports), warnings=warnings,
         units=list(solved.units), plan=plan_value(made.prepared.plan), tuning=tuning,
         products=solved.products_in_order(),
-        multiplications=quantized_shares(made.prepared.plan, made.amounts))
+        multiplications=quantized_shares(
+            made.prepared.plan, made.amounts,
+            len(look.flow.closed_calls) + len(look.flow.foreign_weights)))
     return made.prepared, report
 
 

@@ -97,17 +97,19 @@ def multiplication_shares(amounts: Mapping[str, int]) -> dict[str, float]:
     return {name: amount / total for name, amount in amounts.items()}
 
 
-def quantized_shares(plan: BitPlan, amounts: Mapping[str, int]) -> dict[str, float]:
-    """What part of all multiplications is quantized; the rest is what ``kept_float`` lists.
+def quantized_shares(plan: BitPlan, amounts: Mapping[str, int], uncounted: int,
+                     ) -> dict[str, float]:
+    """What part of the counted multiplications is quantized; the rest ``kept_float`` lists.
 
     Args:
         plan: Of the model.
         amounts: Multiplications by the name of the layer or product.
+        uncounted: Calls that multiply in float and are in no amount, as no module stands for them.
 
     Returns:
         ``'total'`` multiplications; shares of them, 0 to 1: ``'quantized'`` in all, of which
         ``'layers'`` and ``'products'``; ``'one_float'`` is the part of these whose one factor is
-        float all the same, as the image is that the first layer reads.
+        float all the same, as the image is that the first layer reads; ``'uncounted'`` as given.
     """
     shares = multiplication_shares(amounts)
     layers = sum(shares[layer.name] for layer in plan.layers)
@@ -117,7 +119,7 @@ def quantized_shares(plan: BitPlan, amounts: Mapping[str, int]) -> dict[str, flo
     one_float += sum(shares[product.name] for product in plan.products
                      if None in (product.a.num_bits, product.b.num_bits))
     return {'total': sum(amounts.values()), 'quantized': layers + products, 'layers': layers,
-            'products': products, 'one_float': one_float}
+            'products': products, 'one_float': one_float, 'uncounted': uncounted}
 
 
 def _side(side: str, num_bits: int | None, calls: ProductCalls, activation: ActivationSpec,

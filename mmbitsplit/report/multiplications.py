@@ -28,6 +28,9 @@ def multiplications_text(shares: Mapping[str, float], kept: Sequence[Mapping[str
     if named:
         more = f' and {len(rows) - len(named)} more' if len(rows) > len(named) else ''
         text += f'; float: {", ".join(named)}{more}'
+    if shares.get('uncounted'):
+        text += f'; float and not counted: {shares["uncounted"]} calls that could not be opened ' \
+                '(kept_float in layers.json)'
     return text
 
 

@@ -171,3 +171,4 @@ def test_a_layer_whose_forward_is_called_rounds_nothing_twice():
         error = (model(batches[0]) - expected).norm() / expected.norm()
     assert error < 0.01 and [row.name for row in report.layers] == ['last']
     assert any('forward, which is called itself' in part.reason for part in report.kept_float)
+    assert report.multiplications['uncounted'] == 1

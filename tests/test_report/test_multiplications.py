@@ -13,6 +13,8 @@ def test_shares_and_what_stays_float_are_named():
                            'activations 20.00 %), in 5.00 % one factor is float; float: '
                            'large 5.00 %, b 2.00 %, c 2.00 % and 1 more')
     assert multiplications_text({}, kept) == ''
+    assert multiplications_text({**shares, 'uncounted': 2}, kept).startswith(
+        text + '; float and not counted: 2 calls')
     plain = dict(total=10, quantized=1.0, layers=1.0, products=0, one_float=0)
     assert multiplications_text(plain) == '100.00 % of the multiplications quantized'
 
