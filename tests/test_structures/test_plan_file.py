@@ -65,7 +65,7 @@ def test_text_and_back_says_all_of_every_layer(plan):
 def test_people_find_a_line_a_layer_with_widths_below_each_other(plan):
     lines = [line for line in plan_text(plan_value(plan)).split('\n') if line[:4] == 4 * ' ']
     assert len(lines) == len(plan.layers) + 1
-    assert len({line.index('"weight_bits"') for line in lines}) == 1
+    assert len({line.index('"weight_bits":') for line in lines}) == 1
 
 
 def test_what_a_row_leaves_out_is_as_requested():
