@@ -39,6 +39,8 @@ EXTRAS_REQUIRE = {
              'onnxruntime>=1.31,<2', 'openvino>=2026.4,<2027'],
     # Sphinx 9.0 is tried; 7.4 is the first whose directives can parse text of their own making.
     'docs': ['sphinx>=7.4,<10', 'myst-parser>=4,<6', 'furo>=2024.8', 'matplotlib>=3.8'],
+    # quantized.safetensors, and `mmbitsplit card --push`; tried: safetensors 0.8.
+    'hub': ['safetensors>=0.4.3', 'huggingface_hub>=0.23'],
     'lapq': ['scipy>=1.9,<2'],  # method LAPQ
     'budget': ['scipy>=1.9,<2'],  # quantization.budget
     # Models of Hugging Face, and benchmarks/sentences.py; tried: transformers 4.57 and 5.24. With 5

@@ -19,7 +19,7 @@ def load_quantized(config: str | Path, checkpoint: str | Path,
 
     Args:
         config: ``quantized_config.py`` of a work directory.
-        checkpoint: ``quantized.pth`` beside it.
+        checkpoint: ``quantized.pth`` or ``quantized.safetensors`` beside it.
         device: Where the model goes.
 
     Raises:

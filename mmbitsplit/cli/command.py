@@ -19,7 +19,8 @@ EXTRAS = {  # of setup.py, by the package that a command may miss
     'mmengine': 'mm', 'mmcv': 'mm', 'mmdet': 'mm', 'mmpretrain': 'mm', 'torchvision': 'mm',
     'cv2': 'demo', 'pycocotools': 'demo', 'sklearn': 'demo', 'plotly': 'report', 'PIL': 'report',
     'jinja2': 'report', 'matplotlib': 'docs', 'scipy': 'budget', 'onnx': 'onnx',
-    'onnxscript': 'onnx', 'onnx_ir': 'onnx', 'onnxruntime': 'onnx', 'openvino': 'onnx'}
+    'onnxscript': 'onnx', 'onnx_ir': 'onnx', 'onnxruntime': 'onnx', 'openvino': 'onnx',
+    'safetensors': 'hub', 'huggingface_hub': 'hub'}
 USER_ERRORS = (ValueError, FileNotFoundError)  # the message says what to mend
 
 

@@ -21,7 +21,8 @@ NUMBERS = ('Bits', 'Input bits', 'Output bits', 'Bytes')
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
-    parser.add_argument('file', help='quantized.pth of a work directory')
+    parser.add_argument('file', help='quantized.pth or quantized.safetensors of a '
+                                     'work directory')
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--json', action='store_true', help='print JSON instead of a table')
     form.add_argument('--plan', action='store_true',

@@ -56,6 +56,8 @@ COMMANDS = {
     'export': Command('export_onnx', 'write a quantized checkpoint as ONNX'),
     'test-onnx': Command('test_onnx', 'evaluate an exported model'),
     'inspect': Command('inspect_checkpoint', 'list what a quantized checkpoint holds'),
+    'convert': Command('convert', 'write a quantized checkpoint as safetensors, or back'),
+    'card': Command('card', 'write the model card of a finished run, and push it to the Hub'),
     'report': Command('make_report', 'make report.html of a finished run again'),
     'compare': Command('compare_runs', 'put several runs into one table and one plot'),
     'sensitivity': Command('sensitivity', 'quantize each layer alone and see what it costs'),

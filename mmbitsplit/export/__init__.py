@@ -12,6 +12,12 @@ from mmbitsplit.export.packed_checkpoint import (
     unpack_state,
 )
 from mmbitsplit.export.packed_summary import summarise
+from mmbitsplit.export.safetensors_file import (
+    is_safetensors,
+    load_safetensors,
+    to_safetensors,
+)
 
 __all__ = ['FORMAT', 'HEADER_KEY', 'PAYLOAD_KEY', 'PLAN_KEY', 'PackedCheckpoint', 'check_fit',
-           'pack_checkpoint', 'read_checkpoint', 'summarise', 'unpack_state']
+           'is_safetensors', 'load_safetensors', 'pack_checkpoint', 'read_checkpoint', 'summarise',
+           'to_safetensors', 'unpack_state']

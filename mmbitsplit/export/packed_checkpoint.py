@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmbitsplit.export.safetensors_file import is_safetensors, load_safetensors
 from mmbitsplit.functional import as_bytes, place_once
 from mmbitsplit.version import __version__
 
@@ -108,9 +109,10 @@ def unpack_state(state: Mapping[str, Tensor]) -> PackedCheckpoint:
 
 
 def read_checkpoint(path: str | Path) -> PackedCheckpoint:
-    """Reads and verifies a file of any format version.
+    """Reads and verifies a file of any format version, of torch or (``.safetensors``) safetensors.
 
     Raises:
+        ImportError: It is one of safetensors, which is not installed.
         ValueError: It is truncated, damaged, of an unknown format version or no packed checkpoint.
         FileNotFoundError: There is none.
     """
@@ -119,7 +121,10 @@ def read_checkpoint(path: str | Path) -> PackedCheckpoint:
         what = 'is a folder, not a file' if path.is_dir() else 'does not exist'
         raise FileNotFoundError(f'{path} {what}; pass the checkpoint file.')
     try:
-        loaded = torch.load(path, map_location='cpu', weights_only=True)
+        loaded = load_safetensors(path) if is_safetensors(path) \
+            else torch.load(path, map_location='cpu', weights_only=True)
+    except ImportError:  # safetensors is not installed
+        raise
     except Exception as error:  # torch and pickle raise all kinds for a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split('. ')[0]
         raise ValueError(f'{path} is truncated, damaged or no checkpoint ({reason}). '

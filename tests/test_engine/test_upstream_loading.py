@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 
 from mmbitsplit.apis import load_quantized
+from mmbitsplit.apis.checkpoint_files import convert_checkpoint
 from mmbitsplit.calibration import calibrate
 from mmbitsplit.engine.data.calibration_data import load_calibration_data
 from mmbitsplit.engine.results.artifacts import save_quantized
@@ -88,6 +89,18 @@ def test_init_detector_and_inference_detector(detector):
     for path, expected in zip(detector.paths, detector.predictions):
         found = inference_detector(model, path)
         assert_same_boxes(found.pred_instances, expected.pred_instances)
+
+
+def test_a_file_of_safetensors_loads_the_same(detector, tmp_path):
+    from mmdet.apis import inference_detector, init_detector
+    written, _ = convert_checkpoint(detector.checkpoint, tmp_path / 'quantized.safetensors')
+    ours = load_quantized(detector.config, written)
+    assert ours.dataset_meta == load_quantized(detector.config, detector.checkpoint).dataset_meta
+    model = init_detector(str(detector.config), str(written), device='cpu')
+    assert all(torch.equal(value, ours.state_dict()[name])
+               for name, value in model.state_dict().items())
+    found = inference_detector(model, detector.paths[0])
+    assert_same_boxes(found.pred_instances, detector.predictions[0].pred_instances)
 
 
 def test_det_inferencer(detector):

@@ -68,6 +68,11 @@ def write_text(path: Path, text: str) -> None:
     _replace(path, lambda file: file.write(text.encode('utf-8')))
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes bytes, whole or not at all."""
+    _replace(path, lambda file: file.write(data))
+
+
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Writes a torch checkpoint, whole or not at all; equal ones give equal bytes."""
     # Given a path, torch writes its name into every entry of the file.
