@@ -4,8 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent / 'helpers'))
+
+# The same examples in every run, so that a test fails for the change that broke it. To look for
+# others: `make test PYTEST_ARGS='--hypothesis-profile=default'`.
+settings.register_profile('repeatable', derandomize=True, database=None)
+settings.load_profile('repeatable')
 
 
 def pytest_collection_modifyitems(items):
