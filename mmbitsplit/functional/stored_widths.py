@@ -1,0 +1,272 @@
+"""What a file holds of a layer of several widths: one code for all, and a few bits a channel and
+width for what differs.
+
+Codes nest: those of a width are the leading bits of those of the widest. So a file has the codes of
+the narrowest, and for each further width the bits that it adds (``pack_nested``). Scales and biases
+of all but the widest are stored beside those of the widest, in whole steps:
+
+- scales (``scale_codes``): a byte each, steps of 1/96 octave from what nesting alone would give,
+  ``widest_scale * 2^(widest - width)``;
+- biases (``bias_codes``): six bits each, steps of a power of two a layer and width from the bias of
+  the widest.
+
+A solver calls ``scale_as_stored`` and ``bias_as_stored`` (or ``solution_as_stored``) on what it has
+found, before it judges it: memory and file then agree bit for bit. Both leave alone what they have
+made once. What they did not make is stored in float32, four bytes each.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmbitsplit.structures import QParams
+
+Nesting = Literal['planes', 'floor']
+SCALE_STEPS = 96  # an octave: at most 0.36 % off, over 2.5 times more and less
+ZERO_SCALE = -128  # the code of a channel that a width does without
+BIAS_BITS = 6
+_MOST_BIAS = 2 ** (BIAS_BITS - 1) - 1
+NO_STEP = -128  # the exponent where biases are those of the widest
+
+
+# Codes.
+
+def pack_nested(codes: Tensor, widths: Sequence[int], nesting: Nesting) -> list[Tensor]:
+    """Packs nested codes, so that each width takes what narrower ones have and a part of its own.
+
+    Args:
+        codes: Any shape, int8, of the widest.
+        widths: Rising, the last that of the codes.
+        nesting: ``'floor'``: two's complement, a narrower code is ``code >> k``; ``'planes'``: sign
+            and magnitude, it is ``sign * (|code| >> k)``.
+
+    Returns:
+        A part a width, uint8 of ceil(n * bits / 8) bytes: the narrowest's codes, then the bits that
+        each width adds, lowest bit first, without a gap. Of ``'planes'`` the first part has a
+        code's magnitude and above it the sign of the widest.
+
+    Raises:
+        ValueError: Widths do not rise, or a code is wider than the widest.
+    """
+    _check_widths(widths)
+    widest, narrowest = widths[-1], widths[0]
+    values = codes.detach().cpu().reshape(-1).to(torch.int16)
+    low, high = -2 ** (widest - 1), 2 ** (widest - 1) - 1
+    if nesting == 'planes':
+        low = -high
+    if values.numel() and not low <= int(values.min()) <= int(values.max()) <= high:
+        raise ValueError(f'codes from {int(values.min())} to {int(values.max())} are not of '
+                         f'{widest} bits, which hold {low} to {high}.')
+    patterns = values & 2 ** widest - 1
+    if nesting == 'planes':
+        patterns = values.abs() | (values < 0).to(torch.int16) << widest - 1
+    parts, before = [], 0
+    for width in (narrowest, *widths[1:]):
+        added = width - before
+        parts.append(pack_bits(patterns >> widest - width & 2 ** added - 1, added))
+        before = width
+    return parts
+
+
+def unpack_nested(parts: Sequence[Tensor], widths: Sequence[int], nesting: Nesting,
+                  num_codes: int) -> Tensor:
+    """Codes of the widest of the widths whose parts are given: inverse of ``pack_nested``.
+
+    Args:
+        parts: Of the first ``len(parts)`` widths.
+        widths: All of them or as many.
+        nesting: As packed.
+        num_codes: n.
+
+    Returns:
+        (n,) int8.
+    """
+    patterns, before = torch.zeros(num_codes, dtype=torch.int16), 0
+    for part, width in zip(parts, widths):
+        bits = unpack_bits(part, width - before, num_codes)
+        patterns, before = patterns << width - before | bits, width
+    half = 2 ** (before - 1)
+    if nesting == 'planes':
+        magnitude = patterns & half - 1
+        return torch.where(patterns >= half, -magnitude, magnitude).to(torch.int8)
+    return ((patterns ^ half) - half).to(torch.int8)
+
+
+def pack_bits(values: Tensor, num_bits: int) -> Tensor:
+    """Packs numbers of some bits without a gap, lowest bit first.
+
+    Args:
+        values: (n,) whole, from 0 to 2^b - 1.
+        num_bits: b, 1 to 8.
+
+    Returns:
+        (ceil(n * b / 8),) uint8, filled up with zero bits.
+    """
+    octets = values.to(torch.uint8).contiguous().numpy()[:, None]
+    bits = np.unpackbits(octets, axis=1, count=num_bits, bitorder='little')
+    return torch.from_numpy(np.packbits(bits, bitorder='little'))
+
+
+def unpack_bits(packed: Tensor, num_bits: int, count: int) -> Tensor:
+    """Inverse of ``pack_bits``: (count,) int16.
+
+    Raises:
+        ValueError: There are more or fewer bytes than so many numbers take.
+    """
+    expected = bytes_of(count, num_bits)
+    if packed.numel() != expected:
+        raise ValueError(f'{count} numbers of {num_bits} bits take {expected} bytes, got '
+                         f'{packed.numel()}.')
+    bits = np.unpackbits(packed.cpu().contiguous().numpy(), count=count * num_bits,
+                         bitorder='little').reshape(count, num_bits)
+    values = np.packbits(bits, axis=1, bitorder='little')[:, 0] if count else bits[:, :0].sum(1)
+    return torch.from_numpy(values.astype(np.int16))
+
+
+def bytes_of(count: int, num_bits: int) -> int:
+    """Bytes that numbers take without a gap."""
+    return -(-count * num_bits // 8)
+
+
+# Scales.
+
+def scale_codes(scale: Tensor, widest_scale: Tensor, steps: int) -> Tensor:
+    """The nearest whole steps of scales beside those of the widest width.
+
+    Args:
+        scale: (C,) of a width, real units a code step.
+        widest_scale: (C,) of the widest.
+        steps: k, how many bits narrower it is.
+
+    Returns:
+        (C,) int8; a scale that is not positive becomes ``ZERO_SCALE``.
+    """
+    ratio = scale.detach().double() / (widest_scale.detach().double() * 2.0 ** steps)
+    code = (torch.log2(ratio) * SCALE_STEPS).round().nan_to_num(0.0, 127.0, -127.0)
+    code = code.clamp(-127, 127).to(torch.int8)
+    return torch.where(scale <= 0, torch.full_like(code, ZERO_SCALE), code)
+
+
+def scale_of_codes(codes: Tensor, widest_scale: Tensor, steps: int) -> Tensor:
+    """(C,) float32 scales: inverse of ``scale_codes``."""
+    factors = _factors().to(widest_scale.device)[codes.long() + 128]
+    return widest_scale.detach().float() * 2.0 ** steps * factors
+
+
+def scale_as_stored(scale: Tensor, widest_scale: Tensor, steps: int) -> Tensor:
+    """(C,) float32 scales as a file gives them back; arguments as of ``scale_codes``.
+
+    At most 0.37 % off between 0.4 and 2.5 times ``widest_scale * 2^steps``; beyond, the nearest.
+    """
+    return scale_of_codes(scale_codes(scale, widest_scale, steps), widest_scale, steps)
+
+
+@cache
+def _factors() -> Tensor:
+    """(256,) what the codes from -128 to 127 multiply by."""
+    # Python's powers, rounded to float32: the same on every machine.
+    return torch.tensor([0.0, *(2.0 ** (code / SCALE_STEPS) for code in range(-127, 128))],
+                        dtype=torch.float64).float()
+
+
+# Biases.
+
+def bias_codes(bias: Tensor, widest_bias: Tensor) -> tuple[Tensor, int]:
+    """The nearest whole steps of biases beside those of the widest width.
+
+    Args:
+        bias: (C,) of a width.
+        widest_bias: (C,) of the widest.
+
+    Returns:
+        (C,) int8 from -31 to 31, and the exponent e of the step 2^e: the least that reaches all,
+        and no less than what float32 can add to the largest bias.
+    """
+    away = bias.detach().double() - widest_bias.detach().double()
+    most = float(away.abs().max()) if away.numel() else 0.0
+    if most == 0:
+        return torch.zeros_like(bias, dtype=torch.int8), NO_STEP
+    exponent = math.ceil(math.log2(most / (_MOST_BIAS + 0.5)))
+    # Sums are rounded to float32; to a small part of a step, so that codes come back.
+    largest = float(widest_bias.detach().abs().max())
+    least = math.frexp(largest)[1] - 21 if largest else -126
+    exponent = min(max(exponent, least, -126), 120)
+    codes = (away / 2.0 ** exponent).round().clamp(-_MOST_BIAS, _MOST_BIAS).to(torch.int8)
+    return (codes, exponent) if codes.any() else (codes, NO_STEP)
+
+
+def bias_of_codes(codes: Tensor, exponent: int, widest_bias: Tensor) -> Tensor:
+    """(C,) float32 biases: inverse of ``bias_codes``."""
+    if exponent == NO_STEP:
+        return widest_bias.detach().float().clone()
+    return widest_bias.detach().float() + codes.float() * 2.0 ** exponent
+
+
+def bias_as_stored(bias: Tensor, widest_bias: Tensor) -> Tensor:
+    """(C,) float32 biases as a file gives them back; arguments as of ``bias_codes``.
+
+    At most 1/31 of the largest difference off.
+    """
+    return bias_of_codes(*bias_codes(bias, widest_bias), widest_bias)
+
+
+# Inputs.
+
+def input_factor(narrower: QParams, widest: QParams) -> float | None:
+    """The float32 number that gives a narrower input's scales from those of the widest input.
+
+    Returns:
+        f with ``narrower.scale == widest.scale * f`` bit for bit, ``None`` where there is none.
+    """
+    if narrower.scale.shape != widest.scale.shape:
+        return None
+    wanted, base = (one.scale.detach().cpu().float() for one in (narrower, widest))
+    if not bool((base > 0).all() & (wanted > 0).all()):
+        return None
+    # Each channel's product rounds to its scale for the factors of an interval; of them all some
+    # float32 numbers are in, at most a few.
+    ends = [(torch.nextafter(wanted, torch.full_like(wanted, end)).double() + wanted.double())
+            / 2 / base.double() for end in (0.0, torch.inf)]
+    middle = (ends[0].max() + ends[1].min()).div(2).float()
+    near = [middle]
+    for end in (0.0, torch.inf):
+        following = middle
+        for _ in range(2):
+            following = torch.nextafter(following, torch.tensor(end))
+            near.append(following)
+    return next((float(one) for one in near if torch.equal(base * one, wanted)), None)
+
+
+def narrower_zero_point(widest: QParams, factor: float) -> Tensor:
+    """The zero points that a file takes a narrower input to have, unless it says others.
+
+    Args:
+        widest: Of the widest input.
+        factor: What its scales are multiplied by.
+    """
+    return (widest.zero_point.detach().double() / factor).round().to(widest.zero_point.dtype)
+
+
+def input_as_stored(narrower: QParams, widest: QParams) -> QParams:
+    """A narrower input as a file gives it back: scales are one multiple of the widest input's.
+
+    Args:
+        narrower: Its scales' median ratio to the widest's is kept; one scale is kept as it is.
+        widest: Of the widest input.
+    """
+    if input_factor(narrower, widest) is not None or narrower.scale.numel() == 1:
+        return narrower
+    ratio = (narrower.scale.detach().double() / widest.scale.detach().double()).median()
+    return replace(narrower, scale=widest.scale * ratio.float())
+
+
+def _check_widths(widths: Sequence[int]) -> None:
+    if not widths or list(widths) != sorted(set(widths)) or not 2 <= widths[0] <= widths[-1] <= 8:
+        raise ValueError(f'widths={list(widths)!r} are not supported; give whole numbers from 2 to '
+                         '8, rising.')
