@@ -10,14 +10,14 @@ of all but the widest are stored beside those of the widest, in whole steps:
 - biases (``bias_codes``): six bits each, steps of a power of two a layer and width from the bias of
   the widest.
 
-A solver calls ``scale_as_stored`` and ``bias_as_stored`` (or ``solution_as_stored``) on what it has
-found, before it judges it: memory and file then agree bit for bit. Both leave alone what they have
-made once. What they did not make is stored in float32, four bytes each.
+A solver calls ``scale_as_stored`` on a narrower width's scales and ``bias_as_stored`` on its biases
+as soon as it has them, before it judges them: memory and file then agree bit for bit. Both leave
+alone what they have made once. What they did not make is stored whole, four bytes each. Offsets
+that are half a step take no room, nor do inputs that ``narrower_qparams`` made.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Literal
 
@@ -25,9 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmbitsplit.structures import QParams
-
 Nesting = Literal['planes', 'floor']
+
 SCALE_STEPS = 96  # an octave: at most 0.36 % off, over 2.5 times more and less
 ZERO_SCALE = -128  # the code of a channel that a width does without
 BIAS_BITS = 6
@@ -140,12 +139,12 @@ def scale_codes(scale: Tensor, widest_scale: Tensor, steps: int) -> Tensor:
     """The nearest whole steps of scales beside those of the widest width.
 
     Args:
-        scale: (C,) of a width, real units a code step.
-        widest_scale: (C,) of the widest.
+        scale: Any shape, of a width, real units a code step.
+        widest_scale: The same, of the widest.
         steps: k, how many bits narrower it is.
 
     Returns:
-        (C,) int8; a scale that is not positive becomes ``ZERO_SCALE``.
+        int8; a scale that is not positive becomes ``ZERO_SCALE``.
     """
     ratio = scale.detach().double() / (widest_scale.detach().double() * 2.0 ** steps)
     code = (torch.log2(ratio) * SCALE_STEPS).round().nan_to_num(0.0, 127.0, -127.0)
@@ -154,13 +153,13 @@ def scale_codes(scale: Tensor, widest_scale: Tensor, steps: int) -> Tensor:
 
 
 def scale_of_codes(codes: Tensor, widest_scale: Tensor, steps: int) -> Tensor:
-    """(C,) float32 scales: inverse of ``scale_codes``."""
+    """Float32 scales: inverse of ``scale_codes``."""
     factors = _factors().to(widest_scale.device)[codes.long() + 128]
     return widest_scale.detach().float() * 2.0 ** steps * factors
 
 
 def scale_as_stored(scale: Tensor, widest_scale: Tensor, steps: int) -> Tensor:
-    """(C,) float32 scales as a file gives them back; arguments as of ``scale_codes``.
+    """Float32 scales as a file gives them back; arguments as of ``scale_codes``.
 
     At most 0.37 % off between 0.4 and 2.5 times ``widest_scale * 2^steps``; beyond, the nearest.
     """
@@ -181,11 +180,11 @@ def bias_codes(bias: Tensor, widest_bias: Tensor) -> tuple[Tensor, int]:
     """The nearest whole steps of biases beside those of the widest width.
 
     Args:
-        bias: (C,) of a width.
-        widest_bias: (C,) of the widest.
+        bias: Any shape, of a width.
+        widest_bias: The same, of the widest.
 
     Returns:
-        (C,) int8 from -31 to 31, and the exponent e of the step 2^e: the least that reaches all,
+        int8 from -31 to 31, and the exponent e of the step 2^e: the least that reaches all,
         and no less than what float32 can add to the largest bias.
     """
     away = bias.detach().double() - widest_bias.detach().double()
@@ -202,68 +201,18 @@ def bias_codes(bias: Tensor, widest_bias: Tensor) -> tuple[Tensor, int]:
 
 
 def bias_of_codes(codes: Tensor, exponent: int, widest_bias: Tensor) -> Tensor:
-    """(C,) float32 biases: inverse of ``bias_codes``."""
+    """Float32 biases: inverse of ``bias_codes``."""
     if exponent == NO_STEP:
         return widest_bias.detach().float().clone()
     return widest_bias.detach().float() + codes.float() * 2.0 ** exponent
 
 
 def bias_as_stored(bias: Tensor, widest_bias: Tensor) -> Tensor:
-    """(C,) float32 biases as a file gives them back; arguments as of ``bias_codes``.
+    """Float32 biases as a file gives them back; arguments as of ``bias_codes``.
 
     At most 1/31 of the largest difference off.
     """
     return bias_of_codes(*bias_codes(bias, widest_bias), widest_bias)
-
-
-# Inputs.
-
-def input_factor(narrower: QParams, widest: QParams) -> float | None:
-    """The float32 number that gives a narrower input's scales from those of the widest input.
-
-    Returns:
-        f with ``narrower.scale == widest.scale * f`` bit for bit, ``None`` where there is none.
-    """
-    if narrower.scale.shape != widest.scale.shape:
-        return None
-    wanted, base = (one.scale.detach().cpu().float() for one in (narrower, widest))
-    if not bool((base > 0).all() & (wanted > 0).all()):
-        return None
-    # Each channel's product rounds to its scale for the factors of an interval; of them all some
-    # float32 numbers are in, at most a few.
-    ends = [(torch.nextafter(wanted, torch.full_like(wanted, end)).double() + wanted.double())
-            / 2 / base.double() for end in (0.0, torch.inf)]
-    middle = (ends[0].max() + ends[1].min()).div(2).float()
-    near = [middle]
-    for end in (0.0, torch.inf):
-        following = middle
-        for _ in range(2):
-            following = torch.nextafter(following, torch.tensor(end))
-            near.append(following)
-    return next((float(one) for one in near if torch.equal(base * one, wanted)), None)
-
-
-def narrower_zero_point(widest: QParams, factor: float) -> Tensor:
-    """The zero points that a file takes a narrower input to have, unless it says others.
-
-    Args:
-        widest: Of the widest input.
-        factor: What its scales are multiplied by.
-    """
-    return (widest.zero_point.detach().double() / factor).round().to(widest.zero_point.dtype)
-
-
-def input_as_stored(narrower: QParams, widest: QParams) -> QParams:
-    """A narrower input as a file gives it back: scales are one multiple of the widest input's.
-
-    Args:
-        narrower: Its scales' median ratio to the widest's is kept; one scale is kept as it is.
-        widest: Of the widest input.
-    """
-    if input_factor(narrower, widest) is not None or narrower.scale.numel() == 1:
-        return narrower
-    ratio = (narrower.scale.detach().double() / widest.scale.detach().double()).median()
-    return replace(narrower, scale=widest.scale * ratio.float())
 
 
 def _check_widths(widths: Sequence[int]) -> None:

@@ -9,9 +9,6 @@ from mmbitsplit.functional.stored_widths import (
     NO_STEP,
     bias_as_stored,
     bias_codes,
-    input_as_stored,
-    input_factor,
-    narrower_zero_point,
     pack_bits,
     pack_nested,
     scale_as_stored,
@@ -19,7 +16,6 @@ from mmbitsplit.functional.stored_widths import (
     unpack_bits,
     unpack_nested,
 )
-from mmbitsplit.structures import QParams
 
 WIDTHS = st.sets(st.integers(2, 8), min_size=1).map(sorted)
 
@@ -111,31 +107,3 @@ def test_equal_biases_have_no_step():
     bias = torch.randn(5)
     assert bias_codes(bias, bias)[1] == NO_STEP
     assert torch.equal(bias_as_stored(bias, bias), bias)
-
-
-def qparams(scale, num_bits, zero_point=None):
-    return QParams(scale, torch.zeros_like(scale) if zero_point is None else zero_point, 0,
-                   2 ** num_bits - 1)
-
-
-@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=30), st.floats(0.3, 40))
-def test_inputs_that_are_one_multiple_of_the_widest_are_found_to_be(scales, factor):
-    widest = qparams(torch.tensor(scales), 8)
-    narrower = qparams(widest.scale * torch.tensor(factor).float(), 4)
-    found = input_factor(narrower, widest)
-    assert torch.equal(widest.scale * torch.tensor(found), narrower.scale)
-    assert input_as_stored(narrower, widest) is narrower
-
-
-def test_inputs_that_are_none_become_one():
-    widest = qparams(torch.rand(9) + 0.1, 8)
-    loose = qparams(widest.scale * (16 + 0.1 * torch.rand(9)), 4)
-    assert input_factor(loose, widest) is None
-    stored = input_as_stored(loose, widest)
-    assert torch.allclose(stored.scale, loose.scale, rtol=0.01)
-    assert input_factor(stored, widest) is not None
-
-
-def test_zero_points_follow_the_factor():
-    widest = qparams(torch.ones(3), 8, torch.tensor([0.0, 36.0, 255.0]))
-    assert narrower_zero_point(widest, 17.0).tolist() == [0, 2, 15]
