@@ -48,7 +48,7 @@ EXTRAS_REQUIRE = {
     'language': ['transformers>=4.57,<5', 'tokenizers', 'safetensors', 'scipy>=1.9,<2'],
     'test': ['pytest>=7', 'pytest-cov>=7,<8', 'pytest-xdist>=3.8,<4', 'ruff', 'mypy>=2.4,<3',
              'hypothesis>=6.170,<7', 'nbclient>=0.11,<0.12', 'nbformat>=5.11,<6',
-             'ipykernel>=7.4,<8'],
+             'ipykernel>=7.4,<8', 'tensorboard>=2.19', 'mlflow-skinny>=3.1'],
 }
 EXTRAS_REQUIRE['all'] = sorted({name for names in EXTRAS_REQUIRE.values() for name in names})
 

@@ -22,6 +22,7 @@ from mmbitsplit.engine.files.writing import check_work_dir
 from mmbitsplit.engine.quantization_runner import runner_of
 from mmbitsplit.engine.results.artifacts import (
     CHECKPOINT,
+    CONVERTED,
     RESULTS,
     RUNNER_TYPE,
     numbers,
@@ -40,6 +41,7 @@ from mmbitsplit.engine.results.report_files import (
     save_record,
 )
 from mmbitsplit.engine.results.resume import finished_results, open_journal
+from mmbitsplit.engine.results.visualizer_log import show_run
 from mmbitsplit.engine.run.distributed import is_first, prepare_config, unite
 from mmbitsplit.engine.run.float_weights import forget_pretrained, load_weights
 from mmbitsplit.engine.run.preflight import check_data, check_weights
@@ -72,7 +74,8 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
         resume: Go on where an interrupted run in the same work directory stopped.
         float_metrics: Figures of the float model where another run of the same weights and
             evaluation has them; it is then not evaluated.
-        report: Note what both models say of single images, and leave ``report.html``.
+        report: Note what both models say of single images, leave ``report.html``, and show the
+            run in the config's visualizer.
 
     Returns:
         The contents of ``results.json``.
@@ -173,6 +176,7 @@ def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, *,
         if report:
             leave_report(work_dir, run, float_record, quantized_record,
                          (dataset_meta or {}).get('classes') or ())
+            show_run(runner.visualizer, work_dir)
         if spec.budget is None:  # a run of another budget goes on from here
             (journal.folder / FLOAT_RECORD).unlink(missing_ok=True)
     return results
@@ -180,7 +184,7 @@ def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, *,
 
 def _forget_results(work_dir: Path) -> None:
     """Removes what an earlier run left, lest it pass for this one's."""
-    for name in (RESULTS, CHECKPOINT, BUDGET, REPORT, REPORT_DATA, REPORT_ERROR):
+    for name in (RESULTS, CHECKPOINT, *CONVERTED, BUDGET, REPORT, REPORT_DATA, REPORT_ERROR):
         (work_dir / name).unlink(missing_ok=True)
 
 

@@ -8,14 +8,14 @@ from typing import Any
 from mmengine.config import Config
 
 from mmbitsplit.engine.files.writing import write_text
-from mmbitsplit.engine.results.artifacts import CHECKPOINT, CONFIG, LAYERS, RESULTS
+from mmbitsplit.engine.results.artifacts import CHECKPOINT, CONFIG, CONVERTED, LAYERS, RESULTS
 from mmbitsplit.engine.results.report_files import read_file
 from mmbitsplit.export import read_checkpoint
 from mmbitsplit.report.model_card import model_card
 
-CARD, SAFETENSORS = 'README.md', 'quantized.safetensors'
+CARD, SAFETENSORS = 'README.md', CONVERTED[0]
 # What is uploaded; the journal, logs and the page of the run stay here.
-PUSHED = (CARD, CHECKPOINT, SAFETENSORS, 'quantized.json', CONFIG, RESULTS, LAYERS, 'plan.json')
+PUSHED = (CARD, CHECKPOINT, *CONVERTED, CONFIG, RESULTS, LAYERS, 'plan.json')
 _REPO = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*', re.ASCII)
 
 

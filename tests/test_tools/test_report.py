@@ -41,6 +41,19 @@ def test_the_run_leaves_a_report_with_everything(quantized):
     assert changes == sorted(changes, reverse=True) and len(changes) == 12 and changes[0] > 0
 
 
+def test_the_run_is_shown_in_the_visualizer_of_its_config(quantized):
+    work_dir, _ = quantized
+    scalars, = work_dir.glob('*/vis_data/scalars.json')
+    told = [json.loads(line) for line in scalars.read_text().splitlines()]
+    results, layers = (json.loads((work_dir / f'{name}.json').read_text())
+                       for name in ('results', 'layers'))
+    figures = next(line for line in told if 'quantization/drop/coco/bbox_mAP' in line)
+    assert figures['quantization/quantized/coco/bbox_mAP'] == results['quantized']['coco/bbox_mAP']
+    assert [line['quantization/layers/error'] for line in told
+            if 'quantization/layers/error' in line] == [row['error'] for row in layers['layers']]
+    assert [*work_dir.glob('*/vis_data/vis_image/quantization_most_changed_00*.png')]
+
+
 def test_the_metrics_are_those_without_a_report(quantized):
     """Nothing was added to what the user's evaluator tells."""
     results = json.loads((quantized[0] / 'results.json').read_text())

@@ -5,7 +5,8 @@ from mmengine.runner import Runner
 
 from mmbitsplit.engine.files.run_lock import only_run_in
 from mmbitsplit.engine.files.writing import check_work_dir
-from mmbitsplit.engine.results.artifacts import save_quantized
+from mmbitsplit.engine.results.artifacts import layers_table, save_quantized
+from mmbitsplit.engine.results.visualizer_log import show_layers
 from mmbitsplit.engine.run.float_weights import check_float_weights
 from mmbitsplit.engine.run.preflight import check_data
 from mmbitsplit.engine.run.quantize_runner import (
@@ -49,4 +50,5 @@ class QuantizationHook(Hook):
             if runner.rank == 0:
                 save_quantized(work_dir, runner.cfg, spec, run,
                                getattr(runner.test_loop.dataloader.dataset, 'metainfo', None))
+                show_layers(runner.visualizer, layers_table(run)['layers'])
         self.done = True

@@ -23,6 +23,7 @@ from mmbitsplit.structures.plan_choice import budget_summary
 from mmbitsplit.version import __version__
 
 CHECKPOINT, CONFIG = 'quantized.pth', 'quantized_config.py'
+CONVERTED = ('quantized.safetensors', 'quantized.json')  # made of it by `mmbitsplit convert`
 LAYERS, RESULTS = 'layers.json', 'results.json'
 HOOK_TYPE = 'mmbitsplit.QuantizationHook'
 RUNNER_TYPE = 'mmbitsplit.QuantizationRunner'
