@@ -1,8 +1,10 @@
 """What users call from Python."""
 
 from mmbitsplit.apis.quantize_model import quantize_model
+from mmbitsplit.models import bits_of, set_bits, set_plan, widths_of
 
-__all__ = ['export_onnx', 'load_quantized', 'quantize_config', 'quantize_model']
+__all__ = ['bits_of', 'export_onnx', 'load_quantized', 'quantize_config', 'quantize_model',
+           'set_bits', 'set_plan', 'widths_of']
 
 
 def __getattr__(name: str):

@@ -49,6 +49,14 @@ from mmbitsplit.functional.quantizers.distributions import channel_ranges, code_
 from mmbitsplit.functional.quantizers.entropy import entropy_threshold
 from mmbitsplit.functional.quantizers.input_ranges import ActivationSamples
 from mmbitsplit.functional.quantizers.integer_bias import whole_steps
+from mmbitsplit.functional.quantizers.nesting import (
+    input_factor,
+    midrise_codes,
+    midrise_offset,
+    narrower_codes,
+    narrower_qparams,
+    odd_codes,
+)
 from mmbitsplit.functional.quantizers.rounding import round_weight, weight_scale
 from mmbitsplit.functional.quantizers.straight_through import (
     fake_quantize_ste,
@@ -72,15 +80,16 @@ from mmbitsplit.functional.statistics import (
 )
 
 __all__ = [
-    'ActivationSamples', 'JointMinimum', 'add_ridge', 'allocate_bits', 'apply_layer', 'as_bytes',
-    'bias_correction', 'center', 'channel_dim', 'channel_qparams', 'channel_ranges',
+    'ActivationSamples', 'JointMinimum', 'add_ridge', 'allocate_bits', 'apply_layer',
+    'as_bytes', 'bias_correction', 'center', 'channel_dim', 'channel_qparams', 'channel_ranges',
     'clipping_constant', 'code_histogram', 'code_positions', 'code_range', 'correct_weights',
     'default_ridge', 'dequantize', 'entropy_threshold', 'explicit_padding', 'fake_quantize',
     'fake_quantize_ste', 'feedback_factor', 'gather_outputs', 'gather_patches', 'in_steps',
-    'interpolate_qparams', 'layer_statistics', 'leading_planes', 'output_size', 'pack_codes',
-    'packed_bytes', 'payload_bytes', 'per_input', 'per_output', 'place_once', 'powell_minimum',
-    'product_input', 'product_input_ste', 'quadratic_minimum', 'quadratic_objective',
-    'quantization_error', 'quantize', 'round_weight', 'rows_to_weight', 'search_qparams',
-    'solve_bitsplit', 'solve_bitsplit_rows', 'split_bit_planes', 'spread', 'stitch_bit_planes',
-    'unpack_codes', 'weight_rows', 'weight_scale', 'whole_steps',
+    'input_factor', 'interpolate_qparams', 'layer_statistics', 'leading_planes',
+    'midrise_codes', 'midrise_offset', 'narrower_codes', 'narrower_qparams', 'odd_codes',
+    'output_size', 'pack_codes', 'packed_bytes', 'payload_bytes', 'per_input', 'per_output',
+    'place_once', 'powell_minimum', 'product_input', 'product_input_ste', 'quadratic_minimum',
+    'quadratic_objective', 'quantization_error', 'quantize', 'round_weight', 'rows_to_weight',
+    'search_qparams', 'solve_bitsplit', 'solve_bitsplit_rows', 'split_bit_planes', 'spread',
+    'stitch_bit_planes', 'unpack_codes', 'weight_rows', 'weight_scale', 'whole_steps',
 ]

@@ -52,6 +52,11 @@ class Method(Options):
         loss, loss_batches: See ``ModelLoss``; where ``needs`` names ``'model_loss'``.
         batch_size: Images of a step of ``solve_unit``, or crops of them: what memory is estimated
             by.
+        widths: Of weights, several of which it solves at once for layers that the request gives
+            no width of their own; ``()`` for the one that the request says. The widest is the
+            layer's ``num_bits``, and ``weight.num_bits`` is not used.
+        activation_widths: With ``widths``: those of inputs, ``'tied'`` for as many bits as the
+            weights. Left out of a request that writes ``activation.num_bits``, it is that one.
     """
 
     needs: Sequence[Need] = ('sums',)
@@ -63,6 +68,19 @@ class Method(Options):
     loss: str = 'auto'
     loss_batches: int = 4
     batch_size: int = 32
+    widths: Sequence[int] = ()
+    activation_widths: Literal['tied'] | Sequence[int] = ()
+
+    def input_widths(self, spec: QuantSpec) -> tuple[int, ...]:
+        """The widths of inputs that it solves at once, rising; ``()`` for one or for float inputs.
+
+        Args:
+            spec: The request.
+        """
+        if not self.widths or spec.activation.num_bits is None:
+            return ()
+        tied = self.activation_widths == 'tied'
+        return tuple(sorted(set(self.widths if tied else self.activation_widths)))
 
     @property
     def looks_at_images(self) -> bool:
@@ -248,12 +266,34 @@ def read_request(mapping: Mapping[str, Any]) -> QuantSpec:
                              f"'mmbitsplit[{extra}]', or choose another method.")
     for part, options in method.defaults().items():
         filled[part] = {**options, **filled.get(part, {})}
+    if method.widths:
+        _fill_widths(filled, method, mapping)
     spec = QuantSpec.from_dict(filled)
     if 'tuning' not in filled and spec.calibration.num_images:
         spec = replace(spec, tuning=tuple(method.tuning(spec)))
     build_stages(spec.tuning)
     check_data_free(spec)
     return spec
+
+
+def _fill_widths(filled: dict[str, Any], method: Method, mapping: Mapping[str, Any]) -> None:
+    """The widest of a method's widths are those of the layers; see ``Method.activation_widths``.
+
+    Args:
+        filled: The request, changed.
+        method: As it says.
+        mapping: What was written.
+    """
+    written = mapping.get('activation', {})
+    if 'activation_widths' not in mapping.get('method', {}) and \
+            written.get('num_bits') is not None:
+        filled['method'] = {**filled['method'], 'activation_widths': [written['num_bits']]}
+    else:
+        tied = method.activation_widths == 'tied'
+        inputs = method.widths if tied else method.activation_widths
+        if inputs and written.get('num_bits', 0) is not None:
+            filled['activation'] = {**filled.get('activation', {}), 'num_bits': max(inputs)}
+    filled['weight'] = {**filled.get('weight', {}), 'num_bits': max(method.widths)}
 
 
 def check_data_free(spec: QuantSpec) -> None:

@@ -6,10 +6,19 @@ from mmbitsplit.models.layers.stepped_layer import SteppedLayer
 from mmbitsplit.models.surgery.install import apply, quantized_layers, quantized_products
 from mmbitsplit.models.surgery.prepare import PreparedModel, prepare
 from mmbitsplit.models.surgery.rebuild import describe, rebuild
+from mmbitsplit.models.switching import (
+    LayerBits,
+    LayerWidths,
+    bits_of,
+    set_bits,
+    set_plan,
+    widths_of,
+)
 from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.roles import last_layers, layer_role
 from mmbitsplit.models.watch.watcher import layer_input, watch
 
-__all__ = ['DataFlow', 'PreparedModel', 'QuantizedLayer', 'SteppedLayer', 'apply', 'describe',
-           'last_layers', 'layer_geometry', 'layer_input', 'layer_kind', 'layer_role', 'prepare',
-           'quantized_layers', 'quantized_products', 'rebuild', 'watch']
+__all__ = ['DataFlow', 'LayerBits', 'LayerWidths', 'PreparedModel', 'QuantizedLayer',
+           'SteppedLayer', 'apply', 'bits_of', 'describe', 'last_layers', 'layer_geometry',
+           'layer_input', 'layer_kind', 'layer_role', 'prepare', 'quantized_layers',
+           'quantized_products', 'rebuild', 'set_bits', 'set_plan', 'watch', 'widths_of']

@@ -90,10 +90,13 @@ class ProductSolution:
 
     Args:
         a, b: One scale, or one an index of the dimension before the last two.
+        narrower_a, narrower_b: Of fewer bits, that the product can be switched to.
     """
 
     a: QParams | Log2Params | None
     b: QParams | Log2Params | None
+    narrower_a: tuple[QParams | Log2Params, ...] = ()
+    narrower_b: tuple[QParams | Log2Params, ...] = ()
 
 
 @dataclass(kw_only=True)

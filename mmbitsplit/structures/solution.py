@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+# How the codes of narrower widths are made of the widest's; see ``functional.narrower_codes``.
+Nesting = Literal['planes', 'floor']
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class QParams:
     unit: bool = True
     channel_max: Tensor | None = None
 
+    @property
+    def num_bits(self) -> int:
+        """Width of a code; of the widest channel's where channels differ."""
+        return (self.quant_max - self.quant_min).bit_length()
+
     def limits(self) -> tuple[Tensor, Tensor]:
         """Smallest and largest code, (1,) or (C,), on the device of the scale."""
         if self.channel_max is None:
@@ -53,6 +62,7 @@ class WeightSolution:
         offset: (G, M) real number added to every weight of a channel, ``None`` for none.
         num_bits: (G, M) width of each channel's codes, where channels differ.
         narrower: By number of bits, solutions for widths that the layer can be switched to.
+        nesting: How codes of ``narrower`` are made of these, ``None`` where they are their own.
     """
 
     codes: Tensor
@@ -64,6 +74,7 @@ class WeightSolution:
     offset: Tensor | None = None
     num_bits: Tensor | None = None
     narrower: Mapping[int, 'WeightSolution'] = field(default_factory=dict)
+    nesting: Nesting | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -87,10 +98,18 @@ class LayerSolution:
         weight_offset: (out_channels,) float32 added to every weight of a channel on the scale of
             ``weight_scale``, ``None`` for none. It costs a runtime the sum of the inputs.
         narrower: Solutions for fewer bits that the layer can be switched to
-            (``QuantizedLayer.use``); of theirs, codes, scale, offset and bias count.
+            (``QuantizedLayer.use``); of theirs, codes, scale, offset and bias count. Codes may be
+            ``None`` where ``nesting`` says how they are made.
+        narrower_inputs: Input quantizations of fewer bits, each of which goes with each width of
+            the weight. Of ``unit`` inputs every scale is a multiple of that of ``qparams``, and
+            the layer multiplies its weight by it (``functional.input_factor``).
+        narrower_outputs: Output quantizations of fewer bits.
+        nesting: How codes of narrower widths are made of ``codes``; ``None`` where each has codes
+            of its own. ``'floor'`` has the full range of two's complement, and an offset of half
+            a step.
     """
 
-    codes: Tensor
+    codes: Tensor | None
     num_bits: int
     weight_scale: Tensor
     bias: Tensor | None
@@ -98,3 +117,6 @@ class LayerSolution:
     output_qparams: QParams | None = None
     weight_offset: Tensor | None = None
     narrower: tuple['LayerSolution', ...] = ()
+    narrower_inputs: tuple[QParams, ...] = ()
+    narrower_outputs: tuple[QParams, ...] = ()
+    nesting: Nesting | None = None

@@ -247,7 +247,7 @@ def test_mask_rcnn_is_quantized_whole(mask_rcnn):
 def test_mask_rcnn_reloads_exactly(mask_rcnn):
     cfg, prepared, _, images = mask_rcnn
     wrapper = QuantizedModel(prepared.model).eval()
-    wrapper.set_plan(describe(prepared))
+    wrapper.note_description(describe(prepared))
     fresh = QuantizedModel(MODELS.build(cfg.model)).eval()
     fresh.load_state_dict(wrapper.state_dict())
     assert all(isinstance(fresh.get_submodule(f'model.{name}'), QuantizedLayer)

@@ -39,7 +39,7 @@ def calibrated(request, toy_model):
     prepared, _ = calibrate(toy_model(), [x, x + 0.1], QuantSpec.from_dict(dict(
         activation=activation)), run=lambda model, batch: model(batch))
     wrapper = QuantizedModel(prepared.model)
-    wrapper.set_plan(describe(prepared))
+    wrapper.note_description(describe(prepared))
     return wrapper, x
 
 

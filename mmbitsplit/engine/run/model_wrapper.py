@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from mmengine.registry import MODELS as ALL_MODELS
 from torch import Tensor, nn
 
 from mmbitsplit.export import HEADER_KEY, PAYLOAD_KEY, PLAN_KEY, check_fit, unpack_state
-from mmbitsplit.models import rebuild
+from mmbitsplit.models import rebuild, set_bits, set_plan
 from mmbitsplit.registry import MODELS
+from mmbitsplit.structures import BitPlan, PlanSpec
 
 WRAPPER = 'mmbitsplit.QuantizedModel'
 
@@ -34,6 +36,8 @@ class QuantizedModel(BaseModel):
             upstream tools look for ``cfg.model.backbone``.
     """
 
+    names_inside = 'model'  # names in plans are those of the upstream model
+
     def __init__(self, model: str | Mapping[str, Any] | nn.Module,
                  data_preprocessor: Mapping[str, Any] | None = None, **parts: Any):
         super().__init__()
@@ -50,9 +54,18 @@ class QuantizedModel(BaseModel):
         self.data_preprocessor = self.model.data_preprocessor
         self.register_buffer(PLAN_KEY, torch.zeros(0, dtype=torch.uint8))
 
-    def set_plan(self, description: Mapping[str, Any]) -> None:
+    def note_description(self, description: Mapping[str, Any]) -> None:
         """Notes what ``models.describe`` said of a model quantized in place."""
         self._buffers[PLAN_KEY] = encode_plan(description)
+
+    def set_bits(self, bits: int | None = None, *, weight: int | None = None,
+                 activation: int | None = None) -> None:
+        """See ``apis.set_bits``."""
+        set_bits(self, bits, weight=weight, activation=activation)
+
+    def set_plan(self, plan: PlanSpec | BitPlan | Mapping[str, Any] | str | Path) -> None:
+        """See ``apis.set_plan``."""
+        set_plan(self, plan)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)

@@ -33,7 +33,7 @@ def write_product(graph: Any, node: Any, name: str, product: Product) -> Nodes:
     """
     writer = _ProductWriter(graph, node.outputs[0].name)
     return writer.write([(x, f'{name}.{side}', quantizer) for x, (side, quantizer) in zip(
-        node.inputs, product.quantizers().items())])
+        node.inputs, product.in_use().items())])
 
 
 class _ProductWriter(NodeWriter):

@@ -9,6 +9,12 @@ from torch import Tensor, nn
 
 from mmbitsplit.functional.kernels.precision import autocast_dtype, full_float32
 from mmbitsplit.models.layers.quantizers.activation_quantizer import ActivationQuantizer
+from mmbitsplit.models.layers.quantizers.activation_quantizer_set import (
+    ActivationQuantizerSet,
+    Quantizer,
+    of_widths,
+    use_widths,
+)
 from mmbitsplit.models.layers.quantizers.log2_quantizer import Log2Quantizer
 from mmbitsplit.models.layers.streams import in_float_model
 from mmbitsplit.structures import QParams
@@ -33,8 +39,8 @@ class Product(nn.Module):
         a_quantizer, b_quantizer: Of the inputs, ``None`` for float ones.
     """
 
-    a_quantizer: ActivationQuantizer | Log2Quantizer | None
-    b_quantizer: ActivationQuantizer | Log2Quantizer | None
+    a_quantizer: Quantizer | ActivationQuantizerSet | None
+    b_quantizer: Quantizer | ActivationQuantizerSet | None
 
     def __init__(self, softmax: str | None = None):
         super().__init__()
@@ -59,8 +65,8 @@ class Product(nn.Module):
 
     def _of_codes(self, a: Tensor, b: Tensor) -> Tensor:
         output, factor = torch.matmul(*(
-            _codes(quantizer, x) for quantizer, x in zip(self.quantizers().values(), (a, b)))), None
-        for quantizer in self.quantizers().values():
+            _codes(quantizer, x) for quantizer, x in zip(self.in_use().values(), (a, b)))), None
+        for quantizer in self.in_use().values():
             if isinstance(quantizer, ActivationQuantizer):
                 scale = quantizer.scale.to(output.device)
                 scale = scale if scale.numel() == 1 else scale.view(-1, 1, 1)
@@ -75,7 +81,9 @@ class Product(nn.Module):
             device: Where scales are kept; where they are when not given.
         """
         for side in SIDES:
-            quantizer = self._quantizer(getattr(solution, side))
+            params, narrower = getattr(solution, side), getattr(solution, f'narrower_{side}')
+            quantizer = None if params is None else of_widths(
+                [_quantizer(one) for one in (params, *narrower)]).train(self.training)
             setattr(self, f'{side}_quantizer', None if quantizer is None else quantizer.to(device))
 
     def to_float(self) -> None:
@@ -84,27 +92,39 @@ class Product(nn.Module):
 
     def solution(self) -> ProductSolution:
         """What the quantizers stand for now, as ``install`` takes it: all copied."""
-        return ProductSolution(**{side: None if quantizer is None else quantizer.solution()
-                                  for side, quantizer in self.quantizers().items()})
+        found: dict[str, Any] = {}
+        for side, quantizer in self.quantizers().items():
+            found[side], *narrower = (None,) if quantizer is None else quantizer.solutions()
+            found[f'narrower_{side}'] = tuple(narrower)
+        return ProductSolution(**found)
 
-    def quantizers(self) -> dict[str, ActivationQuantizer | Log2Quantizer | None]:
+    def use(self, a: int | None = None, b: int | None = None) -> None:
+        """Switches to other widths of its inputs; ``None`` leaves one as it is.
+
+        Raises:
+            ValueError: There is no such width; nothing has been switched then.
+        """
+        use_widths(self.quantizers(), {'a': a, 'b': b})
+
+    def quantizers(self) -> dict[str, Quantizer | ActivationQuantizerSet | None]:
         """Those of ``'a'`` and ``'b'``."""
         return {side: self._modules[f'{side}_quantizer'] for side in SIDES}
 
-    def _quantizer(self, params: QParams | Log2Params | None,
-                   ) -> ActivationQuantizer | Log2Quantizer | None:
-        if params is None:
-            return None
-        made = Log2Quantizer(params) if isinstance(params, Log2Params) else ActivationQuantizer(
-            params, HEADS if params.scale.numel() > 1 else -1)
-        return made.train(self.training)
+    def in_use(self) -> dict[str, Quantizer | None]:
+        """Those of the widths in use."""
+        return {side: getattr(quantizer, 'active', quantizer)
+                for side, quantizer in self.quantizers().items()}
 
     # Checkpoints.
 
     def plan_row(self, plan: ProductPlan | None = None) -> dict[str, Any]:
         """What a checkpoint must say besides tensors; ``plan`` adds what readers want to know."""
-        row: dict[str, Any] = {side: None if quantizer is None else _row(quantizer)
-                               for side, quantizer in self.quantizers().items()}
+        row: dict[str, Any] = {}
+        for side, quantizer in self.quantizers().items():
+            row[side], *narrower = (None,) if quantizer is None else \
+                map(_row, quantizer.solutions())
+            if narrower:
+                row[side]['narrower'] = narrower
         for side, asked in () if plan is None else plan.sides():
             if row[side] is not None and asked.softmax is not None:
                 row[side]['softmax'] = True
@@ -112,8 +132,12 @@ class Product(nn.Module):
 
     def expect(self, row: Mapping[str, Any]) -> None:
         """Makes room for the state that ``plan_row`` described, before it is loaded."""
-        self.install(ProductSolution(**{side: None if row.get(side) is None else _blank(row[side])
-                                        for side in SIDES}))
+        found: dict[str, Any] = {}
+        for side in SIDES:
+            own = row.get(side)
+            found[side] = None if own is None else _blank(own)
+            found[f'narrower_{side}'] = tuple(map(_blank, (own or {}).get('narrower', ())))
+        self.install(ProductSolution(**found))
 
     def extra_repr(self) -> str:
         kind = 'quantized' if self.quantized else 'float'
@@ -125,7 +149,12 @@ def product_shape(a: torch.Size, b: torch.Size) -> torch.Size:
     return torch.Size((*torch.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1]))
 
 
-def _codes(quantizer: ActivationQuantizer | Log2Quantizer | None, x: Tensor) -> Tensor:
+def _quantizer(params: QParams | Log2Params) -> Quantizer:
+    return Log2Quantizer(params) if isinstance(params, Log2Params) else ActivationQuantizer(
+        params, HEADS if params.scale.numel() > 1 else -1)
+
+
+def _codes(quantizer: Quantizer | None, x: Tensor) -> Tensor:
     """What enters the product: codes less zero point, powers of two, or the input as it is."""
     if quantizer is None:
         return x
@@ -136,11 +165,11 @@ def _codes(quantizer: ActivationQuantizer | Log2Quantizer | None, x: Tensor) -> 
     return quantizer(x)
 
 
-def _row(quantizer: ActivationQuantizer | Log2Quantizer) -> dict[str, Any]:
-    if isinstance(quantizer, Log2Quantizer):
-        return {'log2': quantizer.num_bits}
-    return {'size': quantizer.scale.numel(), 'quant_min': quantizer.quant_min,
-            'quant_max': quantizer.quant_max}
+def _row(params: QParams | Log2Params) -> dict[str, Any]:
+    if isinstance(params, Log2Params):
+        return {'log2': params.num_bits}
+    return {'size': params.scale.numel(), 'quant_min': params.quant_min,
+            'quant_max': params.quant_max}
 
 
 def _blank(row: Mapping[str, Any]) -> QParams | Log2Params:

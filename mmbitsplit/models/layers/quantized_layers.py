@@ -1,5 +1,6 @@
 """Layers with integer weight codes and quantized inputs, and their float state before solving."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -27,12 +28,17 @@ from mmbitsplit.models.layers.outside_view import (
 )
 from mmbitsplit.models.layers.quantizers import (
     ActivationQuantizer,
+    ActivationQuantizerSet,
     WeightQuantizer,
     WeightQuantizerSet,
+    check_widths,
+    of_widths,
+    times,
 )
-from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, QParams
+from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, Nesting, QParams
 
 _OF_NORM = ('norm_scale', 'norm_shift')
+SIDES = ('weight', 'input', 'output')  # whose quantizers there are
 
 
 class QuantizedLayer(InPlaceModule):
@@ -64,8 +70,8 @@ class QuantizedLayer(InPlaceModule):
     geometry: LayerGeometry
     declared: LayerGeometry | None
     weight_quantizer: WeightQuantizer | WeightQuantizerSet | None
-    input_quantizer: ActivationQuantizer | None
-    output_quantizer: ActivationQuantizer | None
+    input_quantizer: ActivationQuantizer | ActivationQuantizerSet | None
+    output_quantizer: ActivationQuantizer | ActivationQuantizerSet | None
     _has_bias: bool
     _kept: FloatWeights | None
     _as_read: Remembered
@@ -124,10 +130,11 @@ class QuantizedLayer(InPlaceModule):
 
     def install(self, solution: LayerSolution) -> None:
         """Computes with a solution from now on; float weights are kept until ``release_float``."""
-        weights = [self._weight_quantizer(one) for one in (solution, *solution.narrower)]
+        weights = [self._weight_quantizer(one, solution.nesting)
+                   for one in (solution, *solution.narrower)]
         self.install_weight(WeightQuantizerSet(weights) if solution.narrower else weights[0])
-        self.quantize_input(solution.qparams)
-        self.quantize_output(solution.output_qparams)
+        self.quantize_input(solution.qparams, solution.narrower_inputs)
+        self.quantize_output(solution.output_qparams, solution.narrower_outputs)
 
     def install_weight(self, quantizer: WeightQuantizer | WeightQuantizerSet) -> None:
         """Computes with this weight, of one width or several, and its bias."""
@@ -136,43 +143,81 @@ class QuantizedLayer(InPlaceModule):
             self._parameters.clear()
         self.weight_quantizer = quantizer.train(self.training)
 
-    def quantize_input(self, qparams: QParams | None) -> None:
-        """Rounds inputs from now on, whether codes are installed or not; ``None`` leaves them."""
-        self.input_quantizer = self._quantizer(qparams)
+    def quantize_input(self, qparams: QParams | None, narrower: Sequence[QParams] = ()) -> None:
+        """Rounds inputs from now on, whether codes are installed or not; ``None`` leaves them.
 
-    def quantize_output(self, qparams: QParams | None) -> None:
-        """Rounds outputs from now on; ``None`` leaves them."""
-        self.output_quantizer = self._quantizer(qparams)
+        Args:
+            qparams: Of the widest width.
+            narrower: Of others that the layer can be switched to.
+        """
+        self.input_quantizer = self._quantizer(qparams, narrower)
+
+    def quantize_output(self, qparams: QParams | None, narrower: Sequence[QParams] = ()) -> None:
+        """Rounds outputs from now on; see ``quantize_input``."""
+        self.output_quantizer = self._quantizer(qparams, narrower)
 
     def check_whole(self, name: str, before: str) -> None:
-        """Raises ``ValueError`` where something is being learned or there are several widths: no
-        file holds such.
+        """Raises ``ValueError`` where something is being learned: no file holds such.
 
         Args:
             name: Of the layer, for the message.
-            before: What needs whole codes of one width, as ``'it is exported'``.
+            before: What needs whole codes, as ``'it is exported'``.
         """
-        quantizer = self.weight_quantizer
-        learning = ', '.join(f'{side}_quantizer.harden()' for side in ('weight', 'input', 'output')
+        learning = ', '.join(f'{side}_quantizer.harden()' for side in SIDES
                              if getattr(getattr(self, f'{side}_quantizer'), 'soft', False))
         if learning:
             what = f'codes that are not whole yet or scales that are being learned; call {learning}'
-        elif len(quantizer.widths) > 1:
-            what = (f'{len(quantizer.widths)} widths, and a file holds one; install one with '
-                    'install_weight(weight_quantizer.keep(num_bits))')
-        else:
-            return
-        raise ValueError(f"Layer '{name}' has {what} before {before}.")
+            raise ValueError(f"Layer '{name}' has {what} before {before}.")
 
-    def use(self, num_bits: int) -> None:
-        """Switches to another width of the weight."""
-        self.weight_quantizer.use(num_bits)
+    def check_one_width(self, name: str) -> None:
+        """Raises ``ValueError`` where there are several widths: no state dict holds such."""
+        self.check_whole(name, 'its state is saved or loaded')
+        several = [quantizer for side in SIDES
+                   if (quantizer := self._modules[f'{side}_quantizer']) is not None
+                   and len(quantizer.widths) > 1]
+        if several:
+            raise ValueError(
+                f"Layer '{name}' has {len(several[0].widths)} widths, and a file holds one; "
+                'install one with install_weight(weight_quantizer.keep(num_bits)) before its state '
+                'is saved or loaded.')
+
+    def use(self, weight: int | None = None, input: int | None = None,
+            output: int | None = None) -> None:
+        """Switches to other widths; ``None`` leaves one as it is.
+
+        What it multiplies by is made here. Nothing is read, measured or kept but that.
+
+        Args:
+            weight, input, output: Of the widths that there are.
+
+        Raises:
+            ValueError: There is no such width; nothing has been switched then.
+        """
+        quantizers = [self._modules[f'{side}_quantizer'] for side in SIDES]
+        check_widths(dict(zip(SIDES, quantizers)), dict(zip(SIDES, (weight, input, output))))
+        for num_bits, quantizer in zip((input, output), quantizers[1:]):
+            if num_bits is not None:
+                quantizer.use(num_bits)
+        if quantizers[0] is not None:
+            factor = self.input_factor
+            quantizers[0].use(quantizers[0].num_bits if weight is None else weight,
+                              factor if isinstance(factor, float) else None)
+
+    @property
+    def input_factor(self) -> Tensor | float:
+        """The scale of the input in use in parts of that which the weight's scale carries."""
+        inputs = self._modules['input_quantizer']
+        return inputs.factor() if isinstance(inputs, ActivationQuantizerSet) else 1.0
 
     def solution(self) -> LayerSolution:
         """What the quantizers stand for now, as ``install`` takes it: whole codes, all copied."""
-        sides = [None if quantizer is None else quantizer.solution()
-                 for quantizer in (self.input_quantizer, self.output_quantizer)]
-        return replace(self.weight_quantizer.solution(), qparams=sides[0], output_qparams=sides[1])
+        found, inputs, outputs = self.weight_quantizer.solution(), *(
+            (None,) if quantizer is None else quantizer.solutions()
+            for quantizer in (self.input_quantizer, self.output_quantizer))
+        if isinstance(self.input_quantizer, ActivationQuantizerSet):
+            found = _carrying(found, self.input_quantizer.carried())
+        return replace(found, qparams=inputs[0], output_qparams=outputs[0],
+                       narrower_inputs=inputs[1:], narrower_outputs=outputs[1:])
 
     def float_forward(self, input: Tensor) -> Tensor:
         """What the float layer makes of an input, whether codes are installed or not."""
@@ -213,7 +258,11 @@ class QuantizedLayer(InPlaceModule):
     def product_weight(self) -> Tensor:
         """What it multiplies by: of the weight quantizer once there is one."""
         quantizer = self._modules['weight_quantizer']
-        return self._parameters['weight'] if quantizer is None else quantizer.weight()
+        if quantizer is None:
+            return self._parameters['weight']
+        inputs = self._modules['input_quantizer']
+        return quantizer.weight(inputs.factor()) if isinstance(inputs, ActivationQuantizerSet) \
+            else quantizer.weight()
 
     @property
     def product_bias(self) -> Tensor | None:
@@ -255,13 +304,15 @@ class QuantizedLayer(InPlaceModule):
 
     @property
     def weight_scale(self) -> Tensor | None:
-        """(out_channels,) real units a step of the product."""
-        return None if self.weight_quantizer is None else self.weight_quantizer.scale
+        """(out_channels,) real units a step of the product, with the input in use."""
+        quantizer = self.weight_quantizer
+        return None if quantizer is None else times(quantizer.scale, self.input_factor)
 
     @property
     def weight_offset(self) -> Tensor | None:
-        """(out_channels,) added to every weight of a channel."""
-        return None if self.weight_quantizer is None else self.weight_quantizer.offset
+        """(out_channels,) added to every weight of a channel, with the input in use."""
+        quantizer = self.weight_quantizer
+        return None if quantizer is None else times(quantizer.offset, self.input_factor)
 
     @property
     def qparams(self) -> QParams | None:
@@ -290,7 +341,7 @@ class QuantizedLayer(InPlaceModule):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys,
                               *args):
         if self.quantized:
-            self.check_whole(prefix.removesuffix('.'), 'its state is saved or loaded')
+            self.check_one_width(prefix.removesuffix('.'))
             own = {prefix + name: name for name in NAMES}
             found = {name: state_dict.pop(key) for key, name in own.items() if key in state_dict}
             inner = dict((*self.named_parameters(), *self.named_buffers()))
@@ -303,18 +354,22 @@ class QuantizedLayer(InPlaceModule):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys,
                                       *args)
 
-    def _weight_quantizer(self, solution: LayerSolution) -> WeightQuantizer:
+    def _weight_quantizer(self, solution: LayerSolution, nesting: Nesting | None,
+                          ) -> WeightQuantizer:
         device, dtype = self.product_weight.device, self.product_weight.dtype
-        bias, offset = solution.bias, solution.weight_offset
+        bias, offset, codes = solution.bias, solution.weight_offset, solution.codes
         return WeightQuantizer(
-            self.geometry, solution.num_bits, solution.codes.to(device),
+            self.geometry, solution.num_bits, None if codes is None else codes.to(device),
             solution.weight_scale.to(device), None if bias is None else bias.to(device, dtype),
-            None if offset is None else offset.to(device))
+            None if offset is None else offset.to(device), nesting)
 
-    def _quantizer(self, qparams: QParams | None) -> ActivationQuantizer | None:
-        return None if qparams is None else ActivationQuantizer(
-            qparams, channel_dim(self.geometry)).to(self.product_weight.device).train(
-                self.training)
+    def _quantizer(self, qparams: QParams | None, narrower: Sequence[QParams],
+                   ) -> ActivationQuantizer | ActivationQuantizerSet | None:
+        if qparams is None:
+            return None
+        made = [ActivationQuantizer(one, channel_dim(self.geometry)).to(self.product_weight.device)
+                for one in (qparams, *narrower)]
+        return of_widths(made, qparams.unit).train(self.training)
 
     def _apply(self, fn, *args, **kwargs):
         super()._apply(fn, *args, **kwargs)
@@ -339,9 +394,19 @@ def _as_in_a_file(layer: QuantizedLayer, state: dict[str, Any], prefix: str, met
     """A hook: tensors of quantizers stand in a state dict under the layer's own name, packed."""
     if not layer.quantized:
         return
-    layer.check_whole(prefix.removesuffix('.'), 'its state is saved or loaded')
+    layer.check_one_width(prefix.removesuffix('.'))
     inner = {place: state.pop(prefix + place) for place in NAMES.values()
              if prefix + place in state}
     state.update({prefix + name: value for name, value in to_file(
         inner, layer.num_bits, layer.geometry).items()})
 
+
+def _carrying(solution: LayerSolution, growth: float) -> LayerSolution:
+    """The solution whose weights carry an input scale that has grown since."""
+    if growth == 1.0:
+        return solution
+    offset = solution.weight_offset
+    return replace(
+        solution, weight_scale=solution.weight_scale * growth,
+        weight_offset=None if offset is None else offset * growth,
+        narrower=tuple(_carrying(one, growth) for one in solution.narrower))

@@ -5,7 +5,7 @@ module that gives the tensor (a block after its addition, an activation function
 rounds its output, for all that read it. Scale and zero point are buffers of that module.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -14,26 +14,37 @@ import torch
 from torch import Tensor, nn
 
 from mmbitsplit.functional import fake_quantize_ste
+from mmbitsplit.models.layers.quantizers.learning import check_width
 from mmbitsplit.structures import QParams
 
 _SCALE, _ZERO_POINT, _LIMITS = 'stream_scale', 'stream_zero_point', '_stream_limits'
+_IN_USE = '_stream_in_use'
 # What is done instead of rounding, in the forwards that run inside ``streams_through``.
 _instead: ContextVar[Callable[[nn.Module, Tensor], Tensor] | None] = ContextVar(
     'instead_of_rounding_streams', default=None)
 
 
-def round_stream(module: nn.Module, qparams: QParams) -> None:
+def round_stream(module: nn.Module, qparams: QParams, narrower: Sequence[QParams] = ()) -> None:
     """Rounds what a module gives from now on.
 
     Args:
         module: Any that gives one tensor.
         qparams: (1,) scale and zero point.
+        narrower: Of fewer bits, that it can be switched to. Their scales and zero points follow
+            the first in the module's buffers.
     """
     leave_stream(module)
+    ordered = (qparams, *sorted(narrower, key=lambda one: -one.num_bits))
+    if len({one.num_bits for one in ordered}) < len(ordered):
+        raise ValueError(f'stream widths {[one.num_bits for one in ordered]} hold one twice; give '
+                         'each width once.')
     device = next((value.device for value in module.parameters()), qparams.scale.device)
-    module.register_buffer(_SCALE, qparams.scale.detach().to(device, torch.float32, copy=True))
-    module.register_buffer(_ZERO_POINT, qparams.zero_point.to(device, torch.int32))
-    setattr(module, _LIMITS, (qparams.quant_min, qparams.quant_max))
+    module.register_buffer(_SCALE, torch.cat([one.scale.detach() for one in ordered]).to(
+        device, torch.float32, copy=True))
+    module.register_buffer(_ZERO_POINT, torch.cat([one.zero_point for one in ordered]).to(
+        device, torch.int32))
+    setattr(module, _LIMITS, tuple((one.quant_min, one.quant_max) for one in ordered))
+    setattr(module, _IN_USE, 0)
     module.register_forward_hook(_rounded)
 
 
@@ -42,23 +53,71 @@ def leave_stream(module: nn.Module) -> None:
     for key, hook in list(module._forward_hooks.items()):
         if hook is _rounded:
             del module._forward_hooks[key]
-    for name in (_SCALE, _ZERO_POINT, _LIMITS):
+    for name in (_SCALE, _ZERO_POINT, _LIMITS, _IN_USE):
         if hasattr(module, name):
             delattr(module, name)
 
 
 def stream_qparams(module: nn.Module) -> QParams | None:
-    """How a module's output is rounded, ``None`` where it is not."""
-    limits = getattr(module, _LIMITS, None)
-    if limits is None:
+    """How a module's output is rounded now, ``None`` where it is not."""
+    if getattr(module, _LIMITS, None) is None:
         return None
-    return QParams(getattr(module, _SCALE), getattr(module, _ZERO_POINT), *limits, unit=False)
+    return _of_index(module, getattr(module, _IN_USE))
 
 
-def blank_stream(module: nn.Module, quant_min: int, quant_max: int) -> None:
-    """Makes room for the state of a stream, before it is loaded."""
-    round_stream(module, QParams(torch.ones(1), torch.zeros(1, dtype=torch.int32),
-                                 quant_min, quant_max, unit=False))
+def all_stream_qparams(module: nn.Module) -> tuple[QParams, ...]:
+    """Those of all widths, the widest first; of a module whose output is rounded."""
+    return tuple(_of_index(module, index) for index in range(len(getattr(module, _LIMITS))))
+
+
+def _of_index(module: nn.Module, index: int) -> QParams:
+    limits = getattr(module, _LIMITS)
+    scale, zero_point = getattr(module, _SCALE), getattr(module, _ZERO_POINT)
+    if len(limits) > 1:
+        scale, zero_point = scale[index:index + 1], zero_point[index:index + 1]
+    return QParams(scale, zero_point, *limits[index], unit=False)
+
+
+def stream_widths(module: nn.Module) -> tuple[tuple[int, ...], int]:
+    """The widths of a rounded stream, rising, and that in use."""
+    widths = [one.num_bits for one in all_stream_qparams(module)]
+    return tuple(reversed(widths)), widths[getattr(module, _IN_USE)]
+
+
+def use_stream(module: nn.Module, stream: int) -> None:
+    """Switches a rounded stream to another width.
+
+    Args:
+        module: Whose output is rounded.
+        stream: Of its widths.
+
+    Raises:
+        ValueError: There is no such width.
+    """
+    widths, _ = stream_widths(module)
+    check_width(stream, widths)
+    setattr(module, _IN_USE, widths[::-1].index(stream))
+
+
+def blank_stream(module: nn.Module, quant_min: int, quant_max: int,
+                 narrower: Sequence[Sequence[int]] = ()) -> None:
+    """Makes room for the state of a stream, before it is loaded.
+
+    Args:
+        module: That gives it.
+        quant_min, quant_max: Smallest and largest code of the widest width.
+        narrower: Both of the others, the wider first.
+    """
+    blanks = [QParams(torch.ones(1), torch.zeros(1, dtype=torch.int32), *limits, unit=False)
+              for limits in ((quant_min, quant_max), *narrower)]
+    round_stream(module, blanks[0], blanks[1:])
+
+
+def describe_stream(module: nn.Module) -> dict[str, Any]:
+    """What ``blank_stream`` is to be given, in plain values."""
+    (low, high), *narrower = getattr(module, _LIMITS)
+    more = {'narrower': [list(limits) for limits in narrower]} if narrower else {}
+    return {'quant_min': low, 'quant_max': high, **more}
 
 
 def rounded_streams(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

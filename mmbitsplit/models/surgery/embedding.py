@@ -18,6 +18,7 @@ from mmbitsplit.models.layers.layer_state import (
     to_file,
     to_memory,
 )
+from mmbitsplit.models.layers.quantizers.learning import check_width
 from mmbitsplit.structures import EmbeddingPlan, LayerGeometry, LayerSolution
 
 
@@ -131,6 +132,10 @@ class QuantizedEmbedding(nn.Module):
     def num_bits(self) -> int:
         """Width of a code."""
         return self.weight_quantizer.num_bits
+
+    def use(self, weight: int) -> None:
+        """Chooses among its widths: it has one."""
+        check_width(weight, (self.num_bits,))
 
     @property
     def weight_scale(self) -> Tensor:

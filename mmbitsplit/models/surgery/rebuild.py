@@ -14,7 +14,7 @@ from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
 from mmbitsplit.models.layers.stepped_layer import SteppedLayer
 from mmbitsplit.models.layers.steps import IdentityNorm, Steps
-from mmbitsplit.models.layers.streams import blank_stream, rounded_streams, stream_qparams
+from mmbitsplit.models.layers.streams import blank_stream, describe_stream, rounded_streams
 from mmbitsplit.models.opening import describe_opened, release_originals, reopen
 from mmbitsplit.models.surgery.embedding import expect_embedding, geometry_of_table
 from mmbitsplit.models.surgery.modules import get_module
@@ -28,9 +28,7 @@ def describe(prepared: PreparedModel) -> dict[str, Any]:
             for plan in prepared.plan.layers}
     norms = {name: get_module(prepared.model, name) for name in prepared.folded}
     steps = {name: norm.describe() for name, norm in norms.items() if norm.steps}
-    streams = {name: {'quant_min': qparams.quant_min, 'quant_max': qparams.quant_max}
-               for name, module in rounded_streams(prepared.model)
-               if (qparams := stream_qparams(module)) is not None}
+    streams = {name: describe_stream(module) for name, module in rounded_streams(prepared.model)}
     products = {plan.name: prepared.products[plan.name].plan_row(plan)
                 for plan in prepared.plan.products}
     tables = {plan.name: prepared.embeddings[plan.name].plan_row(plan)

@@ -11,8 +11,6 @@ from mmbitsplit.export.onnx.runtimes import OnnxGraph, restore
 from mmbitsplit.export.onnx.trace import GraphRequest
 from mmbitsplit.export.onnx.write_file import read_metadata, write_onnx
 from mmbitsplit.models import SteppedLayer
-from mmbitsplit.models.layers.quantizers.weight_quantizer import WeightQuantizer
-from mmbitsplit.models.layers.quantizers.weight_quantizer_set import WeightQuantizerSet
 from mmbitsplit.models.layers.steps import Step, Steps
 from mmbitsplit.structures import QParams
 
@@ -74,20 +72,15 @@ def test_a_head_called_twice_is_stored_once(model, tmp_path):
     compare(file.path, model, (1, 3, 16, 20))
 
 
-def test_soft_codes_and_several_widths_are_refused(model, tmp_path):
+def test_soft_codes_are_refused(model, tmp_path):
     layer = model.head[0]
     whole = layer.weight_quantizer
     path = tmp_path / 'model.onnx'
     whole.soften(whole.codes.float())
     with pytest.raises(ValueError, match=r"'head.0' has codes that are not whole.*harden\(\)"):
         write_onnx(request_for(model), path)
-    whole.harden()
-    narrower = WeightQuantizer(layer.geometry, 3, whole.codes.clamp(-3, 3), whole.scale)
-    layer.install_weight(WeightQuantizerSet([whole, narrower]))
-    with pytest.raises(ValueError, match=r"'head.0' has 2 widths.*keep\(num_bits\)"):
-        write_onnx(request_for(model), path)
     assert not path.exists()
-    layer.install_weight(layer.weight_quantizer.keep(4))
+    whole.harden()
     assert write_onnx(request_for(model), path).layers == 3
 
 

@@ -16,7 +16,7 @@ from mmbitsplit.models.layers.quantizers.learned_values import (
     LearnedScale,
     LearnedZeroPoint,
 )
-from mmbitsplit.models.layers.quantizers.learning import Learning
+from mmbitsplit.models.layers.quantizers.learning import Learning, check_width
 from mmbitsplit.structures import QParams
 
 
@@ -55,6 +55,16 @@ class ActivationQuantizer(Learning):
         """The parameters as they are now."""
         return QParams(self.scale, self.zero_point, self.quant_min, self.quant_max,
                        unit=self.unit, channel_max=self.channel_max)
+
+    @property
+    def num_bits(self) -> int:
+        """Width of a code."""
+        return (self.quant_max - self.quant_min).bit_length()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths there are."""
+        return (self.num_bits,)
 
     @property
     def soft(self) -> bool:
@@ -118,6 +128,14 @@ class ActivationQuantizer(Learning):
         qparams = self.qparams
         return replace(qparams, scale=qparams.scale.detach().clone(),
                        zero_point=qparams.zero_point.detach().clone())
+
+    def solutions(self) -> tuple[QParams, ...]:
+        """``solution`` of each width: here there is one."""
+        return (self.solution(),)
+
+    def use(self, num_bits: int) -> None:
+        """Chooses among ``widths``: here there is one."""
+        check_width(num_bits, self.widths)
 
     @contextmanager
     def dropping(self, probability: float, generator: torch.Generator) -> Iterator[None]:

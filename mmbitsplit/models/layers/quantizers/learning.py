@@ -1,5 +1,6 @@
-"""What quantizers that can learn have in common."""
+"""What quantizers have in common."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -31,3 +32,15 @@ class Learning(nn.Module):
         if learning is not None and name in learning:
             return learning[name]()
         return super().__getattr__(name)
+
+
+def check_width(num_bits: int, widths: Sequence[int]) -> None:
+    """Raises ``ValueError`` for a width that there is not.
+
+    Args:
+        num_bits: Asked for.
+        widths: Those that there are.
+    """
+    if num_bits not in widths:
+        raise ValueError(f'num_bits={num_bits!r} is none of the widths of this layer; it has '
+                         f'{", ".join(map(str, widths))}.')

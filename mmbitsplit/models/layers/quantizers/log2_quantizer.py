@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mmbitsplit.models.layers.quantizers.learning import check_width
 from mmbitsplit.structures.products import Log2Params
 
 
@@ -38,9 +39,22 @@ class Log2Quantizer(nn.Module):
         rounded = log2_round_trip(x.detach(), self.num_bits)
         return x + (rounded - x).detach() if x.requires_grad else rounded
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths there are."""
+        return (self.num_bits,)
+
+    def use(self, num_bits: int) -> None:
+        """Chooses among ``widths``: here there is one."""
+        check_width(num_bits, self.widths)
+
     def solution(self) -> Log2Params:
         """What it stands for."""
         return Log2Params(self.num_bits)
+
+    def solutions(self) -> tuple[Log2Params, ...]:
+        """``solution`` of each width: here there is one."""
+        return (self.solution(),)
 
     def extra_repr(self) -> str:
         return f'{2 ** self.num_bits} powers of two'

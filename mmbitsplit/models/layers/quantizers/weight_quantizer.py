@@ -17,8 +17,8 @@ from mmbitsplit.models.layers.quantizers.learned_values import (
     LearnedScale,
     LearnedShift,
 )
-from mmbitsplit.models.layers.quantizers.learning import Learning
-from mmbitsplit.structures import LayerGeometry, LayerSolution
+from mmbitsplit.models.layers.quantizers.learning import Learning, check_width
+from mmbitsplit.structures import LayerGeometry, LayerSolution, Nesting
 
 # How far from half a step a loose position keeps, so that it rounds to its code; and how far beyond
 # the range it counts as at its end.
@@ -41,12 +41,14 @@ class WeightQuantizer(Learning):
         scale: (out_channels,) real units a code step.
         bias: (out_channels,) or ``None``.
         offset: (out_channels,) added to every weight of a channel, or ``None``.
+        nesting: Of the set that it is of; ``'floor'`` has the most negative code, too.
     """
 
     def __init__(self, geometry: LayerGeometry, num_bits: int, codes: Tensor | None,
-                 scale: Tensor, bias: Tensor | None = None, offset: Tensor | None = None):
+                 scale: Tensor, bias: Tensor | None = None, offset: Tensor | None = None,
+                 nesting: Nesting | None = None):
         super().__init__()
-        self.geometry, self.num_bits = geometry, num_bits
+        self.geometry, self.num_bits, self.nesting = geometry, num_bits, nesting
         # Copies of what may be learnt in place: whoever made a solution may keep it.
         self.register_parameter('bias', None if bias is None else nn.Parameter(
             bias.detach().clone(), requires_grad=False))
@@ -60,6 +62,7 @@ class WeightQuantizer(Learning):
         self._made: frozenset[str] = frozenset()  # bias, offset: begun from none
         self._carried: Callable[[], Tensor] | None = None  # growth of the input's scale
         self.register_buffer('hard_weight', None, persistent=False)  # made once for all forwards
+        self.made_for = 1.0  # factor of the input's scale
         self.refresh()
 
     @property
@@ -73,12 +76,26 @@ class WeightQuantizer(Learning):
         return any(part is not None for part in (self.rounding, self.loose, self.learning,
                                                  self._carried))
 
-    def weight(self) -> Tensor:
-        """The weight that the layer multiplies by, float32."""
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Smallest and largest code."""
+        return code_range(self.num_bits, signed=True, narrow_range=self.nesting != 'floor')
+
+    def weight(self, factor: Tensor | float = 1.0) -> Tensor:
+        """The weight that the layer multiplies by, float32.
+
+        Args:
+            factor: The scale of the input in use in parts of that which the weight's scale
+                carries; (1,) while it is being learned.
+        """
+        if isinstance(factor, Tensor):
+            return self._make(factor)
         learnt = (self.scale, self.offset) if torch.is_grad_enabled() else ()
         if self.soft or self.hard_weight is None \
                 or any(value is not None and value.requires_grad for value in learnt):
-            return self._make()
+            return self._make(factor)
+        if factor != self.made_for:
+            self.refresh(factor)
         return self.hard_weight
 
     def soft_codes(self) -> Tensor:
@@ -97,7 +114,7 @@ class WeightQuantizer(Learning):
                 here.
         """
         self.codes, self.loose = self.hard_codes(), None
-        low, high = code_range(self.num_bits, signed=True, narrow_range=True)
+        low, high = self.limits
         base, v = soften_codes(self.codes, position.to(torch.float32), low, high)
         self.base, self.rounding = base, nn.Parameter(v)
 
@@ -118,7 +135,7 @@ class WeightQuantizer(Learning):
                 (AdaQuant); else codes stay.
         """
         self.codes, self.base, self.rounding = self.hard_codes(), None, None
-        low, high = code_range(self.num_bits, signed=True, narrow_range=True)
+        low, high = self.limits
         away = position.to(torch.float32) - self.codes
         reach = 0.5 - CLEAR
         beyond = ((self.codes == high) & (away > 0)) | ((self.codes == low) & (away < 0))
@@ -211,18 +228,30 @@ class WeightQuantizer(Learning):
         parts = (self.hard_codes() if codes is None else codes, scale, bias, offset)
         copied = [None if value is None else value.detach().clone() for value in parts]
         return LayerSolution(codes=copied[0], num_bits=self.num_bits, weight_scale=copied[1],
-                             bias=copied[2], weight_offset=copied[3], qparams=None)
+                             bias=copied[2], weight_offset=copied[3], qparams=None,
+                             nesting=self.nesting)
 
-    def use(self, num_bits: int) -> None:
-        """Chooses among ``widths``: here there is one."""
-        if num_bits not in self.widths:
-            raise ValueError(f'num_bits={num_bits!r} is none of the widths of this layer; it has '
-                             f'{", ".join(map(str, self.widths))}.')
+    def use(self, num_bits: int, factor: float | None = None) -> None:
+        """Chooses among ``widths``, here there is one, and makes the weight for a factor.
 
-    def refresh(self) -> None:
-        """Makes the weight anew, after codes, scale or offset have been written to."""
+        Args:
+            num_bits: Of ``widths``.
+            factor: See ``weight``; as it was when not given.
+        """
+        check_width(num_bits, self.widths)
+        if factor is not None and factor != self.made_for:
+            self.refresh(factor)
+
+    def refresh(self, factor: float | None = None) -> None:
+        """Makes the weight anew, after codes, scale or offset have been written to.
+
+        Args:
+            factor: See ``weight``; as before when not given.
+        """
+        if factor is not None:
+            self.made_for = factor
         with torch.no_grad():
-            self.hard_weight = None if self.codes is None else self._make()
+            self.hard_weight = None if self.codes is None else self._make(self.made_for)
 
     def _factors(self) -> tuple[Tensor, Tensor | None]:
         """Scale and offset of the weight that the layer multiplies by."""
@@ -232,19 +261,19 @@ class WeightQuantizer(Learning):
             scale, offset = scale * growth, None if offset is None else offset * growth
         return scale, offset
 
-    def _make(self) -> Tensor:
+    def _make(self, factor: Tensor | float = 1.0) -> Tensor:
         scale, offset = self._factors()
-        weight = self.soft_codes() * per_output(scale, self.geometry)
+        weight = self.soft_codes() * per_output(times(scale, factor), self.geometry)
         if offset is None:
             return weight
-        offset = per_output(offset, self.geometry)
+        offset = per_output(times(offset, factor), self.geometry)
         if self.loose is not None and self.loose.follow and self.offset.requires_grad:
             # Inside the range codes make good for it: else what two gradients that cancel leave
             # over would be learned.
             fixed = self.offset.detach() if self._carried is None else \
                 self.offset.detach() * self._carried()
             beyond = self.loose.beyond(*self._moved())
-            offset = torch.where(beyond, offset, per_output(fixed, self.geometry))
+            offset = torch.where(beyond, offset, per_output(times(fixed, factor), self.geometry))
         return weight + offset
 
     def _loose_codes(self) -> Tensor:
@@ -268,3 +297,9 @@ class WeightQuantizer(Learning):
 
     def extra_repr(self) -> str:
         return f'num_bits={self.num_bits}, {"soft" if self.soft else "hard"}'
+
+
+def times(values: Tensor | None, factor: Tensor | float) -> Tensor | None:
+    """Values times a factor; the values themselves where it is 1."""
+    return values if values is None or isinstance(factor, float) and factor == 1.0 \
+        else values * factor

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmbitsplit.functional import leading_planes
+from mmbitsplit.functional import narrower_codes
+from mmbitsplit.models.layers.quantizers.learning import check_width
 from mmbitsplit.models.layers.quantizers.weight_quantizer import WeightQuantizer
 from mmbitsplit.structures import LayerSolution
 
@@ -14,8 +16,9 @@ from mmbitsplit.structures import LayerSolution
 class WeightQuantizerSet(nn.Module):
     """Weight quantizers of a layer, by width; answers as the one in use does.
 
-    A narrower width has codes of its own, or those that the leading bit planes of the widest make,
-    which are not stored; scales, offset and bias are its own. The widest is in use first.
+    A narrower width has codes of its own, or those that are made of the widest's
+    (``functional.narrower_codes``, by the widest's ``nesting``, leading planes where it says
+    nothing), which are not stored; scales, offset and bias are its own. The widest is in use first.
 
     Args:
         quantizers: Of the same layer, each of another width, the widest with codes.
@@ -35,10 +38,11 @@ class WeightQuantizerSet(nn.Module):
         self._lent: Tensor | None = None  # to the width in use
         for one in ordered[:-1]:
             one.hard_weight = None
-            if one.codes is not None and torch.equal(one.codes, self._leading(one.num_bits)):
+            if one.codes is not None and torch.equal(one.codes, self._nested(one.num_bits)):
                 one.codes = None
         # Those without codes: theirs are made of the widest's while they are in use.
         self.nested = frozenset(one.num_bits for one in ordered if one.codes is None)
+        self.register_load_state_dict_post_hook(_after_loading)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -50,29 +54,47 @@ class WeightQuantizerSet(nn.Module):
         """The quantizer in use."""
         return self.quantizers[str(self.num_bits)]
 
-    def use(self, num_bits: int) -> None:
-        """Switches to another width.
+    def use(self, num_bits: int, factor: float | None = None) -> None:
+        """Switches to another width; its weight is made here, so that forwards only read.
+
+        Args:
+            num_bits: Of ``widths``.
+            factor: See ``WeightQuantizer.weight``; as it was when not given.
 
         Raises:
             ValueError: There is no such width.
         """
-        if num_bits not in self.widths:
-            raise ValueError(f'num_bits={num_bits!r} is none of the widths of this layer; it has '
-                             f'{", ".join(map(str, self.widths))}.')
-        if num_bits == self.num_bits:
-            return
+        check_width(num_bits, self.widths)
         left = self.active
-        left.hard_weight = None  # one weight in memory, whatever the number of widths
+        factor = left.made_for if factor is None else factor
+        if num_bits == self.num_bits and factor == left.made_for:
+            return
+        if num_bits != self.num_bits:
+            left.hard_weight = None  # one weight in memory, whatever the number of widths
+            self._take_back(left)
+            self.num_bits = num_bits
+            self._lend()
+        self.active.refresh(factor)
+
+    def _take_back(self, left: WeightQuantizer) -> None:
+        """Forgets codes that were made of the widest's for a width that was in use."""
         if left.num_bits in self.nested:
             if left.codes is self._lent and not left.soft:
                 left.codes = None
             else:  # other codes have been learnt
                 self.nested -= {left.num_bits}
-        self.num_bits, self._lent = num_bits, None
-        if num_bits in self.nested:
-            self._lent = self._leading(num_bits)
+        self._lent = None
+
+    def _lend(self) -> None:
+        if self.num_bits in self.nested:
+            self._lent = self._nested(self.num_bits)
             self.active.codes = self._lent
-        self.active.refresh()
+
+    def refresh(self, factor: float | None = None) -> None:
+        """Makes the weight in use anew, after codes or scales have been written to."""
+        if self.num_bits in self.nested and self.active.codes is self._lent:
+            self._lend()
+        self.active.refresh(factor)
 
     def keep(self, num_bits: int) -> WeightQuantizer:
         """One width by itself, with codes of its own."""
@@ -82,18 +104,26 @@ class WeightQuantizerSet(nn.Module):
     def solution(self) -> LayerSolution:
         """What the widths stand for now, as a solution of the widest with narrower ones."""
         widest, *narrower = (
-            one.solution(self._leading(one.num_bits) if one.codes is None else None)
+            one.solution(self._nested(one.num_bits) if one.codes is None else None)
             for one in reversed(self.quantizers.values()))
         return replace(widest, narrower=tuple(narrower))
 
-    def _leading(self, num_bits: int) -> Tensor:
-        """Codes of a width that the widest's leading planes make."""
+    def _nested(self, num_bits: int) -> Tensor:
+        """Codes of a width that are made of the widest's."""
         widest = self.quantizers[str(self.widths[-1])]
-        return leading_planes(widest.codes, widest.num_bits, num_bits)
+        return narrower_codes(widest.codes, widest.num_bits, num_bits,
+                              widest.nesting or 'planes')
 
-    def weight(self) -> Tensor:
-        """The weight of the width in use."""
-        return self.active.weight()
+    def weight(self, factor: Tensor | float = 1.0) -> Tensor:
+        """The weight of the width in use; see ``WeightQuantizer.weight``."""
+        return self.active.weight(factor)
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
+        lent = self.active.codes is self._lent
+        super()._apply(fn, *args, **kwargs)
+        if lent:
+            self._lent = self.active.codes
+        return self
 
     def __getattr__(self, name: str):
         try:
@@ -102,3 +132,10 @@ class WeightQuantizerSet(nn.Module):
             if 'quantizers' not in self.__dict__.get('_modules', ()):
                 raise
             return getattr(self.active, name)
+
+
+def _after_loading(quantizers: WeightQuantizerSet, _: Any) -> None:
+    """A hook: what was made of codes before another state was loaded is made anew."""
+    for one in quantizers.quantizers.values():
+        one.hard_weight = None
+    quantizers.refresh()
