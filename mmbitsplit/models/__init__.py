@@ -4,6 +4,7 @@ from mmbitsplit.models.layers.geometry import layer_geometry, layer_kind
 from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
 from mmbitsplit.models.layers.stepped_layer import SteppedLayer
 from mmbitsplit.models.surgery.install import apply, quantized_layers, quantized_products
+from mmbitsplit.models.surgery.integers import IntegerLayers, integer_layers, to_integer
 from mmbitsplit.models.surgery.prepare import PreparedModel, prepare
 from mmbitsplit.models.surgery.rebuild import describe, rebuild
 from mmbitsplit.models.switching import (
@@ -18,7 +19,8 @@ from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.roles import last_layers, layer_role
 from mmbitsplit.models.watch.watcher import layer_input, watch
 
-__all__ = ['DataFlow', 'LayerBits', 'LayerWidths', 'PreparedModel', 'QuantizedLayer',
-           'SteppedLayer', 'apply', 'bits_of', 'describe', 'last_layers', 'layer_geometry',
-           'layer_input', 'layer_kind', 'layer_role', 'prepare', 'quantized_layers',
-           'quantized_products', 'rebuild', 'set_bits', 'set_plan', 'watch', 'widths_of']
+__all__ = ['DataFlow', 'IntegerLayers', 'LayerBits', 'LayerWidths', 'PreparedModel',
+           'QuantizedLayer', 'SteppedLayer', 'apply', 'bits_of', 'describe', 'integer_layers',
+           'last_layers', 'layer_geometry', 'layer_input', 'layer_kind', 'layer_role', 'prepare',
+           'quantized_layers', 'quantized_products', 'rebuild', 'set_bits', 'set_plan',
+           'to_integer', 'watch', 'widths_of']

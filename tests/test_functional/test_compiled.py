@@ -115,6 +115,6 @@ def test_torchs_thread_count_is_put_back(count, work, threads):
             torch.set_num_threads(2)
         return loop
 
-    compiled._run(loading('serial'), loading('parallel'), work, 'x', 5)
+    compiled.run_loop(loading('serial'), loading('parallel'), work, 'x', 5)
     assert called == [('parallel' if count > 1 and work > SERIAL_WORK else 'serial', ('x', 5))]
     assert torch.get_num_threads() == count

@@ -1,19 +1,10 @@
-"""Which layers a processor without VNNI may compute wrongly.
-
-There runtimes multiply bytes by an instruction that adds two neighbouring products in 16 bits and
-saturates (pmaddubsw). Which inputs are neighbours depends on how a runtime lays out its tensors, so
-the two weights of a channel that reach farthest are taken: below the bound no order saturates.
-Codes of 7 bits stay below it: 255 (63 + 63) = 32130.
-"""
+"""Which layers a processor without VNNI may compute wrongly; see ``functional.saturation``."""
 
 from collections.abc import Mapping
 
-import torch
-
 from mmbitsplit.functional.patches import weight_rows
+from mmbitsplit.functional.saturation import pairs_saturate
 from mmbitsplit.models import QuantizedLayer
-
-LARGEST_PAIR, LOWEST_PAIR = 2 ** 15 - 1, -2 ** 15
 
 
 def saturating_layers(layers: Mapping[str, QuantizedLayer]) -> list[str]:
@@ -25,21 +16,8 @@ def may_saturate(layer: QuantizedLayer) -> bool:
     """Whether two products of a layer, in whatever order, can leave 16 bits."""
     if layer.qparams is None:  # computed in float
         return False
-    lowest, highest = pair_range(weight_rows(layer.codes, layer.geometry))
-    reach = input_reach(layer.qparams.quant_min, layer.qparams.quant_max)
-    return reach * highest > LARGEST_PAIR or reach * lowest < LOWEST_PAIR
-
-
-def pair_range(codes: torch.Tensor) -> tuple[int, int]:
-    """Lowest and highest sum of two weights of one output channel, or of one alone.
-
-    Args:
-        codes: (..., N) integers, the weights of a channel along the last dimension.
-    """
-    most = min(2, codes.shape[-1])
-    codes = codes.long()
-    return (int(codes.clamp(max=0).topk(most, -1, largest=False).values.sum(-1).min()),
-            int(codes.clamp(min=0).topk(most, -1).values.sum(-1).max()))
+    return pairs_saturate(weight_rows(layer.codes, layer.geometry),
+                          input_reach(layer.qparams.quant_min, layer.qparams.quant_max))
 
 
 def input_reach(quant_min: int, quant_max: int) -> int:

@@ -110,7 +110,7 @@ def descent_sweep(values: Tensor, product: Tensor, target: Tensor, gram: Tensor,
     real = arrays[0].dtype.type  # a float64 scalar would turn float32 rows into float64 ones
     work = groups * rows * columns * columns
     chunks = 1 if work <= SERIAL_WORK else min(CHUNKS, groups * -(-rows // TILE))
-    _run(_serial_sweep, _parallel_sweep, work, *arrays, real(step), real(low), real(high),
+    run_loop(_serial_sweep, _parallel_sweep, work, *arrays, real(step), real(low), real(high),
          moved.numpy(), chunks)
 
 
@@ -144,7 +144,7 @@ def feedback_block(block: Tensor, codes: Tensor, scale: Tensor, factor: Tensor, 
     """Error feedback inside one block of contiguous CPU tensors; see ``error_feedback``."""
     arrays = [value.numpy() for value in (block, codes, scale, factor)]
     real = arrays[0].dtype.type
-    _run(_serial_feedback, _parallel_feedback, block.numel() * block.shape[-1], *arrays,
+    run_loop(_serial_feedback, _parallel_feedback, block.numel() * block.shape[-1], *arrays,
          real(low), real(high))
 
 
@@ -176,7 +176,7 @@ def quantize_rows(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor
         scale, low, high: (C,) of the dtype of x, R a multiple of C.
     """
     out = torch.empty_like(x)
-    _run(_serial_quantize, _parallel_quantize, 4 * x.numel(),
+    run_loop(_serial_quantize, _parallel_quantize, 4 * x.numel(),
          *(value.detach().numpy() for value in (x, scale, low, high, out)))
     return out
 
@@ -202,7 +202,7 @@ def small_integers(x: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
     out = torch.empty(x.shape, dtype=torch.int8)
     sums = torch.empty(x.shape[0], dtype=torch.int64)
     arrays = [value.numpy() for value in (x.detach(), middle.to(x), out, sums)]
-    _run(_serial_integers, _parallel_integers, x.numel(), *arrays)
+    run_loop(_serial_integers, _parallel_integers, x.numel(), *arrays)
     return out, sums
 
 
@@ -235,7 +235,7 @@ def split_bytes(y: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """
     parts = torch.empty(2, *y.shape, dtype=torch.int8)
     sums = torch.empty(2, y.shape[0], dtype=torch.int64)
-    _run(_serial_split, _parallel_split, 4 * y.numel(),
+    run_loop(_serial_split, _parallel_split, 4 * y.numel(),
          *(value.detach().numpy() for value in (y, step.contiguous(), parts, sums)))
     return parts, sums
 
@@ -269,12 +269,12 @@ _parallel_errors = numba.njit(parallel=True, **SUMMING)(_round_trip_errors)
 def round_trip_errors(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """See ``round_trip.round_trip_errors``; contiguous CPU tensors."""
     errors = torch.empty(scale.shape[0], x.shape[0], dtype=torch.float64)
-    _run(_serial_errors, _parallel_errors, x.numel() * scale.shape[0],
+    run_loop(_serial_errors, _parallel_errors, x.numel() * scale.shape[0],
          *(value.detach().numpy() for value in (x, scale, low, high, errors)))
     return errors
 
 
-def _run(serial, parallel, work: int, *arguments) -> None:
+def run_loop(serial, parallel, work: int, *arguments) -> None:
     """Calls a compiled loop, in parallel where it pays, with as many threads as torch has.
 
     More threads would fight with torch's own for the cores; and when Numba starts its OpenMP

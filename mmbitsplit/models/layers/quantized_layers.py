@@ -12,6 +12,7 @@ from mmbitsplit.functional import apply_layer, channel_dim, weight_rows
 from mmbitsplit.functional.kernels.precision import autocast_dtype, full_float32
 from mmbitsplit.models.layers.float_weights import FloatWeights
 from mmbitsplit.models.layers.in_place_base import InPlaceModule, must_be_called
+from mmbitsplit.models.layers.integer_weight import IntegerWeight
 from mmbitsplit.models.layers.layer_state import (
     NAMES,
     blank_solution,
@@ -69,7 +70,7 @@ class QuantizedLayer(InPlaceModule):
 
     geometry: LayerGeometry
     declared: LayerGeometry | None
-    weight_quantizer: WeightQuantizer | WeightQuantizerSet | None
+    weight_quantizer: WeightQuantizer | WeightQuantizerSet | IntegerWeight | None
     input_quantizer: ActivationQuantizer | ActivationQuantizerSet | None
     output_quantizer: ActivationQuantizer | ActivationQuantizerSet | None
     _has_bias: bool
@@ -114,7 +115,7 @@ class QuantizedLayer(InPlaceModule):
         if expected is None:
             return self._compute(input)
         with torch.autocast(input.device.type, enabled=False):
-            return self._compute(input.to(self.product_weight.dtype)).to(expected)
+            return self._compute(input.to(self.weight_scale.dtype)).to(expected)
 
     def _compute(self, input: Tensor) -> Tensor:
         output = self.product(input)
@@ -122,6 +123,10 @@ class QuantizedLayer(InPlaceModule):
 
     def product(self, input: Tensor) -> Tensor:
         """What it gives before its output is rounded, in full precision."""
+        if self.integers:
+            output = self.weight_quantizer.product(input)
+            if output is not None:
+                return output
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
         # In TF32, torch's default for convolutions on GPUs, scale times code would be rounded.
@@ -136,12 +141,18 @@ class QuantizedLayer(InPlaceModule):
         self.quantize_input(solution.qparams, solution.narrower_inputs)
         self.quantize_output(solution.output_qparams, solution.narrower_outputs)
 
-    def install_weight(self, quantizer: WeightQuantizer | WeightQuantizerSet) -> None:
+    def install_weight(self, quantizer: WeightQuantizer | WeightQuantizerSet | IntegerWeight,
+                       ) -> None:
         """Computes with this weight, of one width or several, and its bias."""
         if not self.quantized:
             self._kept = self.float_weights()
             self._parameters.clear()
         self.weight_quantizer = quantizer.train(self.training)
+
+    @property
+    def integers(self) -> bool:
+        """Whether it multiplies bytes (``models.to_integer``)."""
+        return isinstance(self.weight_quantizer, IntegerWeight)
 
     def quantize_input(self, qparams: QParams | None, narrower: Sequence[QParams] = ()) -> None:
         """Rounds inputs from now on, whether codes are installed or not; ``None`` leaves them.
@@ -150,6 +161,8 @@ class QuantizedLayer(InPlaceModule):
             qparams: Of the widest width.
             narrower: Of others that the layer can be switched to.
         """
+        if self.integers:  # made for the inputs of before
+            self.weight_quantizer = self.weight_quantizer.plain()
         self.input_quantizer = self._quantizer(qparams, narrower)
 
     def quantize_output(self, qparams: QParams | None, narrower: Sequence[QParams] = ()) -> None:

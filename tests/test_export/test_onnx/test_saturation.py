@@ -11,15 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmbitsplit.export.onnx.saturation import (
-    LARGEST_PAIR,
-    LOWEST_PAIR,
-    input_reach,
-    may_saturate,
-    pair_range,
-    saturating_layers,
-)
+from mmbitsplit.export.onnx.saturation import input_reach, may_saturate, saturating_layers
 from mmbitsplit.functional import code_range
+from mmbitsplit.functional.saturation import LARGEST_PAIR, LOWEST_PAIR, pair_range
 
 
 def product_in_pairs(x, weight):

@@ -1,0 +1,134 @@
+"""Times models computed with integers inside torch against the float model, in one run.
+
+Weights are random and rounded to the nearest codes, scales calibrated on one random image: neither
+codes nor scales change the time. Calls of the float model, of the quantized one in float and of the
+quantized one in integers take turns; the figure is the median of the ratios of a turn.
+ONEDNN_MAX_CPU_ISA=AVX2 measures as on a processor without VNNI.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mmbitsplit.cli  # noqa: F401  before torch: its threads wait without spinning
+
+# isort: split
+import torch
+from torch import Tensor, nn
+
+from benchmarks.onnx_latency import CASES, MULTIPLE, build, machine, quantize
+from mmbitsplit.engine.onnx.export_targets import export_requests
+from mmbitsplit.models import quantized_layers, to_integer
+from mmbitsplit.models.layers.integer_weight import IntegerWeight
+
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One model with some number of threads."""
+
+    model: str
+    shape: tuple[int, int]
+    threads: int
+    isa: str
+    float_ms: float
+    simulated_ms: float
+    integer_ms: float
+    speedup: float
+    integer_layers: int
+    layers: int
+    weight_bytes: int
+    float_weight_bytes: int
+    largest_difference: float
+
+
+def alternate(models: dict[str, nn.Module], image: Tensor, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of the calls of each model; calls of all take turns."""
+    found: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for turn in range(WARM_UP + repeats):
+            for name, model in models.items():
+                started = time.perf_counter()
+                model(image)
+                if turn >= WARM_UP:
+                    found[name].append(1000 * (time.perf_counter() - started))
+    return found
+
+
+def measure(name: str, args: argparse.Namespace) -> list[Timing]:
+    """Times one model with each number of threads."""
+    shape = tuple(max(MULTIPLE, round(size * args.scale / MULTIPLE) * MULTIPLE)
+                  for size in CASES[name][1])
+    image = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(2))
+    models = {}
+    for kind in ('float', 'simulated', 'integer'):
+        model = build(name)
+        if kind != 'float':
+            quantize(model, shape, 'inputs', args.weight_bits)
+        if kind == 'integer':
+            done = to_integer(model)
+        models[kind] = export_requests(model, shape)[0].module
+    weights = [layer.weight_quantizer for _, layer in quantized_layers(models['integer'])]
+    float_bytes = sum(4 * weight.codes.numel() for weight in weights)
+    held = sum(weight.nbytes if isinstance(weight, IntegerWeight)
+               else 5 * weight.codes.numel() for weight in weights)
+    with torch.inference_mode():
+        difference = _difference(*(models[kind](image) for kind in ('simulated', 'integer')))
+    timings = []
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        ms = alternate(models, image, args.repeats)
+        timings.append(Timing(
+            name, shape, threads, os.environ.get('ONEDNN_MAX_CPU_ISA', 'all'),
+            *(statistics.median(ms[kind]) for kind in models),
+            statistics.median(one / other for one, other in zip(ms['float'], ms['integer'])),
+            len(done.integer), len(weights), held, float_bytes, difference))
+        print(row(timings[-1]), flush=True)
+    return timings
+
+
+def _difference(simulated: list[Tensor], integer: list[Tensor]) -> float:
+    """Largest difference of two models' outputs, as a part of the largest value."""
+    pairs = [(simulated, integer)] if isinstance(simulated, Tensor) else zip(simulated, integer)
+    return max(float((one - other).abs().max() / one.abs().max()) for one, other in pairs)
+
+
+def row(timing: Timing) -> str:
+    """A line of the table."""
+    height, width = timing.shape
+    return (f'| {timing.model} {height}x{width} | {timing.isa} | {timing.threads} '
+            f'| {timing.float_ms:.0f} | {timing.simulated_ms:.0f} | {timing.integer_ms:.0f} '
+            f'| {timing.speedup:.2f} | {timing.integer_layers} of {timing.layers} '
+            f'| {timing.weight_bytes / timing.float_weight_bytes:.2f} '
+            f'| {timing.largest_difference:.0e} |')
+
+
+HEADER = ('| Model | Instructions | Threads | float32, ms | quantized in float, ms | integers, ms '
+          '| Times faster than float32 | Integer layers | Weights to float32 '
+          '| Difference of outputs |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--cases', nargs='+', choices=list(CASES), default=list(CASES))
+    parser.add_argument('--threads', type=int, nargs='+', default=[torch.get_num_threads()])
+    parser.add_argument('--repeats', type=int, default=15)
+    parser.add_argument('--weight-bits', type=int, default=4)
+    parser.add_argument('--scale', type=float, default=1.0,
+                        help='of the image sides, for a quick look')
+    parser.add_argument('--json', type=Path, help='also write the numbers here')
+    args = parser.parse_args()
+    print(machine(max(args.threads)))
+    print(HEADER, flush=True)
+    timings = [timing for name in args.cases for timing in measure(name, args)]
+    if args.json:
+        args.json.write_text(json.dumps([asdict(timing) for timing in timings], indent=2))
+
+
+if __name__ == '__main__':
+    main()

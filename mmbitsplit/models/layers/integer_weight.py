@@ -1,0 +1,284 @@
+"""A layer's weight as torch multiplies it by bytes: codes packed once, no float copy beside."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmbitsplit.functional import per_output, weight_rows
+from mmbitsplit.functional.patches import explicit_padding
+from mmbitsplit.functional.saturation import pairs_saturate
+from mmbitsplit.models.layers.integer_packing import PackedCodes
+from mmbitsplit.models.layers.integer_support import (
+    integer_conv,
+    integer_linear,
+    pack_conv,
+    pack_linear,
+    saturates_pairs,
+)
+from mmbitsplit.models.layers.quantizers import ActivationQuantizer, WeightQuantizer
+from mmbitsplit.models.layers.quantizers.learning import check_width
+from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
+
+SATURATES = ('two products of its weights and inputs may leave 16 bits, where this processor (no '
+             'VNNI) saturates')
+
+
+def why_float(geometry: LayerGeometry, weight: nn.Module | None,
+              inputs: nn.Module | None) -> str | None:
+    """Why a layer cannot be computed with integers, ``None`` where it can.
+
+    Args:
+        geometry: Of the layer.
+        weight, inputs: Its quantizers.
+    """
+    if geometry.kind not in ('conv2d', 'linear'):
+        return f'torch has no integer {geometry.kind}'
+    if not isinstance(weight, WeightQuantizer):
+        return 'its weight has several widths; keep one to compute with integers'
+    if not isinstance(inputs, ActivationQuantizer):
+        return 'its inputs are float' if inputs is None else 'its inputs have several widths'
+    if weight.soft or inputs.soft:
+        return 'its codes or scales are being learned'
+    qparams = inputs.qparams
+    if not qparams.unit and qparams.scale.numel() > 1:
+        return ('its inputs have a scale a channel that its weights do not carry '
+                "(mode='per_channel')")
+    if any(value.device.type != 'cpu' for value in (weight.scale, qparams.scale)):
+        return 'it is not on the CPU'
+    points = qparams.zero_point
+    if bool(((points < qparams.quant_min) | (points > qparams.limits()[1])).any()):
+        return 'a zero point of its inputs is none of their codes'
+    reach = qparams.quant_max - qparams.quant_min
+    if reach > 255:
+        return 'its inputs have more than 8 bits'
+    if geometry.inputs_per_output * reach * 128 >= 2 ** 31:
+        return 'its sums may leave 32 bits'
+    if saturates_pairs() and pairs_saturate(weight_rows(weight.codes, geometry), reach):
+        return SATURATES
+    return None
+
+
+class IntegerWeight(nn.Module):
+    """Stands in the place of a layer's weight quantizer, and multiplies bytes.
+
+    It holds codes in the form that oneDNN takes, one byte a weight, and nothing of them beside;
+    ``codes`` and ``weight()`` are made of it for others to read. ``plain`` gives the quantizer
+    back as it was.
+
+    Args:
+        quantizer: Of one width, hard.
+        inputs: Of the layer's input.
+    """
+
+    soft = False
+    learning = None
+
+    def __init__(self, quantizer: WeightQuantizer, inputs: ActivationQuantizer):
+        super().__init__()
+        self.geometry, self.num_bits = quantizer.geometry, quantizer.num_bits
+        self.nesting = quantizer.nesting
+        self.register_parameter('bias', quantizer.bias)
+        self.register_buffer('scale', quantizer.scale.detach())
+        self.register_buffer('offset', None if quantizer.offset is None
+                             else quantizer.offset.detach())
+        self._prepare(quantizer.codes, inputs.qparams)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths there are."""
+        return (self.num_bits,)
+
+    @property
+    def codes(self) -> Tensor:
+        """int8, shape of the weight; made anew each time."""
+        codes = self._codes.dense()
+        return codes.t().contiguous() if self.geometry.kind == 'linear' else codes
+
+    def weight(self, factor: float = 1.0) -> Tensor:
+        """What codes stand for, float32; made anew each time. Inputs have one width, and so one
+        factor."""
+        weight = self.codes * per_output(self.scale, self.geometry)
+        return weight if self.offset is None else weight + per_output(self.offset, self.geometry)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it multiplies by."""
+        return self._codes.nbytes + 4 * self._scale.numel()
+
+    def plain(self) -> WeightQuantizer:
+        """The quantizer that it was made of."""
+        return WeightQuantizer(self.geometry, self.num_bits, self.codes, self.scale, self.bias,
+                               self.offset, self.nesting).train(self.training)
+
+    def solution(self) -> LayerSolution:
+        """See ``WeightQuantizer.solution``."""
+        return self.plain().solution()
+
+    def use(self, num_bits: int, factor: float | None = None) -> None:
+        """See ``WeightQuantizer.use``."""
+        check_width(num_bits, self.widths)
+
+    def product(self, x: Tensor) -> Tensor | None:
+        """What the layer makes of real inputs.
+
+        Args:
+            x: (B, C, H, W), (C, H, W), or (..., C) of a linear layer.
+
+        Returns:
+            float32; convolutions give channels last in memory. ``None`` where floats have to be
+            taken: for gradients, for values that are no numbers, in other dtypes, and in a trace,
+            which would not see a compiled loop.
+        """
+        if x.dtype != torch.float32 or x.device.type != 'cpu' or not x.numel() or _traced() \
+                or (x.requires_grad and torch.is_grad_enabled()):
+            return None
+        if self.geometry.kind == 'linear':
+            return self._linear(x)
+        if x.dim() == 3:
+            y = self.product(x.unsqueeze(0))
+            return None if y is None else y.squeeze(0)
+        return self._conv(x) if x.dim() == 4 else None
+
+    def _linear(self, x: Tensor) -> Tensor | None:
+        bytes_ = self._bytes(x.contiguous())
+        if bytes_ is None:
+            return None
+        rows = bytes_.view(-1, x.shape[-1])
+        y = integer_linear(rows, self._codes.of(rows.shape), self._scale, self._zeros, self._bias)
+        if self._sums is not None:
+            y.addcmul_(self._sums.of(integer_linear, rows), self.offset)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _conv(self, x: Tensor) -> Tensor | None:
+        geometry = explicit_padding(self.geometry, x.shape)
+        padding = geometry.padding
+        around = padding[1], padding[1], padding[0], padding[0]
+        if geometry.pre_padding_mode != 'zeros' or any(geometry.pre_padding):
+            mode = geometry.pre_padding_mode
+            x = F.pad(x, geometry.pre_padding, mode='constant' if mode == 'zeros' else mode)
+        if any(padding) and self._zero_byte is None:  # one in each channel
+            x, padding = F.pad(x, around), (0, 0)
+        if self._channels or not x.is_contiguous():
+            x = x.contiguous(memory_format=torch.channels_last)
+        bytes_ = self._bytes(x)
+        if bytes_ is None:
+            return None
+        if any(padding) and self._zero_byte:
+            bytes_, padding = F.pad(bytes_, around, value=self._zero_byte), (0, 0)
+        steps = geometry.stride, padding, geometry.dilation, geometry.groups
+        y = integer_conv(bytes_, self._codes.of(bytes_.shape), self._scale, self._zeros,
+                         self._bias, *steps)
+        if self._sums is not None:
+            sums, groups = self._sums.of(integer_conv, bytes_, *steps), (geometry.groups, -1)
+            y.unflatten(1, groups).addcmul_(sums.unflatten(1, groups),
+                                            self.offset.view(*groups, 1, 1))
+        return y
+
+    def _bytes(self, x: Tensor) -> Tensor | None:
+        from mmbitsplit.functional.kernels.byte_codes import byte_codes
+        return byte_codes(x, *self._rounding)
+
+    @torch.no_grad()
+    def _prepare(self, codes: Tensor, qparams: QParams) -> None:
+        """Packs codes, and what sums of products are multiplied by and added to."""
+        geometry, low = self.geometry, qparams.quant_min
+        # Bytes begin at the lowest code, so that narrow inputs are small numbers.
+        shift = (qparams.zero_point - low).to(torch.int32)
+        sides = [(bound - qparams.zero_point).to(torch.float32) for bound in qparams.limits()]
+        count = max(value.numel() for value in (qparams.scale, shift, *sides))
+        self._rounding = tuple(value.expand(count).contiguous() for value in (
+            qparams.scale.detach().to(torch.float32), *sides, shift))
+        self._channels = count > 1
+        self._zero_byte = int(shift[0]) if bool((shift == shift[0]).all()) else None
+        step = 1.0 if qparams.unit else float(qparams.scale)
+        self._scale = self.scale * step
+        self._zeros = torch.zeros(geometry.out_channels, dtype=torch.int64)
+        rows = weight_rows(codes, geometry)  # (G, M, N)
+        self._bias = _less_zeros(self.bias, rows, self._scale, shift)
+        self._codes, self._sums = _packed(codes, geometry, bool(shift.any())), None
+        if self.offset is not None:
+            self._sums = InputSums(codes, geometry, step, shift)
+
+    # It moves and is stored as the quantizer that it was made of.
+
+    def _apply(self, fn, *args, **kwargs):
+        moved = fn(torch.empty(0))
+        if moved.device.type != 'cpu' or moved.dtype != torch.float32:
+            raise ValueError(f'Layers that are computed with integers stay on the CPU in float32, '
+                             f'not on {moved.device} in {moved.dtype}; take them back first with '
+                             'to_integer(model, False).')
+        return self
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + 'codes'] = self.codes
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        raise ValueError('This layer is computed with integers; take it back before a state is '
+                         'loaded, with to_integer(model, False).')
+
+    def extra_repr(self) -> str:
+        return f'num_bits={self.num_bits}, integers'
+
+
+class InputSums:
+    """Sums of the inputs of each group, which the offset of a weight is multiplied by.
+
+    Args:
+        codes: Of the weight.
+        geometry: Of the layer.
+        step: Real units a code of the input.
+        shift: Bytes that stand for zero, one or one a channel.
+    """
+
+    def __init__(self, codes: Tensor, geometry: LayerGeometry, step: float, shift: Tensor):
+        ones = torch.ones_like(codes[:geometry.groups])
+        self._codes = _packed(ones, geometry, bool(shift.any()))
+        self._scale = torch.full((geometry.groups,), step)
+        self._zeros = torch.zeros(geometry.groups, dtype=torch.int64)
+        self._bias = _less_zeros(None, weight_rows(ones, replace(
+            geometry, out_channels=geometry.groups)), self._scale, shift)
+
+    def of(self, product: Callable[..., Tensor], bytes_: Tensor, *steps: Any) -> Tensor:
+        """The sums, one channel a group, by one of the products of bytes."""
+        return product(bytes_, self._codes.of(bytes_.shape), self._scale, self._zeros, self._bias,
+                       *steps)
+
+
+def _packed(codes: Tensor, geometry: LayerGeometry, padded: bool) -> PackedCodes:
+    """Codes for oneDNN; ``padded`` where inputs come with their padding."""
+    if geometry.kind == 'linear':
+        return PackedCodes(codes.t(), pack_linear)
+    return PackedCodes(codes, functools.partial(
+        pack_conv, stride=geometry.stride, padding=(0, 0) if padded else geometry.padding,
+        dilation=geometry.dilation, groups=geometry.groups))
+
+
+def _less_zeros(bias: Tensor | None, rows: Tensor, scale: Tensor, shift: Tensor) -> Tensor | None:
+    """The bias less what the bytes that stand for zero add to a product.
+
+    Args:
+        bias: (out_channels,) or ``None``.
+        rows: (G, M, N) codes.
+        scale: (out_channels,) real units a step of the product.
+        shift: (1,) or (in_channels,) the bytes.
+    """
+    if not bool(shift.any()):
+        return None if bias is None else bias.detach().to(torch.float32)
+    groups, _, count = rows.shape
+    if shift.numel() == 1:
+        shift = shift.expand(groups)
+    each = shift.view(groups, 1, -1)
+    each = each.repeat_interleave(count // each.shape[-1], -1)
+    added = (rows.double() * each).sum(-1).flatten() * scale
+    return ((0.0 if bias is None else bias.detach().double()) - added).to(torch.float32)
+
+
+def _traced() -> bool:
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() \
+        or torch.onnx.is_in_onnx_export()

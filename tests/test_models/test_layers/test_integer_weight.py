@@ -1,0 +1,213 @@
+"""Layers that multiply bytes give what they give in float, but for the rounding of float32."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mmbitsplit.functional import apply_layer, code_range, product_input
+from mmbitsplit.models import QuantizedLayer, to_integer
+from mmbitsplit.models.layers.integer_packing import PATIENCE
+from mmbitsplit.models.layers.integer_support import saturates_pairs, why_no_integers
+from mmbitsplit.models.layers.integer_weight import SATURATES
+from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
+
+pytestmark = pytest.mark.skipif(why_no_integers() is not None, reason='torch without bytes')
+
+CONVOLUTIONS = {
+    'plain': dict(kernel_size=(3, 3), padding=(1, 1)),
+    'stride': dict(kernel_size=(3, 3), padding=(1, 1), stride=(2, 2)),
+    'pointwise': {},
+    'groups': dict(kernel_size=(3, 3), padding=(1, 0), groups=4),
+    'depthwise': dict(kernel_size=(3, 5), padding=(1, 2), groups=8),
+    'dilation': dict(kernel_size=(3, 3), padding=(2, 2), dilation=(2, 2)),
+    'reflected': dict(kernel_size=(3, 3), pre_padding=(1, 1, 1, 1), pre_padding_mode='reflect'),
+    'uneven': dict(kernel_size=(3, 3), stride=(2, 2), auto_padding='same_upper'),
+}
+INPUTS = {  # scales, zero points, lowest and highest code, unit
+    'relu': ([0.02], [0], 0, 255, True),
+    'asymmetric': ([0.03], [93], 0, 255, True),
+    'signed': ([0.04], [0], -128, 127, True),
+    'narrow': ([0.4], [5], 0, 15, True),
+    'real': ([0.03], [17], 0, 255, False),
+    'ecaq': ([0.01 * (i + 1) for i in range(8)], [11], 0, 255, True),
+    'ecaq, points': ([0.01 * (i + 1) for i in range(8)], [7 * i for i in range(8)], 0, 255, True),
+}
+
+
+def layer_of(geometry, inputs, num_bits=6, offset=False, bias=True, seed=0):
+    """A layer with random codes, and an input that leaves the range of its codes at both ends."""
+    generator = torch.Generator().manual_seed(seed)
+    shape, channels = geometry.weight_shape, geometry.out_channels
+    scales, points, low, high, unit = inputs
+    draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
+    smallest, largest = code_range(num_bits, signed=True)
+    codes = torch.randint(smallest, largest + 1, shape, generator=generator, dtype=torch.int8)
+    layer = QuantizedLayer(geometry, torch.zeros(shape), torch.zeros(channels))
+    layer.install(LayerSolution(
+        codes=codes, num_bits=num_bits, weight_scale=draw(channels).abs() + 0.01,
+        bias=draw(channels) if bias else None,
+        qparams=QParams(torch.tensor(scales), torch.tensor(points), low, high, unit=unit),
+        weight_offset=draw(channels) if offset else None))
+    layer.release_float()
+    size = (2, 5, geometry.in_channels) if geometry.kind == 'linear' else (
+        2, geometry.in_channels, 9, 11)
+    return layer.eval(), 3 * draw(*size)
+
+
+def exact(layer, x):
+    """The output in double precision."""
+    quantizer, inputs = layer.weight_quantizer, layer.input_quantizer
+    codes = product_input(x, inputs.qparams, inputs.channel_dim).double()
+    bias = quantizer.bias
+    return apply_layer(codes, quantizer.weight().double(), None if bias is None else bias.double(),
+                       layer.geometry)
+
+
+def assert_close(y, expected):
+    assert (y - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def assert_same(layer, x, expected):
+    """Twice more than the calls after which codes are packed: in plain order and packed."""
+    with torch.no_grad():
+        for _ in range(PATIENCE + 1):
+            assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize('inputs', INPUTS)
+@pytest.mark.parametrize('convolution', CONVOLUTIONS)
+def test_convolutions(convolution, inputs):
+    geometry = LayerGeometry('conv2d', 8, 16, **CONVOLUTIONS[convolution])
+    for offset in (False, True):
+        layer, x = layer_of(geometry, INPUTS[inputs], offset=offset, bias=not offset)
+        expected = exact(layer, x)
+        assert to_integer(layer).left == {}
+        assert_same(layer, x, expected)
+        for value in (x.contiguous(memory_format=torch.channels_last),
+                      torch.cat([x, x], -1)[..., :11]):
+            assert_close(layer(value), expected)
+        assert_close(layer(x[0]), expected[0])
+
+
+@pytest.mark.parametrize('inputs', INPUTS)
+def test_linear_layers(inputs):
+    geometry = LayerGeometry('linear', 8, 17)
+    for offset in (False, True):
+        layer, x = layer_of(geometry, INPUTS[inputs], offset=offset, bias=not offset)
+        expected = exact(layer, x)
+        assert to_integer(layer).left == {}
+        assert_same(layer, x, expected)
+        assert_same(layer, x[0, 0], expected[0, 0])
+        assert_same(layer, x.transpose(0, 1), expected.transpose(0, 1))
+
+
+@pytest.mark.parametrize('num_bits', range(2, 9))
+def test_widths_of_weights(num_bits):
+    layer, x = layer_of(LayerGeometry('conv2d', 8, 16, kernel_size=(3, 3)), INPUTS['asymmetric'],
+                        num_bits=num_bits)
+    expected, left = exact(layer, x), to_integer(layer, 'auto').left
+    assert left == ({'': SATURATES} if saturates_pairs() and num_bits == 8 else {})
+    assert_same(layer, x, expected)
+
+
+def test_what_cannot():
+    plain = dict(kernel_size=(3, 3))
+    channels = ([0.1] * 8, [0], 0, 255, False)
+    for geometry, inputs, word in (
+            (LayerGeometry('conv_transpose2d', 8, 8, **plain), INPUTS['relu'], 'transpose'),
+            (LayerGeometry('conv2d', 8, 8, **plain), channels, 'per_channel')):
+        layer, x = layer_of(geometry, inputs)
+        before = layer(x)
+        assert word in to_integer(layer, 'auto').left['']
+        assert torch.equal(layer(x), before)
+        with pytest.raises(ValueError, match='none of 1 layers'):
+            to_integer(layer)
+
+
+def test_back_again_and_what_others_see():
+    layer, x = layer_of(LayerGeometry('conv2d', 8, 16, **CONVOLUTIONS['groups']),
+                        INPUTS['asymmetric'], offset=True)
+    before, weight, state = layer(x), layer.weight.clone(), layer.state_dict()
+    to_integer(layer)
+    assert torch.equal(layer.weight, weight)
+    assert layer.state_dict().keys() == state.keys()
+    assert all(torch.equal(layer.state_dict()[name], value) for name, value in state.items())
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert other.integers and torch.equal(other(x), layer(x))
+    to_integer(layer, False)
+    assert not layer.integers and torch.equal(layer(x), before)
+
+
+def test_where_floats_are_taken():
+    layer, x = layer_of(LayerGeometry('conv2d', 8, 16), INPUTS['relu'])
+    missing = x.clone()
+    missing[0, 0, 0, 0] = float('nan')
+    before = layer(missing)
+    to_integer(layer)
+    assert torch.equal(layer(missing).isnan(), before.isnan()) and before.isnan().any()
+    x.requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match='to_integer'):
+        layer.double()
+
+
+def test_a_shape_that_changes():
+    layer, x = layer_of(LayerGeometry('conv2d', 8, 16, **CONVOLUTIONS['plain']), INPUTS['signed'])
+    expected = exact(layer, x)
+    to_integer(layer)
+    for size in (11, 11, 11, 11, 5, 11, 5, 5, 5, 5):
+        y = layer(x[..., :size].contiguous())
+        assert (y[..., :size - 1] - expected[..., :size - 1]).abs().max() <= 1e-5 * expected.max()
+
+
+def test_weights_are_held_once():
+    layer, x = layer_of(LayerGeometry('conv2d', 64, 64, kernel_size=(3, 3)), (
+        [0.1], [0], 0, 255, True))
+    to_integer(layer)
+    quantizer = layer.weight_quantizer
+    for _ in range(PATIENCE + 1):
+        layer(x)
+        assert quantizer.nbytes <= 0.3 * 4 * quantizer.codes.numel()
+    assert sum(value.numel() for value in vars(quantizer).values()
+               if isinstance(value, torch.Tensor)) < 1000
+
+
+SAME = '''
+import torch
+import test_integer_weight as cases
+from mmbitsplit.models import to_integer
+from mmbitsplit.models.layers.integer_support import saturates_pairs
+from mmbitsplit.structures import LayerGeometry
+assert saturates_pairs()
+for bits, inputs, done in ((8, 'asymmetric', False), (7, 'asymmetric', True),
+                           (8, 'narrow', True)):
+    layer, x = cases.layer_of(LayerGeometry('conv2d', 8, 16, kernel_size=(3, 3), padding=(1, 1)),
+                              cases.INPUTS[inputs], num_bits=bits)
+    layer.weight_quantizer.codes.sign_().mul_(2 ** (bits - 1) - 1)
+    layer.weight_quantizer.refresh()
+    expected, x = cases.exact(layer, 100 * x), 100 * x
+    assert (not to_integer(layer, 'auto').left) == done, bits
+    cases.assert_same(layer, x, expected)
+'''
+
+
+def test_without_vnni_it_is_exact_or_refused():
+    environment = {**os.environ, 'ONEDNN_MAX_CPU_ISA': 'AVX2'}
+    done = subprocess.run([sys.executable, '-c', SAME], env=environment, capture_output=True,
+                          text=True, cwd=Path(__file__).parent)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_not_known():
+    with pytest.raises(ValueError, match='integer=3'):
+        to_integer(nn.Linear(1, 1), 3)
+    with pytest.raises(ValueError, match='no quantized layer'):
+        to_integer(nn.Linear(1, 1))
