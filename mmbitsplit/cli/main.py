@@ -62,6 +62,7 @@ COMMANDS = {
     'compare': Command('compare_runs', 'put several runs into one table and one plot'),
     'sensitivity': Command('sensitivity', 'quantize each layer alone and see what it costs'),
     'plan': Command('plan', 'choose widths layer by layer for several budgets, and their front'),
+    'pareto': Command('pareto', 'the plans worth having of a model with several widths'),
     'units': Command('units', 'divide a model into the parts that are reconstructed together'),
     'paper-tables': Command('paper_tables', "run the grid of one of the paper's tables",
                             OF_THE_REPOSITORY),

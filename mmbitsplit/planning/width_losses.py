@@ -10,9 +10,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.models.layers.streams import streams_through
 from mmbitsplit.passes.raw_outputs import RawOutput, RawOutputs
 from mmbitsplit.passes.replay import ReplayPoint, patched
@@ -58,7 +57,7 @@ class BaseCalls:
     """Outputs of the layers of the base model, call by call.
 
     Args:
-        layers: Of the prepared model.
+        layers: Of the prepared model; whatever gives one tensor a call.
         budget: Bytes that may be kept, of all batches of this process.
 
     Attributes:
@@ -67,7 +66,7 @@ class BaseCalls:
         order: By batch, the layer of each call.
     """
 
-    layers: Mapping[str, QuantizedLayer]
+    layers: Mapping[str, nn.Module]
     budget: int
     kept: dict[int, list[Tensor]] = field(default_factory=dict)
     order: dict[int, list[str]] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from typing import Any
 from mmbitsplit.structures.options import from_mapping
 from mmbitsplit.structures.plan import BitPlan
 from mmbitsplit.structures.spec import (
+    AS_REQUESTED,
     PLAN_FORMAT,
     PLAN_SETTINGS,
     ActivationSpec,
@@ -59,6 +60,17 @@ def plan_value(plan: BitPlan) -> dict[str, Any]:
                  if part.requested and part.kind == PRODUCT]
     return {'format': PLAN_FORMAT, **shared, **({'streams': streams} if streams else {}),
             **({'products': products} if products else {}), 'layers': rows}
+
+
+def widths_value(plan: PlanSpec) -> dict[str, Any]:
+    """Returns the widths that a given plan says as plain values, ready for JSON."""
+    rows = [{'name': row.name, **{
+        key: bits for key in ('weight_bits', 'input_bits', 'output_bits')
+        if (bits := getattr(row, key)) != AS_REQUESTED}} for row in plan.layers]
+    return {'format': plan.format,
+            **({'streams': [asdict(stream) for stream in plan.streams]} if plan.streams else {}),
+            **({'products': [asdict(product) for product in plan.products]}
+               if plan.products else {}), 'layers': rows}
 
 
 def plan_text(value: Mapping[str, Any]) -> str:

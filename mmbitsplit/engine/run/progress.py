@@ -23,6 +23,8 @@ TITLES = {'importance': 'gradients of raw outputs, batches', 'float': 'float pas
           'widths, solve': 'solving layers at all widths',
           'widths, measure': 'measuring layers at all widths', 'layers': 'solving layers',
           'unit': 'learning a unit, steps',
+          'front, blocks': 'measuring blocks at all widths',
+          'front, search': 'measuring plans',
           'refine': 'losses of the whole model', 'tuning': 'tuning the whole model, steps'}
 LOG_LINES = 10  # of the float pass
 LOSSES = 50  # of the whole model, between two lines

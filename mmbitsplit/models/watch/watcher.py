@@ -58,7 +58,12 @@ def watch(model: nn.Module, run: Callable[[], Any], *, inputs: Any = None,
     Raises:
         ValueError: The forward calls a layer from another thread.
     """
-    watcher = _Watcher(model)
+    return watched_by(Watcher(model), run, inputs, barriers)
+
+
+def watched_by(watcher: 'Watcher', run: Callable[[], Any], inputs: Any,
+               barriers: Iterable[Any]) -> DataFlow:
+    """``watch`` by a watcher of one's own."""
     with ExitStack() as stack, torch.no_grad():
         for barrier in barriers:
             stack.enter_context(barrier(watcher.replayed_step))
@@ -69,7 +74,7 @@ def watch(model: nn.Module, run: Callable[[], Any], *, inputs: Any = None,
             watcher.hand_out(run())
     with torch.no_grad():
         watcher.calls.finish()
-    _only_own_weights(model, watcher.flow)
+    _only_own_weights(watcher.model, watcher.flow)
     watcher.flow.foreign_weights = watcher.weight_reads.foreign
     watcher.flow.module_calls = [watcher.module_calls.finish()]
     return watcher.flow
@@ -89,7 +94,8 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return one is other or None not in (one, other) and same_elements(one, other)
 
 
-class _Watcher(TorchDispatchMode):
+class Watcher(TorchDispatchMode):
+    """Sees one run; see ``watch``."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

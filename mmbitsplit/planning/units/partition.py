@@ -20,7 +20,7 @@ MAX_LAYERS = 8
 MAX_BYTES = 2 ** 31  # of tensors that are made in one call, for gradients to pass through
 
 
-def find_units(flow: DataFlow, plan: BitPlan, *, max_layers: int = MAX_LAYERS,
+def find_units(flow: DataFlow, plan: BitPlan | Sequence[str], *, max_layers: int = MAX_LAYERS,
                max_bytes: int = MAX_BYTES, overrides: Sequence[OverrideSpec] = (),
                counts: Mapping[int, Mapping[str, int]] | None = None,
                granularity: Granularity = 'block', merge: int = 1) -> tuple[Unit, ...]:
@@ -28,7 +28,7 @@ def find_units(flow: DataFlow, plan: BitPlan, *, max_layers: int = MAX_LAYERS,
 
     Args:
         flow: What the watched runs showed.
-        plan: Its layers are divided.
+        plan: Its layers are divided; or names of layers, in execution order.
         max_layers: Most planned layers of a unit; those asked for by overrides may have more.
         max_bytes: Most bytes of tensors that a call may make.
         overrides: Those with ``unit`` say what is to be one, and what is not.
@@ -46,10 +46,11 @@ def find_units(flow: DataFlow, plan: BitPlan, *, max_layers: int = MAX_LAYERS,
     Raises:
         ValueError: An override asks for a unit that cannot be one.
     """
-    planned = [layer.name for layer in plan.layers]
+    layers = plan.layers if isinstance(plan, BitPlan) else ()
+    planned = [layer.name for layer in layers] if isinstance(plan, BitPlan) else list(plan)
     tree = CallTree(flow.module_calls, planned)
     apart = {layer.name: f"embedding '{layer.codes_of}', whose codes it takes"
-             for layer in plan.layers if layer.codes_of}
+             for layer in layers if layer.codes_of}
     if granularity == 'net':
         max_layers = len(planned)
     search = _Search(tree, Candidates(tree, max_layers, max_bytes, overrides, counts or {},
