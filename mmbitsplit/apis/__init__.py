@@ -3,8 +3,8 @@
 from mmbitsplit.apis.quantize_model import quantize_model
 from mmbitsplit.models import bits_of, set_bits, set_plan, widths_of
 
-__all__ = ['bits_of', 'export_onnx', 'load_quantized', 'quantize_config', 'quantize_model',
-           'set_bits', 'set_plan', 'widths_of']
+__all__ = ['bits_of', 'export_onnx', 'load_quantized', 'pareto_front', 'quantize_config',
+           'quantize_model', 'set_bits', 'set_plan', 'widths_of']
 
 
 def __getattr__(name: str):
@@ -16,6 +16,9 @@ def __getattr__(name: str):
     if name == 'load_quantized':
         from mmbitsplit.apis.loading import load_quantized
         return load_quantized
+    if name == 'pareto_front':
+        from mmbitsplit.apis.pareto import pareto_front
+        return pareto_front
     if name == 'export_onnx':
         from mmbitsplit.apis.onnx_files import export_onnx
         return export_onnx

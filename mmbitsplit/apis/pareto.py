@@ -46,7 +46,8 @@ def pareto_front(model: nn.Module, batches: Iterable[Any], budgets: Iterable[Bud
     Raises:
         ValueError: The model has one width, a budget cannot be kept, or an option is not known.
     """
-    asked = from_mapping(FrontOptions, {**options, 'budgets': read_budgets(budgets)}, 'pareto_front')
+    asked = from_mapping(FrontOptions, {**options, 'budgets': read_budgets(budgets)},
+                         'pareto_front')
     batches, call = read_batches(batches), run or ModelCall()
     if run is None:
         batches = arrays_to_tensors(batches, model)

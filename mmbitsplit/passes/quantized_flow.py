@@ -1,6 +1,7 @@
 """Watches a quantized model on as many batches as it takes to see all of its layers."""
 
 from collections.abc import Collection
+from functools import partial
 
 from mmbitsplit.models import DataFlow
 from mmbitsplit.models.surgery.watch_quantized import watch_quantized
@@ -22,7 +23,8 @@ def quantized_flow(forwards: Forwards, layers: Collection[str]) -> DataFlow:
     for number in list(forwards.batches)[:MOST_WATCHED]:
         with forwards.whole(number):
             flows.append(watch_quantized(
-                forwards.model, lambda: forwards.run(number), inputs=forwards.batches[number],
+                forwards.model, partial(forwards.run, number),
+                inputs=forwards.batches[number],
                 barriers=[barrier(forwards.replay_points)]))
         if set(layers) <= {name for flow in flows for name in flow.calls}:
             break
