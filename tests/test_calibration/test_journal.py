@@ -1,17 +1,23 @@
 """What a journal keeps comes back, in order; facts; the beginning and the end."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
-from journal_entries import IDENTITY, assert_entries, changed, entry, names, resume, write
+from journal_entries import IDENTITY, assert_entries, changed, entry, names, plain, resume, write
 from torch import nn
 
 from mmbitsplit.calibration.journal import Journal
 from mmbitsplit.calibration.journal import journal as journal_module
-from mmbitsplit.structures import LayerSolution
+from mmbitsplit.calibration.journal.plain_solutions import (
+    solution_to_plain,
+    to_product_solution,
+)
+from mmbitsplit.functional import narrower_codes
+from mmbitsplit.structures import Log2Params, ProductSolution, QParams
 
 # What is written comes back
 
@@ -30,18 +36,50 @@ def test_an_entry_comes_back_in_every_field(qparams, bias, tmp_path):
 
 
 def test_entries_from_before_outputs_were_quantized_are_read(tmp_path, monkeypatch):
-    to_plain, to_dict = journal_module.to_plain, journal_module.asdict
+    to_plain, to_dict = journal_module.solution_to_plain, journal_module.asdict
 
     def without(key, value):
         return {name: item for name, item in value.items() if name != key}
-    monkeypatch.setattr(journal_module, 'to_plain', lambda value: without(
-        'output_qparams', to_plain(value)) if isinstance(value, LayerSolution) else to_plain(value))
+    newer = ('output_qparams', 'narrower', 'narrower_inputs', 'narrower_outputs', 'nesting')
+    monkeypatch.setattr(journal_module, 'solution_to_plain', lambda value: functools.reduce(
+        lambda plain, key: without(key, plain), newer, to_plain(value)))
     monkeypatch.setattr(journal_module, 'asdict', lambda row: without('output_bits', to_dict(row)))
     write(tmp_path, [entry(1), entry(3)])
     assert b'output_' not in (tmp_path / '0000.layer').read_bytes()
     journal = resume(tmp_path)
     assert_entries(journal, [entry(1), entry(3)])
     assert journal.entries[0].solution.output_qparams is None
+
+
+@pytest.mark.parametrize('nesting', [None, 'planes', 'floor'])
+def test_an_entry_of_several_widths_comes_back(nesting, tmp_path):
+    """Codes that are made of the widest's are made again, and are not written."""
+    written, generator = entry(1), torch.Generator().manual_seed(5)
+    codes = torch.randint(-127, 128, (512, 2, 3, 3), generator=generator).to(torch.int8)
+    widest = dataclasses.replace(written.solution, codes=codes, num_bits=8, nesting=nesting)
+    own = torch.randint(-7, 8, codes.shape, generator=generator).to(torch.int8)
+    solution = dataclasses.replace(
+        widest, narrower=tuple(dataclasses.replace(
+            widest, num_bits=num_bits, weight_scale=torch.rand(64, generator=generator),
+            codes=own if nesting is None else narrower_codes(codes, 8, num_bits, nesting))
+            for num_bits in (6, 4, 3)),
+        narrower_inputs=tuple(dataclasses.replace(widest.qparams, quant_max=high)
+                              for high in (63, 15)),
+        narrower_outputs=(QParams(torch.rand(1), torch.zeros(1), 0, 15, unit=False),))
+    written = dataclasses.replace(written, solution=solution)
+    write(tmp_path, [written])
+    assert_entries(resume(tmp_path), [written])
+    size = (tmp_path / '0000.layer').stat().st_size
+    assert (size > 4 * codes.numel()) == (nesting is None)
+
+
+def test_a_product_of_several_widths_comes_back():
+    wide, narrow = (QParams(torch.rand(2), torch.ones(2), 0, high) for high in (255, 15))
+    solution = ProductSolution(wide, Log2Params(4), (narrow,), (Log2Params(3), Log2Params(2)))
+    found = to_product_solution(solution_to_plain(solution))
+    assert plain(found) == plain(solution)
+    old = {side: value for side, value in solution_to_plain(solution).items() if len(side) == 1}
+    assert to_product_solution(old).narrower_a == ()
 
 
 def test_order_is_kept_and_a_resumed_journal_goes_on(tmp_path):

@@ -12,12 +12,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmbitsplit.calibration.journal.frames import (
     FORMAT,
@@ -28,6 +27,12 @@ from mmbitsplit.calibration.journal.frames import (
     write_whole,
 )
 from mmbitsplit.calibration.journal.identity import AGAIN, check_identity
+from mmbitsplit.calibration.journal.plain_solutions import (
+    solution_to_plain,
+    to_plain,
+    to_product_solution,
+    to_solution,
+)
 from mmbitsplit.calibration.journal.unit_state import FILE as STATE
 from mmbitsplit.calibration.journal.unit_state import UnitState
 from mmbitsplit.files import sync_folder
@@ -35,10 +40,8 @@ from mmbitsplit.functional import ActivationSamples
 from mmbitsplit.structures import (
     LayerReport,
     LayerSolution,
-    Log2Params,
     ProductReport,
     ProductSolution,
-    QParams,
 )
 
 HEADER = 'header.json'
@@ -291,34 +294,15 @@ def _to_payload(entry: Entry, previous: str) -> bytes:
     buffer = io.BytesIO()
     more: dict[str, Any] = {'product': True} if isinstance(entry, ProductEntry) else \
         {} if entry.samples is None else {'samples': to_plain(entry.samples)}
-    torch.save({'previous': previous, 'name': entry.name, 'solution': to_plain(entry.solution),
-                'report': asdict(entry.report), **more}, buffer)
+    torch.save({'previous': previous, 'name': entry.name,
+                'solution': solution_to_plain(entry.solution), 'report': asdict(entry.report),
+                **more}, buffer)
     return buffer.getvalue()
-
-
-def to_plain(value: Any) -> Any:
-    """Returns dataclasses as dicts and tensors as copies (a view would save all its storage)."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu().clone(memory_format=torch.contiguous_format)
-    if is_dataclass(value):
-        return {item.name: to_plain(getattr(value, item.name)) for item in fields(value)}
-    return [to_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def to_solution(plain: Mapping[str, Any]) -> LayerSolution:
-    """Inverse of ``to_plain``; older entries say nothing of outputs and narrower widths."""
-    sides = {side: QParams(**plain[side]) for side in ('qparams', 'output_qparams')
-             if plain.get(side) is not None}
-    return LayerSolution(**{**plain, **sides, 'narrower': tuple(
-        map(to_solution, plain.get('narrower', ())))})
 
 
 def _to_entry(stored: Mapping[str, Any]) -> Entry:
     if stored.get('product'):
-        sides = {side: None if value is None else
-                 QParams(**value) if 'scale' in value else Log2Params(**value)
-                 for side, value in stored['solution'].items()}
-        return ProductEntry(stored['name'], ProductSolution(**sides),
+        return ProductEntry(stored['name'], to_product_solution(stored['solution']),
                             ProductReport(**stored['report']))
     samples = ActivationSamples(**stored['samples']) if 'samples' in stored else None
     return JournalEntry(stored['name'], to_solution(stored['solution']),

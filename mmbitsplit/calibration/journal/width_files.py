@@ -20,9 +20,8 @@ from mmbitsplit.calibration.journal.journal import (
     parse_header,
     render_header,
     through_json,
-    to_plain,
-    to_solution,
 )
+from mmbitsplit.calibration.journal.plain_solutions import solution_to_plain, to_solution
 from mmbitsplit.files import remove_stale
 from mmbitsplit.planning.width_bank import Banked
 from mmbitsplit.planning.width_journal import WidthJournal
@@ -102,7 +101,7 @@ class WidthFiles(WidthJournal):
         """See ``WidthJournal``."""
         buffer = io.BytesIO()
         torch.save({'name': name, 'widths': {str(widths): {
-            'solution': to_plain(banked.solution), 'error': banked.error,
+            'solution': solution_to_plain(banked.solution), 'error': banked.error,
             'channels': banked.channels} for widths, banked in row.items()}}, buffer)
         path = self.folder / f'{self._count:04d}.widths'
         with file_errors(path, 'written'):
