@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmbitsplit.export.onnx.stored_weight import keeps_offset
 from mmbitsplit.functional import channel_dim
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.structures import QParams
@@ -64,7 +65,7 @@ def between_quantizers(node: Any, calls: Mapping[Any, LayerCall],
     """
     layer = calls[node].layer
     qparams, kind = layer.qparams, layer.geometry.kind
-    if qparams is None or not qparams.unit or kind == 'conv_transpose2d':
+    if qparams is None or not qparams.unit or kind == 'conv_transpose2d' or keeps_offset(layer):
         return False
     if kind == 'linear' or node in folds or layer.output_qparams is not None:
         return True

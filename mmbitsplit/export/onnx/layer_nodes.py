@@ -12,6 +12,7 @@ before the quantizer. Codes stay inside the layer's bits; how many the file take
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 from mmbitsplit.export.onnx.fold import LayerCall, codes_as_they_are, one_zero_point
 from mmbitsplit.export.onnx.int32_bias import with_int32_bias
 from mmbitsplit.export.onnx.node_writer import Nodes, NodeWriter
+from mmbitsplit.export.onnx.stored_weight import StoredWeight, is_midrise, stored_weight
 from mmbitsplit.functional import channel_dim, explicit_padding, per_input, weight_rows
 from mmbitsplit.functional.packing import onnx_bits
 from mmbitsplit.models import QuantizedLayer
@@ -127,7 +129,8 @@ class LayerWriter(NodeWriter):
 
     def _weight_and_bias(self, call: LayerCall, reader: LayerCall | None) -> tuple[Any, Any]:
         layer, geometry = call.layer, call.layer.geometry
-        scale = layer.weight_scale.double().cpu().numpy()  # (out_channels,)
+        stored = stored_weight(layer)
+        scale, codes = stored.scale, stored.codes
         bias, name = layer.product_bias, call.name
         bias = None if bias is None else bias.detach().double().cpu().numpy()
         if reader is not None:
@@ -137,37 +140,39 @@ class LayerWriter(NodeWriter):
                 points = reader.layer.qparams.zero_point.double().cpu().numpy()
                 bias = points if bias is None else bias + points
             name = f'{call.name}.for.{reader.name}'
-        codes = layer.codes
-        if bias is not None:
+        if bias is not None and not stored.half:
             codes, scale = with_int32_bias(codes, scale, bias, geometry)
         if codes_as_they_are(layer):
-            shift = scale * _zero_point_sums(codes, layer)
+            shift = scale * _zero_point_sums(codes, layer, stored.half)
             bias = -shift if bias is None else bias - shift
-        codes_name = call.name if codes is layer.codes else f'{name}.coarse'
-        weight = self._dequantized_weight(call, codes, scale.astype(np.float32), codes_name, name)
+        codes_name = call.name if codes is stored.codes else f'{name}.coarse'
+        weight = self._dequantized_weight(call, replace(
+            stored, codes=codes, scale=scale.astype(np.float32)), codes_name, name)
         return weight, None if bias is None else self._store(f'{name}.bias',
                                                             bias.astype(np.float32))
 
-    def _dequantized_weight(self, call: LayerCall, codes: Tensor, scale: np.ndarray,
-                            codes_name: str, scale_name: str) -> Any:
-        geometry, array = call.layer.geometry, codes.cpu().numpy()
+    def _dequantized_weight(self, call: LayerCall, weight: StoredWeight, codes_name: str,
+                            scale_name: str) -> Any:
+        geometry, array, scale = call.layer.geometry, weight.codes.cpu().numpy(), weight.scale
         axis = 0 if geometry.kind == 'conv2d' else 1
         if geometry.kind == 'linear':
             array = array.T  # as MatMul wants it
-        dtype = self.ir.DataType.INT4 if onnx_bits(call.layer.num_bits, self.format) == 4 \
+        dtype = self.ir.DataType.INT4 if onnx_bits(weight.num_bits, self.format) == 4 \
             else self.ir.DataType.INT8
         stored = self._store(f'{codes_name}.codes', array, dtype)
         if geometry.kind == 'conv_transpose2d' and geometry.groups > 1:
             # A channel of each group shares an index of axis 1: no axis has the scales.
             factor = _per_weight_row(scale, geometry)
-        elif not self.in_integers:
+        elif not self.in_integers or weight.half:
             factor = scale.reshape([-1 if dim == axis else 1 for dim in range(array.ndim)])
         else:
             zeros = self._store(f'{codes_name}.zero', np.zeros(scale.shape, np.int8), dtype)
             return self._node('DequantizeLinear', [
                 stored, self._store(f'{scale_name}.weight_scale', scale), zeros], axis=axis)
         real = self._node('Cast', [stored], to=int(self.ir.DataType.FLOAT))
-        return self._node('Mul', [real, self._store(f'{scale_name}.weight_factor', factor)])
+        real = self._node('Mul', [real, self._store(f'{scale_name}.weight_factor', factor)])
+        return real if not weight.half else self._node(
+            'Add', [real, self._store(f'{scale_name}.weight_offset', factor / 2)])
 
     def _operator(self, x: Any, weight: Any, bias: Any, call: LayerCall) -> Any:
         geometry = call.layer.geometry
@@ -280,7 +285,8 @@ def _padding(call: LayerCall) -> dict[str, Any]:
 def _check_standard(name: str, layer: QuantizedLayer) -> None:
     """Raises ``ValueError`` for what ONNX's quantizers and one integer product cannot say."""
     what = [text for text, found in (
-        ("an offset of every output channel's weights", layer.weight_offset is not None),
+        ("an offset of every output channel's weights",
+         layer.weight_offset is not None and not is_midrise(layer)),
         ('input channels of different widths',
          layer.qparams is not None and layer.qparams.channel_max is not None)) if found]
     if what:
@@ -289,9 +295,15 @@ def _check_standard(name: str, layer: QuantizedLayer) -> None:
                          "and no more, such as method=dict(type='BitSplit').")
 
 
-def _zero_point_sums(codes: Tensor, layer: QuantizedLayer) -> np.ndarray:
-    """What the input's zero points add to each output channel, in steps: (out_channels,)."""
-    rows = weight_rows(codes, layer.geometry).double()  # (G, M, N)
+def _zero_point_sums(codes: Tensor, layer: QuantizedLayer, half: bool) -> np.ndarray:
+    """What the input's zero points add to each output channel, in steps: (out_channels,).
+
+    Args:
+        codes: As stored.
+        layer: Theirs.
+        half: See ``StoredWeight``.
+    """
+    rows = weight_rows(codes, layer.geometry).double() + 0.5 * half  # (G, M, N)
     points = per_input(layer.qparams.zero_point.double(), layer.geometry).unsqueeze(-1)
     return (rows @ points.to(rows)).flatten().cpu().numpy()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from mmbitsplit.export.onnx.stored_weight import keeps_offset, stored_weight
 from mmbitsplit.functional.patches import weight_rows
 from mmbitsplit.functional.saturation import pairs_saturate
 from mmbitsplit.models import QuantizedLayer
@@ -14,9 +15,9 @@ def saturating_layers(layers: Mapping[str, QuantizedLayer]) -> list[str]:
 
 def may_saturate(layer: QuantizedLayer) -> bool:
     """Whether two products of a layer, in whatever order, can leave 16 bits."""
-    if layer.qparams is None:  # computed in float
+    if layer.qparams is None or keeps_offset(layer):  # computed in float
         return False
-    return pairs_saturate(weight_rows(layer.codes, layer.geometry),
+    return pairs_saturate(weight_rows(stored_weight(layer).codes, layer.geometry),
                           input_reach(layer.qparams.quant_min, layer.qparams.quant_max))
 
 

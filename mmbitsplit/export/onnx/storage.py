@@ -12,15 +12,16 @@ from mmbitsplit.functional.packing import ONNX_BITS, onnx_bits
 FORMATS = tuple(ONNX_BITS)
 
 
-def count_widths(widths: Iterable[int], format: str) -> list[dict[str, int]]:
+def count_widths(widths: Iterable[tuple[int, int]], format: str) -> list[dict[str, int]]:
     """Returns a row a width of weight codes: ``code_bits``, ``stored_bits``, ``layers``.
 
     Args:
-        widths: Of the codes of each layer in a file.
+        widths: Of the codes of each layer in a file, and of the codes that stand for them there.
         format: Of the file.
     """
-    return [{'code_bits': bits, 'stored_bits': onnx_bits(bits, format), 'layers': layers}
-            for bits, layers in sorted(Counter(widths).items())]
+    rows = Counter((bits, onnx_bits(needed, format)) for bits, needed in widths)
+    return [{'code_bits': bits, 'stored_bits': stored, 'layers': layers}
+            for (bits, stored), layers in sorted(rows.items())]
 
 
 def storage_note(rows: Iterable[Mapping[str, int]], format: str) -> str:

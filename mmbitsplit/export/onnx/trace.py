@@ -70,7 +70,7 @@ def trace(request: GraphRequest) -> TracedGraph:
 
     Raises:
         ValueError: torch's exporter cannot follow the module; names its reason. Or a layer's codes
-            are soft or of several widths; names the layer.
+            are soft; names the layer. Of several widths, those in use are written.
     """
     need('onnxscript')
     layers = {name: layer for name, layer in quantized_layers(request.module)

@@ -10,6 +10,7 @@ from mmbitsplit.export.onnx.requirements import need
 from mmbitsplit.export.onnx.rewrite import write_layers
 from mmbitsplit.export.onnx.saturation import saturating_layers
 from mmbitsplit.export.onnx.storage import FORMATS, count_widths, storage_note
+from mmbitsplit.export.onnx.stored_weight import stored_weight
 from mmbitsplit.export.onnx.trace import GraphRequest, trace
 from mmbitsplit.files import replacing
 from mmbitsplit.structures.options import check_choice
@@ -74,7 +75,8 @@ def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
     saturating = saturating_layers(traced.layers) if format == 'int8' else []
     folds = write_layers(traced.model, traced.layers, traced.streams, traced.products,
                          format=format, fold=fold)
-    codes = count_widths((layer.num_bits for layer in traced.layers.values()), format)
+    codes = count_widths(((layer.num_bits, stored_weight(layer).num_bits)
+                          for layer in traced.layers.values()), format)
     traced.model.producer_name, traced.model.producer_version = 'mmbitsplit', __version__
     traced.model.metadata_props[METADATA] = json.dumps(
         {'graph': request.name, 'format': format, 'outputs': traced.structure,
