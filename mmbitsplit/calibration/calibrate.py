@@ -74,6 +74,7 @@ from mmbitsplit.structures import (
     QuantizationReport,
     QuantSpec,
     Selection,
+    Widths,
     plan_value,
 )
 
@@ -171,7 +172,7 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
     for entry in entries:
         solved.take_over(entry)
     solve_embeddings(made.prepared, forwards, solved, stopwatch)
-    _solve(look, made.prepared, run, method, solved, stopwatch)
+    _solve(look, made.prepared, run, method, solved, stopwatch, method.width_pairs(spec))
     solved.check_complete()
     refinement = refine(method, forwards, run, solved, stopwatch) if method.refines else {}
     tuning = tune(build_stages(spec.tuning), look, spec.calibration, solved, stopwatch,
@@ -313,14 +314,14 @@ def _float_run(look: Watching, made: _Made, spec: QuantSpec, method: Method, don
 
 
 def _solve(look: Watching, prepared: PreparedModel, run: FloatRun, method: Method,
-           solved: SolvedLayers, stopwatch: Stopwatch) -> None:
+           solved: SolvedLayers, stopwatch: Stopwatch, widths: Sequence[Widths]) -> None:
     """Solves all layers that have not been taken over."""
     if not run.sampler.spec.num_images:
         solve_without_images(prepared, method, solved, stopwatch)
     elif all(site.quantized for site in prepared.sites.values()):
         pass
     elif isinstance(solved, SolvedUnits):
-        solve_units(look, prepared, run, method, solved, stopwatch)
+        solve_units(look, prepared, run, method, solved, stopwatch, widths)
     else:
         owners = find_owners(look.flow, set(prepared.sites), run.record.patterns)
         solver = LayerSolver(prepared, look.forwards, run, method, solved, stopwatch)

@@ -24,8 +24,16 @@ from mmbitsplit.passes.twin_lockstep import BatchesDiffer, TwinLockstep, UnitWor
 from mmbitsplit.passes.unit_evidence import UNIT_BYTES, Collection, UnitEvidence
 from mmbitsplit.passes.unit_exchange import gather_calls
 from mmbitsplit.passes.watching import Watching
-from mmbitsplit.solving.solve_unit import LAYERS, UnitLayer, UnitOutcome, install, solve_unit
-from mmbitsplit.structures import CalibrationSpec, Unit, summary
+from mmbitsplit.passes.width_inputs import WidthInputs
+from mmbitsplit.solving.solve_unit import (
+    LAYERS,
+    UnitLayer,
+    UnitOutcome,
+    install,
+    solve_unit,
+    use_widths,
+)
+from mmbitsplit.structures import CalibrationSpec, Unit, Widths, summary
 
 BESIDE = 500  # multiplications that the other work of an output is worth, on a CPU, about
 UNIT_SHARE = 0.25  # of a memory budget that is given, for the inputs and outputs of a unit
@@ -86,6 +94,7 @@ class UnitSolver:
         team: The processes.
         importance: Of the channels of units' outputs, where the method asks for it.
         times: Tells how far learning is.
+        widths: Gives units their inputs at several widths, ``None`` where there is one.
     """
 
     prepared: PreparedModel
@@ -95,6 +104,7 @@ class UnitSolver:
     team: Team
     importance: Mapping[str, Tensor]
     times: UnitTimes
+    widths: WidthInputs | None = None
 
     def __call__(self, waiting: list[WaitingUnit]) -> set[str]:
         """Improves units whose layers are solved; takes them out of the list as they are.
@@ -112,7 +122,10 @@ class UnitSolver:
         """At most one for each process."""
         evidence, mine = [one.evidence for one in waiting], ()
         for rank, one in enumerate(evidence):  # nothing of the others is held while one is learned
-            calls = gather_calls(one, waiting.pop(0).inputs, self.team, rank, self._device(one))
+            inputs = waiting.pop(0).inputs
+            narrower = self.widths.of(one, inputs) if self.widths is not None else ()
+            calls = gather_calls(one, inputs, self.team, rank, self._device(one), narrower)
+            del inputs, narrower
             mine = calls if rank == self.team.rank else mine
         del calls
         own = evidence[self.team.rank] if self.team.rank < len(evidence) else None
@@ -141,7 +154,8 @@ class UnitSolver:
         outcome = solve_unit(
             evidence, calls, self._layers(unit), self.method, progress=progress,
             snapshots=None if journal is None else journal.unit_state(unit.name),
-            importance=self.importance.get(unit.name))
+            importance=self.importance.get(unit.name),
+            widths=() if self.widths is None else tuple(self.widths.widths))
         return outcome, time.perf_counter() - started
 
     def _layers(self, unit: Unit) -> dict[str, UnitLayer]:
@@ -153,7 +167,7 @@ class UnitSolver:
 
 
 def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: Method,
-                solved: SolvedUnits, stopwatch: Stopwatch) -> None:
+                solved: SolvedUnits, stopwatch: Stopwatch, widths: Sequence[Widths] = ()) -> None:
     """Runs the pass with two branches a batch, and solves all units that are left.
 
     Args:
@@ -163,6 +177,7 @@ def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: 
         method: One that solves units.
         solved: Where solutions go; what was taken over is there.
         stopwatch: Told what it takes.
+        widths: That units are learned at, rising, where layers have several.
 
     Raises:
         BatchesDiffer: A batch calls other layers than the watched one, and calls have not been
@@ -181,13 +196,15 @@ def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: 
     work = UnitWork(
         units=units,
         solve=UnitSolver(prepared, method, solved, stopwatch, team, run.importance.channels,
-                         times),
+                         times, None if not widths else WidthInputs(
+                             forwards=forwards, tape=run.tape, widths=widths,
+                             use=lambda one: use_widths(layers.values(), one))),
         collection=Collection(
             batches=forwards.total, seed=run.sampler.spec.seed,
             sizes={batch: size for part in team.gather(look.sizes)
                    for batch, size in part.items()},
             budget=unit_bytes(run.sampler.spec) // most_open(solved.units, owners),
-            holdout=run.sampler.spec.holdout))
+            holdout=run.sampler.spec.holdout, inputs=1 + max(1, len(widths))))
     lockstep = TwinLockstep(
         prepared, forwards, counts, owners, run.sampler, run.tape,
         LayerSolver(prepared, forwards, run, method, solved, stopwatch),

@@ -18,11 +18,12 @@ from mmbitsplit.methods.kl_divergence import KLDivergence
 from mmbitsplit.methods.lapq import LAPQ
 from mmbitsplit.methods.mse import MSE
 from mmbitsplit.methods.pipelines import PIPELINES, check_pipeline
+from mmbitsplit.methods.ptmq import PTMQ
 from mmbitsplit.methods.published_bitsplit import PublishedBitSplit
 from mmbitsplit.methods.qdrop import QDrop
 from mmbitsplit.methods.round_to_nearest import RoundToNearest
 
-__all__ = ['ACIQ', 'BRECQ', 'LAPQ', 'METHODS', 'MSE', 'PIPELINES', 'ACIQMix', 'AdaQuant',
-           'AdaRound', 'BitSplit', 'ErrorFeedback', 'KLDivergence', 'Method', 'PublishedBitSplit',
+__all__ = ['ACIQ', 'BRECQ', 'LAPQ', 'METHODS', 'MSE', 'PIPELINES', 'PTMQ', 'ACIQMix',
+           'AdaQuant', 'AdaRound', 'BitSplit', 'ErrorFeedback', 'KLDivergence', 'Method', 'PublishedBitSplit',
            'QDrop', 'RoundToNearest', 'build_method', 'check_data_free', 'check_pipeline',
            'read_request', 'register_method']

@@ -17,6 +17,7 @@ from mmbitsplit.structures import (
     QuantSpec,
     RowStatistics,
     WeightSolution,
+    Widths,
     from_mapping,
     read_plan,
 )
@@ -104,6 +105,14 @@ class Method(Options):
 
         They are taken where a request says nothing of tuning; ``tuning=[]`` says that there are
         none.
+
+        Args:
+            spec: The request.
+        """
+        return ()
+
+    def width_pairs(self, spec: QuantSpec) -> Sequence[Widths]:
+        """Returns what units are learned at, rising, where their layers have several widths.
 
         Args:
             spec: The request.

@@ -9,6 +9,7 @@ taken up again.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,8 @@ from mmbitsplit.methods.unit_learning_state import as_if_whole, decide, rounding
 from mmbitsplit.methods.unit_problem import UnitProblem
 
 LossForm = Literal['published', 'scale_free']
+Distance = Callable[[Tensor, Tensor], Tensor]
+Objective = Callable[[Draw, torch.Generator, Distance], Tensor]
 ROUNDS = 10  # of extra steps, each begun by deciding half of what is left: at most 0.1 % in the end
 BEFORE = -1  # the step whose random numbers the error of the start is drawn by
 TINY = 1e-8
@@ -80,6 +83,9 @@ class Learning:
             kept, the start among them. 0 for none: the last is kept.
         feed: What the unit is given for a draw, instead of its quantized input; may draw from the
             generator. It asks for float inputs.
+        objective: What is minimised for a draw, beside the push, instead of the error of the output
+            on ``feed``. Given the draw, the step's generator, and the distance of an output of the
+            unit from what it is to be, in the form that ``loss`` names.
         inside: Around each of the unit's forward passes while it is learned, made from the step's
             generator.
         steps_before, steps_after: Of other stages, for the progress that is told.
@@ -99,6 +105,7 @@ class Learning:
     undecided: float = 1e-3
     judge_every: int = 0
     feed: Callable[[Draw, torch.Generator], Tensor] | None = None
+    objective: Objective | None = None
     inside: Callable[[torch.Generator], AbstractContextManager] | None = None
     steps_before: int = 0
     steps_after: int = 0
@@ -170,7 +177,7 @@ class _Learner:
                            for name, parameter in group.parameters.items()}
         self.optimizers = [GroupOptimizer(group) for group in what.groups if group.parameters]
         self.draws = Draws(problem.fit, what.batch_size, what.rows, what.levels,
-                           float_inputs=what.feed is not None)
+                           float_inputs=what.feed is not None or what.objective is not None)
         self.dim = output_dim(problem, problem.fit[0].float_output)
         self.importance = self._importance() if what.weighted else None
         self.variances = self.draws.variances(problem.as_read, self.importance, self.dim) \
@@ -233,12 +240,17 @@ class _Learner:
         x = draw.quantized_input if self.what.feed is None else self.what.feed(draw, generator)
         inside = nullcontext() if self.what.inside is None else self.what.inside(generator)
         with inside:
-            return self._loss(draw, x)
+            if self.what.objective is None:
+                return self._loss(draw, x)
+            return self.what.objective(draw, generator, partial(self._distance, draw))
 
     def _loss(self, draw: Draw, x: Tensor) -> Tensor:
+        return self._distance(draw, self.problem.forward(x), draw.float_output)
+
+    def _distance(self, draw: Draw, output: Tensor, wanted: Tensor) -> Tensor:
         read, what = self.problem.as_read, self.what
-        loss = reconstruction_loss(read(self.problem.forward(x)), read(draw.float_output),
-                                   self.dim, what.norm, self.importance)
+        loss = reconstruction_loss(read(output), read(wanted), self.dim, what.norm,
+                                   self.importance)
         if what.loss == 'published':
             return loss
         channels = draw.float_output.shape[self.dim]

@@ -21,12 +21,14 @@ class Draw:
         quantized_input, float_output: As of ``UnitCall``.
         float_input: The same, ``None`` where nobody asked for it.
         group: Number of the calls that they are of; see ``Draws.groups``.
+        width_inputs: As of ``UnitCall``.
     """
 
     quantized_input: Tensor
     float_output: Tensor
     float_input: Tensor | None
     group: int
+    width_inputs: tuple[Tensor, ...] = ()
 
 
 class Draws:
@@ -86,12 +88,13 @@ class Draws:
             first = last
             if len(places):
                 places = places.to(call.float_output.device)
-                maps = [call.quantized_input, call.float_output]
+                maps = [call.quantized_input, call.float_output, *call.width_inputs]
                 maps += [call.float_input] if self.float_inputs else []
                 taken.append([one.index_select(0, places) for one in maps])
-        quantized, output, *plain = (torch.cat(parts) for parts in zip(*taken, strict=True))
-        return Draw(quantized_input=quantized, float_output=output,
-                    float_input=plain[0] if plain else None, group=group)
+        quantized, output, *rest = (torch.cat(parts) for parts in zip(*taken, strict=True))
+        plain = rest.pop() if self.float_inputs else None
+        return Draw(quantized_input=quantized, float_output=output, float_input=plain,
+                    group=group, width_inputs=tuple(rest))
 
     def variances(self, as_read: Callable[[Tensor], Tensor], importance: Tensor | None,
                   channel_dim: int) -> list[float]:
@@ -122,4 +125,5 @@ def _join(calls: Sequence[UnitCall]) -> UnitCall:
         return calls[0]
     maps = {name: torch.cat([getattr(call, name) for call in calls])
             for name in ('quantized_input', 'float_input', 'float_output')}
-    return replace(calls[0], **maps)
+    widths = zip(*(call.width_inputs for call in calls), strict=True)
+    return replace(calls[0], **maps, width_inputs=tuple(torch.cat(parts) for parts in widths))

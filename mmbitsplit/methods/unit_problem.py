@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmbitsplit.functional import code_positions, in_steps, whole_steps
-from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, Unit
+from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, Unit, Widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class UnitCall:
             nothing outside of them reaches.
         held_out: Whether it is there to judge on; nothing is fitted to it.
         number: Of the call among those of its batch: the level, of a head called once a level.
+        width_inputs: What the quantized model gives the unit at each of ``UnitProblem.widths``,
+            like ``quantized_input``; none where it has no others.
     """
 
     batch: int
@@ -38,6 +40,7 @@ class UnitCall:
     float_output: Tensor
     held_out: bool
     number: int = 0
+    width_inputs: tuple[Tensor, ...] = ()
 
 
 class UnitLayer(Protocol):
@@ -80,6 +83,9 @@ class UnitLayer(Protocol):
     def install(self, solution: LayerSolution) -> None:
         """Computes with a solution from now on, by quantizers made anew."""
 
+    def put(self, weight: Any, input: Any, output: Any) -> None:
+        """Computes with these quantizers from now on, which it or ``install`` has made."""
+
 
 class Snapshots:
     """Where a method keeps how far it is, so that a process that is killed goes on from there.
@@ -112,6 +118,9 @@ class UnitProblem:
         layers: By name, in execution order.
         run: Computes the unit as it stands on inputs like those of the calls.
         seed: Of the calibration.
+        widths: That the unit is run at, rising, where the model can be switched; none where it has
+            one width. ``quantized_input`` of calls is that of the widest.
+        use: Switches the unit's layers to one of these.
         importance: (C,) of the channels of the unit's output, ``None`` where all count alike.
         streams: Inside, residual streams of the unit carry what a function makes of what they
             would carry, and of a function that gives the same in float.
@@ -125,6 +134,8 @@ class UnitProblem:
     layers: Mapping[str, UnitLayer]
     run: Callable[[Tensor], Tensor]
     seed: int = 0
+    widths: tuple[Widths, ...] = ()
+    use: Callable[[Widths], None] = lambda widths: None
     importance: Tensor | None = None
     streams: Callable[[Callable[[Tensor, Callable[[], Tensor]], Tensor]],
                       AbstractContextManager] = lambda choose: nullcontext()
@@ -153,11 +164,27 @@ class UnitProblem:
     @torch.no_grad()
     def error(self, calls: Sequence[UnitCall]) -> float:
         """Squared error of the unit's outputs as they are read, relative to the spread of the float
-        outputs."""
+        outputs; of several widths the mean, each on the inputs of that width."""
+        if not self.widths:
+            return self._error(calls, lambda call: call.quantized_input)
+        errors = self.errors(calls)
+        return sum(errors) / len(errors)
+
+    @torch.no_grad()
+    def errors(self, calls: Sequence[UnitCall]) -> list[float]:
+        """The error at each of the widths; afterwards the widest is in use."""
+        found = []
+        for index, widths in enumerate(self.widths):
+            self.use(widths)
+            found.append(self._error(
+                calls, lambda call: call.width_inputs[index]))  # noqa: B023  (called at once)
+        return found
+
+    def _error(self, calls: Sequence[UnitCall], given: Callable[[UnitCall], Tensor]) -> float:
         total = square = plain = count = 0.0
         for call in calls:
             wanted = self.as_read(call.float_output).double()
-            output = self.as_read(self.forward(call.quantized_input))
+            output = self.as_read(self.forward(given(call)))
             total += float((output.double() - wanted).square().sum())
             square += float(wanted.square().sum())
             plain += float(wanted.sum())
@@ -185,12 +212,14 @@ class UnitCandidate:
         solutions: By layer, hard.
         notes: How it came about, for the report, whether it is taken or not.
         figures: The same in numbers, by name.
+        always: It is taken whatever its error, for comparisons; the first of such candidates is.
     """
 
     name: str
     solutions: Mapping[str, LayerSolution]
     notes: tuple[str, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
+    always: bool = False
 
 
 def positions(layer: UnitLayer) -> Tensor:

@@ -265,6 +265,8 @@ class TwinLockstep(Lockstep):
 
     def _catch_up(self) -> None:
         worker = current_branch()
+        if worker is None:  # a run beside the branches, as far as they have come
+            return
         while self.tape.behind(worker.batch) and not self.floats[worker.batch].dead:
             worker.behind = True
             worker.sleep()

@@ -4,7 +4,7 @@ With several processes each has the calls of its batches; they are brought toget
 ``unit_exchange``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ class Collection:
         budget: Bytes of a unit.
         seed: Of the draws.
         holdout: Part of the images that nothing is fitted to.
+        inputs: Maps that are kept of a call's input: float and quantized ones, of each width.
     """
 
     batches: int
@@ -38,6 +39,7 @@ class Collection:
     budget: int = UNIT_BYTES
     seed: int = 0
     holdout: float = 0.0
+    inputs: int = 2
 
 
 @dataclass(frozen=True)
@@ -160,11 +162,27 @@ class UnitEvidence:
         calls.append(_Kept(tuple(x.shape), images, places, self._part(x, images, places),
                            self._part(y, images, places, output=True)))
 
-    def calls(self, inputs: Mapping[int, list[Tensor]]) -> tuple[UnitCall, ...]:
+    def part(self, batch: int, number: int, x: Tensor) -> Tensor:
+        """What is kept of another input of a call: the same images and places.
+
+        Raises:
+            RuntimeError: It is of another shape than in the float model.
+        """
+        kept = self.floats[batch][number]
+        if tuple(x.shape) != kept.shape:
+            raise RuntimeError(
+                f"Unit '{self.function.unit.name}': the two passes see inputs of different sizes. "
+                'A step whose result depends on the data comes before; name it as a replay '
+                'point.')
+        return self._part(x, kept.images, kept.places)
+
+    def calls(self, inputs: Mapping[int, list[Tensor]],
+              narrower: Sequence[Mapping[int, list[Tensor]]] = ()) -> tuple[UnitCall, ...]:
         """Joins what both branches had, in this process.
 
         Args:
             inputs: By batch, the whole input of each call in the quantized model.
+            narrower: The same at each of the other widths, what is kept of it (``part``).
 
         Raises:
             RuntimeError: They are of other shapes than in the float model.
@@ -173,13 +191,8 @@ class UnitEvidence:
         for batch in sorted(inputs) if not self.problem else ():
             pairs = zip(self.floats[batch], inputs[batch], strict=True)
             for number, (kept, x) in enumerate(pairs):
-                if tuple(x.shape) != kept.shape:
-                    raise RuntimeError(
-                        f"Unit '{self.function.unit.name}': the two passes see inputs of "
-                        'different sizes. A step whose result depends on the data comes before; '
-                        'name it as a replay point.')
-                found += self._split(batch, number, kept,
-                                     self._part(x, kept.images, kept.places))
+                found += self._split(batch, number, kept, self.part(batch, number, x),
+                                     [one[batch][number] for one in narrower])
         return tuple(found)
 
     def float_calls(self) -> tuple[UnitCall, ...]:
@@ -199,13 +212,14 @@ class UnitEvidence:
     def _decide(self, batch: int, x: Tensor, y: Tensor,
                 compute: Callable[[Tensor], Tensor]) -> Decision:
         what = self.what
-        per_call = 4 * (2 * x.numel() + y.numel()) / what.sizes[batch]
+        per_call = 4 * (what.inputs * x.numel() + y.numel()) / what.sizes[batch]
         needed = per_call * sum(what.sizes[one] * count for one, count in self.counts.items())
         modules = [inner for module in self.function.modules for inner in module.modules()]
         crops = None if needed <= what.budget else find_crops(
             self.geometries.values(), modules, x, y)
         if crops is not None and crops.fit(x) and self._tried(batch, crops, x, y, compute):
-            one = 4 * (2 * x.shape[1] * crops.size ** 2 + y.shape[1] * crops.inner ** 2)
+            one = 4 * (what.inputs * x.shape[1] * crops.size ** 2
+                       + y.shape[1] * crops.inner ** 2)
             calls = sum(self.counts.values())
             return Decision(crops=replace(crops, count=max(1, int(what.budget / (one * calls)))))
         problem = self._try(lambda: compute(x), y)
@@ -246,13 +260,21 @@ class UnitEvidence:
             return maps.index_select(0, images.to(maps.device))
         return self.crops.outputs(maps, places) if output else self.crops.inputs(maps, places)
 
-    def _split(self, batch: int, number: int, kept: _Kept, x: Tensor) -> list[UnitCall]:
+    def _split(self, batch: int, number: int, kept: _Kept, x: Tensor,
+               narrower: Sequence[Tensor] = ()) -> list[UnitCall]:
         """Calls to fit to and to judge on, of what was kept of a call."""
         held_out = is_held_out(batch, self.what.batches, kept.shape[0], self.what.holdout)
         held_out = held_out[kept.images]
-        return [UnitCall(batch=batch, float_input=kept.x[chosen], quantized_input=x[chosen],
-                         float_output=kept.y[chosen], held_out=apart, number=number)
-                for apart, chosen in ((False, ~held_out), (True, held_out)) if bool(chosen.any())]
+        calls = []
+        for apart, chosen in ((False, ~held_out), (True, held_out)):
+            if not bool(chosen.any()):
+                continue
+            widest = x[chosen]
+            calls.append(UnitCall(
+                batch=batch, float_input=kept.x[chosen], quantized_input=widest,
+                float_output=kept.y[chosen], held_out=apart, number=number,
+                width_inputs=(*(one[chosen] for one in narrower), widest) if narrower else ()))
+        return calls
 
     def _key(self, batch: int, call: int) -> tuple:
         return (self.what.seed, 'unit', self.function.unit.name, batch, call)

@@ -5,7 +5,7 @@ that do not learn the unit keep nothing.
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,8 @@ _TENSORS = ('float_input', 'quantized_input', 'float_output')
 
 
 def gather_calls(evidence: UnitEvidence, inputs: Mapping[int, list[Tensor]] | None, team: Team,
-                 to: int, device: torch.device) -> tuple[UnitCall, ...]:
+                 to: int, device: torch.device,
+                 narrower: Sequence[Mapping[int, list[Tensor]]] = ()) -> tuple[UnitCall, ...]:
     """Gathers the calls of a unit from all processes.
 
     Args:
@@ -31,25 +32,30 @@ def gather_calls(evidence: UnitEvidence, inputs: Mapping[int, list[Tensor]] | No
         team: The processes; all call this.
         to: Rank of the one that gets the calls.
         device: Where the model is.
+        narrower: See ``UnitEvidence.calls``.
 
     Returns:
         Them all in order of batch; none elsewhere, or where there is a problem.
     """
     _share_what_is_known(evidence, team)
     mine = evidence.float_calls() if inputs is None else \
-        evidence.calls(inputs) if any(inputs.values()) else ()
+        evidence.calls(inputs, narrower) if any(inputs.values()) else ()
     evidence.floats.clear()
     if team.size == 1 or evidence.problem:
         return mine
     empty = torch.empty(0)
-    heads = team.gather([replace(call, **dict.fromkeys(_TENSORS, empty)) for call in mine])
-    parts = team.collect([getattr(call, name) for call in mine for name in _TENSORS], to)
+    heads = team.gather([replace(call, **dict.fromkeys(_TENSORS, empty),
+                                 width_inputs=(empty,) * len(call.width_inputs))
+                         for call in mine])
+    parts = team.collect([value for call in mine for value in (
+        *(getattr(call, name) for name in _TENSORS), *call.width_inputs)], to)
     calls = []
     for head, tensors in zip(heads, parts):  # nothing elsewhere
-        for number, call in enumerate(head):
-            own = tensors[len(_TENSORS) * number:len(_TENSORS) * (number + 1)]
-            calls.append(replace(call, **{name: value.to(device)
-                                          for name, value in zip(_TENSORS, own)}))
+        sent = iter(tensors)
+        for call in head:
+            own = {name: next(sent).to(device) for name in _TENSORS}
+            calls.append(replace(call, **own, width_inputs=tuple(
+                next(sent).to(device) for _ in call.width_inputs)))
     calls.sort(key=lambda call: call.batch)  # calls of a batch stay in their order
     return tuple(calls)
 

@@ -15,6 +15,7 @@ from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.team import Team
 from mmbitsplit.solving.candidates import choose_solution, only_choice
 from mmbitsplit.solving.input_scales import Candidate, choose_input
+from mmbitsplit.solving.narrower_inputs import narrower_inputs
 from mmbitsplit.solving.output_scales import search_output_qparams
 from mmbitsplit.solving.positions import LayerPositions, Rows
 from mmbitsplit.solving.statistics import collect_statistics
@@ -92,6 +93,8 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
     with stopwatch('solve_scales'):
         best, samples = choose_input(captures, rows, layer, plan, method, shared)
         ranges = channel_ranges(samples, best.qparams)
+        fewer = () if plan.stream else narrower_inputs(samples, best, plan.activation,
+                                                       plan.input_widths)
         del samples
     with stopwatch('solve_statistics'):
         fitted = _fit_and_held_out if sums is None else sums.of
@@ -110,10 +113,12 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
     bias = layer.float_weights().bias
     solution = layer_solution(choice.solution, choice.judged.bias, best.qparams, bias,
                               geometry, plan)
+    narrower = {bits: one for bits, one in choice.narrower.items()
+                if not method.widths or bits in plan.widths}  # else the method says by itself
     solution = replace(solution, narrower=tuple(
         layer_solution(one, judged.bias, best.qparams, bias, geometry,
                        replace(plan, weight=replace(plan.weight, num_bits=num_bits)))
-        for num_bits, (one, judged) in choice.narrower.items()))
+        for num_bits, (one, judged) in narrower.items()), narrower_inputs=fewer)
     if plan.output is not None:
         with stopwatch('solve_scales'):
             solution = replace(solution, output_qparams=search_output_qparams(
@@ -125,7 +130,7 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         input_ranges=ranges, notes=(
             *(() if apart else FITTED_AND_JUDGED), *width_notes(choice.solution, best.qparams),
             *(f'can be switched to {num_bits} bits: error {judged.error:.4g}'
-              for num_bits, (_, judged) in choice.narrower.items()))))
+              for num_bits, (_, judged) in narrower.items()))))
 
 
 def on_inputs(given: LayerSolution, candidate: Candidate, geometry: LayerGeometry,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from mmbitsplit.models import QuantizedLayer, apply
 from mmbitsplit.models.layers.quantizers import ActivationQuantizer
 from mmbitsplit.models.layers.streams import rounded, streams_through
 from mmbitsplit.passes.unit_evidence import UnitEvidence
-from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution
+from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, Widths
 
 LAYERS = 'layers'  # the candidate that solving layer by layer has given
 GIVEN = 'nothing of it is learned: its codes are those of an embedding'
@@ -72,6 +73,11 @@ class UnitLayer:
         """Computes with a solution from now on, by quantizers made anew."""
         apply(self.layer, solution)
 
+    def put(self, weight: Any, input: Any, output: Any) -> None:
+        """Computes with these quantizers from now on."""
+        self.layer.weight_quantizer = weight
+        self.layer.input_quantizer, self.layer.output_quantizer = input, output
+
 
 @dataclass(frozen=True)
 class UnitOutcome:
@@ -95,7 +101,7 @@ class UnitOutcome:
 
 def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
                layers: Mapping[str, UnitLayer], method: Method, *,
-               importance: Tensor | None = None,
+               importance: Tensor | None = None, widths: tuple[Widths, ...] = (),
                progress: Callable[[int, int], None] = lambda step, steps: None,
                snapshots: Snapshots | None = None) -> UnitOutcome:
     """Lets a method improve a unit whose layers are solved; the least hard error wins.
@@ -105,7 +111,7 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
         calls: Of all processes.
         layers: Of the unit, solved.
         method: One that solves units.
-        importance, progress, snapshots: See ``UnitProblem``.
+        importance, widths, progress, snapshots: See ``UnitProblem``.
 
     Raises:
         ValueError: The method's candidates have one name twice, or leave out a layer.
@@ -122,7 +128,9 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
     fit, judge = _apart(calls)
     problem = UnitProblem(unit=unit, fit=fit, judge=judge, layers=layers, run=evidence.run,
                           seed=evidence.what.seed, importance=importance, progress=progress,
-                          snapshots=snapshots or Snapshots(), streams=_streams)
+                          snapshots=snapshots or Snapshots(), streams=_streams, widths=widths,
+                          use=lambda one: use_widths(
+                              (layer.layer for layer in layers.values()), one))
     candidates = {LAYERS: solved}
     try:
         errors = {LAYERS: problem.error(judge)}
@@ -134,7 +142,8 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
     finally:
         install(layers, solved)
     numbers = {name: error for name, error in errors.items() if error == error}
-    taken = min(numbers, key=numbers.__getitem__, default=LAYERS)
+    taken = next((name for name, candidate in found.items() if candidate.always),
+                 min(numbers, key=numbers.__getitem__, default=LAYERS))
     install(layers, candidates[taken])
     notes = tuple(f'{name}: {note}' for name, candidate in found.items()
                   for note in candidate.notes)
@@ -148,6 +157,18 @@ def install(layers: Mapping[str, UnitLayer], solutions: Mapping[str, LayerSoluti
     """Writes solutions into the layers of a unit."""
     for name, layer in layers.items():
         layer.install(solutions[name])
+
+
+def use_widths(layers: Iterable[QuantizedLayer], widths: Widths) -> None:
+    """Switches the layers that have these widths; what has one alone stays as it is."""
+    for layer in layers:
+        if not layer.quantized:
+            continue
+        inputs = layer.input_quantizer
+        layer.use(
+            weight=widths.weight if widths.weight in layer.weight_quantizer.widths else None,
+            input=widths.activation if inputs is not None
+            and widths.activation in inputs.widths else None)
 
 
 def _streams(choose: Callable[[Tensor, Callable[[], Tensor]], Tensor]) -> AbstractContextManager:

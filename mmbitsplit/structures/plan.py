@@ -35,6 +35,8 @@ class LayerPlan:
             input has scales of its own.
         codes_of: Name of the embedding whose weight is also this layer's and whose codes it takes
             as they are; empty for a layer with codes of its own.
+        widths: Of the weight, rising, where it can be switched; ``weight.num_bits`` is the last.
+        input_widths: The same of the input; ``activation.num_bits`` is the last.
     """
 
     name: str
@@ -45,6 +47,8 @@ class LayerPlan:
     rectified: bool = False
     stream: str = ''
     codes_of: str = ''
+    widths: tuple[int, ...] = ()
+    input_widths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

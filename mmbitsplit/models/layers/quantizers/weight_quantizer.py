@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbitsplit.functional import code_range, per_output
+from mmbitsplit.functional.quantizers.shared_rounding import shared_codes
 from mmbitsplit.functional.quantizers.soft_rounding import (
     harden_codes,
     rectified_sigmoid,
@@ -58,6 +59,7 @@ class WeightQuantizer(Learning):
                              else offset.detach().to(torch.float32, copy=True))
         self.register_buffer('base', None, persistent=False)
         self.register_parameter('rounding', None)  # v of the rectified sigmoid, while soft
+        self._shares = False  # the rounding is that of other widths, too
         self.register_module('loose', None)  # while codes are learned straight-through
         self._made: frozenset[str] = frozenset()  # bias, offset: begun from none
         self._carried: Callable[[], Tensor] | None = None  # growth of the input's scale
@@ -102,7 +104,8 @@ class WeightQuantizer(Learning):
         """Real codes within the range of the width: ``base + h(rounding)`` while soft, whole ones
         with the gradients of their positions while loose."""
         if self.rounding is not None:
-            return self.base + rectified_sigmoid(self.rounding)
+            up = rectified_sigmoid(self.rounding)
+            return shared_codes(self.base, up, self.num_bits) if self._shares else self.base + up
         return self.codes.to(torch.float32) if self.loose is None else self._loose_codes()
 
     def soften(self, position: Tensor) -> None:
@@ -116,7 +119,18 @@ class WeightQuantizer(Learning):
         self.codes, self.loose = self.hard_codes(), None
         low, high = self.limits
         base, v = soften_codes(self.codes, position.to(torch.float32), low, high)
-        self.base, self.rounding = base, nn.Parameter(v)
+        self.base, self.rounding, self._shares = base, nn.Parameter(v), False
+
+    def share(self, position: Tensor, rounding: nn.Parameter) -> None:
+        """Lets gradients choose between the floor and the ceiling of each position, by a rounding
+        that quantizers of other widths have, too (PTMQ, Eq. 3). The full range of codes is used.
+
+        Args:
+            position: As for ``soften``.
+            rounding: v of the rectified sigmoid, shape of the weight.
+        """
+        self.base, self.loose = position.to(torch.float32).floor(), None
+        self.rounding, self._shares = rounding, True
 
     def loosen(self, position: Tensor, steps: Tensor | float = 1.0, everywhere: bool = False,
                follow: bool = False) -> None:
@@ -190,7 +204,12 @@ class WeightQuantizer(Learning):
         """The whole codes that ``harden`` would give now."""
         if self.loose is not None:
             return self._loose_codes().to(self.codes.dtype)
-        return self.codes if self.rounding is None else harden_codes(self.base, self.rounding)
+        if self.rounding is None:
+            return self.codes
+        if self._shares:
+            up = (self.rounding >= 0).to(self.base)
+            return shared_codes(self.base, up, self.num_bits).to(self.codes.dtype)
+        return harden_codes(self.base, self.rounding)
 
     @torch.no_grad()
     def harden(self) -> Tensor:
@@ -207,6 +226,7 @@ class WeightQuantizer(Learning):
                 self.learning = self._carried = None
                 self.scale, self.offset = hard.weight_scale, hard.weight_offset
             self.codes, self.base, self.rounding, self.loose = hard.codes, None, None, None
+            self._shares = False
             self.bias = self.bias if hard.bias is not None else None
             self._made = frozenset()
             self.refresh()
