@@ -24,6 +24,6 @@ from mmbitsplit.methods.qdrop import QDrop
 from mmbitsplit.methods.round_to_nearest import RoundToNearest
 
 __all__ = ['ACIQ', 'BRECQ', 'LAPQ', 'METHODS', 'MSE', 'PIPELINES', 'PTMQ', 'ACIQMix',
-           'AdaQuant', 'AdaRound', 'BitSplit', 'ErrorFeedback', 'KLDivergence', 'Method', 'PublishedBitSplit',
-           'QDrop', 'RoundToNearest', 'build_method', 'check_data_free', 'check_pipeline',
-           'read_request', 'register_method']
+           'AdaQuant', 'AdaRound', 'BitSplit', 'ErrorFeedback', 'KLDivergence', 'Method',
+           'PublishedBitSplit', 'QDrop', 'RoundToNearest', 'build_method', 'check_data_free',
+           'check_pipeline', 'read_request', 'register_method']

@@ -158,16 +158,19 @@ class PTMQ(RoundingMethod):
         if self.mixer == 'case2' and not sum(self.lambdas[1:]):
             raise ValueError(f"lambdas={self.lambdas!r} with mixer='case2' leaves nothing of the "
                              'middle and the high group; make one of them larger than 0.')
-        groups = self.groups if self.groups is not None else default_groups(ordered)
+        groups = self._groups()
         if len(groups) != 3 or not all(groups) or {*ordered} != {
                 bits for group in groups for bits in group}:
             raise ValueError(f'groups={groups!r} is not supported; it must be three lists, none '
                              f'empty, that hold the widths {", ".join(map(str, ordered))}.')
-        object.__setattr__(self, 'groups', tuple(map(tuple, groups)))
         if self.direct_bits is not None and (self.strategy != 'direct'
                                              or self.direct_bits not in ordered):
             raise ValueError(f"direct_bits={self.direct_bits!r} is of strategy='direct', and one "
                              f'of the widths {", ".join(map(str, ordered))}.')
+
+    def _groups(self) -> Sequence[Sequence[int]]:
+        """The low, middle and high group."""
+        return default_groups(self.widths) if self.groups is None else self.groups
 
     def defaults(self) -> Mapping[str, Mapping[str, Any]]:
         """One scale a tensor of least 2.4-norm, two-sided inputs with a zero point."""
@@ -227,10 +230,9 @@ class PTMQ(RoundingMethod):
                    generator: torch.Generator, distance: Distance) -> Tensor:
         """PTMQ's loss of a step (Eq. 5 and 6)."""
         assert draw.float_input is not None
-        assert self.groups is not None
         mix = FeatureMixer(self.mixer, self.lambdas, self.drop_probability)
         drawn = [group[int(torch.randint(len(group), (), generator=generator))]
-                 for group in places(self.groups, problem.widths)]
+                 for group in places(self._groups(), problem.widths)]
         x = mix([draw.width_inputs[index] for index in drawn], lambda: draw.float_input, generator)
         outputs = [self._output(problem, widths, index, x, generator) for index in drawn]
         mixed = mix(outputs, lambda: draw.float_output, generator)

@@ -7,7 +7,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from mmbitsplit.methods import Method, build_method
 from mmbitsplit.models.layers.geometry import (
     holds_layers,
     layer_geometry,
@@ -24,7 +23,6 @@ from mmbitsplit.planning.first_and_last import settings_of_role
 from mmbitsplit.planning.given_plan import (
     check_given,
     check_given_names,
-    row_of,
     with_given,
 )
 from mmbitsplit.planning.model_checks import check_left, check_model, check_reached
@@ -39,6 +37,7 @@ from mmbitsplit.planning.product_plan import (
     product_names,
 )
 from mmbitsplit.planning.request_rules import left_in_float, matches
+from mmbitsplit.planning.several_widths import with_widths
 from mmbitsplit.planning.stream_plan import plan_streams
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import (
@@ -51,7 +50,6 @@ from mmbitsplit.structures import (
     WeightSpec,
     merge,
 )
-from mmbitsplit.structures.spec import AS_REQUESTED
 
 Settings = TypeVar('Settings', WeightSpec, ActivationSpec)
 NOT_CALLED = 'not called by what was watched'
@@ -232,26 +230,7 @@ def plan_layer(name: str, role: str, spec: QuantSpec, reads_first: bool = False)
     weight, activation = settings_of_role(role, spec, reads_first)
     layer = with_given(LayerPlan(name, _overridden(name, weight, 'weight', spec),
                                  _overridden(name, activation, 'activation', spec), role), spec)
-    return _with_widths(layer, spec, build_method(spec.method))
-
-
-def _with_widths(layer: LayerPlan, spec: QuantSpec, method: Method) -> LayerPlan:
-    """Gives a layer the method's widths, where nothing has given it a width of its own: neither
-    the rule of first and last layers, nor an override or the given plan."""
-    widths, inputs = tuple(method.widths), tuple(method.input_widths(spec))
-    row = row_of(layer.name, spec)
-    said = [override for override in spec.overrides if matches(layer.name, override.match)]
-    inner = layer.role == 'inner' or spec.first_last.weight_bits is None
-    if widths and inner and (row is None or row.weight_bits == AS_REQUESTED) and not any(
-            'num_bits' in override.weight for override in said):
-        layer = replace(layer, widths=widths if len(widths) > 1 else (),
-                        weight=replace(layer.weight, num_bits=widths[-1]))
-    if inputs and inner and layer.activation.num_bits == spec.activation.num_bits and (
-            row is None or row.input_bits == AS_REQUESTED) and not any(
-            'num_bits' in override.activation for override in said):
-        layer = replace(layer, input_widths=inputs if len(inputs) > 1 else (),
-                        activation=replace(layer.activation, num_bits=inputs[-1]))
-    return layer
+    return with_widths(layer, spec)
 
 
 def _overridden(name: str, settings: Settings, part: str, spec: QuantSpec) -> Settings:

@@ -35,8 +35,9 @@ class LayerPlan:
             input has scales of its own.
         codes_of: Name of the embedding whose weight is also this layer's and whose codes it takes
             as they are; empty for a layer with codes of its own.
-        widths: Of the weight, rising, where it can be switched; ``weight.num_bits`` is the last.
-        input_widths: The same of the input; ``activation.num_bits`` is the last.
+        widths: Of the weight, rising, where it is solved for several; the last is
+            ``weight.num_bits``. Empty for one width.
+        input_widths: Of its input likewise, the last is ``activation.num_bits``.
     """
 
     name: str

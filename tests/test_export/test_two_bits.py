@@ -16,13 +16,14 @@ from mmbitsplit.models import describe, rebuild
 QUICK = {'LAPQ': dict(max_iterations=0), 'AdaRound': dict(iterations=4),
          'AdaQuant': dict(iterations=4), 'QDrop': dict(iterations=4),
          'BRECQ': dict(iterations=4, input_iterations=2)}
+SEVERAL = ('PTMQ',)  # widths of their own, whatever the request says
 NAMES = ('0', '2', '4', '6', '8')
 # Weights and input of each layer; the image stays float.
 WIDTHS = {'W2A4': [(2, 4)] * 5, 'W2A2': [(2, 2)] * 5,
           'mixed': [(8, 8), (2, 3), (3, 2), (4, 8), (2, 4)]}
 LEARNED = ('BitSplit', 'PublishedBitSplit', 'AdaRound', 'AdaQuant', 'BRECQ', 'QDrop')
 CASES = [(name, widths) for name in LEARNED for widths in WIDTHS] \
-    + [(name, 'W2A2') for name in sorted(set(METHODS) - set(LEARNED))]
+    + [(name, 'W2A2') for name in sorted(set(METHODS) - {*LEARNED, *SEVERAL})]
 # Inputs and weights as methods leave them: one scale a channel, zero points, learned scales.
 WRITTEN = [('BitSplit', 'mixed', 'int8'), ('PublishedBitSplit', 'W2A2', 'int4'),
            ('AdaQuant', 'W2A2', 'int8'), ('QDrop', 'W2A4', 'int4')]

@@ -27,7 +27,7 @@ from mmbitsplit.structures import RowStatistics
 SMALL = {'calibration': dict(rows_per_layer=256, holdout=0.25)}
 QUICK = {'LAPQ': dict(max_iterations=0),  # Powell's method has tests of its own
          'AdaRound': dict(iterations=5), 'AdaQuant': dict(iterations=5),
-         'QDrop': dict(iterations=5),
+         'QDrop': dict(iterations=5), 'PTMQ': dict(iterations=2, widths=(4, 6)),
          'BRECQ': dict(iterations=5, input_iterations=3)}
 
 
@@ -291,7 +291,7 @@ REFUSED = {  # what an error says is allowed, and values that are not
     'norms': ('a list, each item a number from 1', [(0.5,), '234', 2.0, [2, None], [math.inf]]),
     'loss': ('Allowed: auto, cross_entropy, squared_error', ['mse', None]),
     **{(name, 'loss'): ('Allowed: published, scale_free', ['mse', None])
-       for name in ('AdaRound', 'BRECQ', 'QDrop')},
+       for name in ('AdaRound', 'BRECQ', 'PTMQ', 'QDrop')},
     'loss_batches': ('an integer from 1', [0, 1.5]),
     'max_iterations': ('an integer from 0', [-1, '1']),
     'max_evaluations': ('an integer from 1', [0, 10.0]),
@@ -311,6 +311,16 @@ REFUSED = {  # what an error says is allowed, and values that are not
     'effort': ('Allowed: best, default, fast', ['slow', None]),
     ('PublishedBitSplit', 'effort'): ('Allowed: fast', ['default', None]),
     'granularity': ('Allowed: block, layer, net, stage', ['row', None]),
+    'widths': ('a list, each item an integer from 2 to 8', [[4, 9], 4, '48', None]),
+    'activation_widths': ("'tied' or a list, each item an integer from 2 to 8", [[1], 8, None]),
+    'groups': ('a list, each item a list, each item an integer from 2 to 8', [[3, 4, 6], 'low']),
+    'mixer': ('Allowed: case1, case2, case3', ['case4', None]),
+    **{name: ('a list, each item a number from 0', [[-1, 1, 1], 1.0, None])
+       for name in ('lambdas', 'gammas')},
+    **{name: TRUTH for name in ('detach_high', 'drop_inside', 'fallback')},
+    'start': ('Allowed: lowest, mean', ['high', None]),
+    'strategy': ('Allowed: direct, high_to_low, low_to_high, mixed', ['ptmq', None]),
+    'direct_bits': ('an integer from 2 to 8 or None', [1, '3']),
 }
 
 
