@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,7 +15,8 @@ from mmbitsplit.export.onnx.write_file import OnnxFile, write_onnx
 
 def export_onnx(model: nn.Module, folder: str | Path, *, format: str = 'int8',
                 shape: tuple[int, int] | None = None, dynamic: bool = False,
-                inputs: Sequence[Tensor] | None = None, fold: bool = True) -> list[OnnxFile]:
+                inputs: Sequence[Tensor] | None = None, fold: bool = True,
+                end2end: bool = False, layout: str | None = None) -> list[OnnxFile]:
     """Writes a quantized model as ONNX files of opset 21, one a graph.
 
     A classifier or single-stage detector gives ``model.onnx``, a two-stage detector
@@ -32,28 +34,36 @@ def export_onnx(model: nn.Module, folder: str | Path, *, format: str = 'int8',
         dynamic: Whether batch, height and width may vary.
         inputs: Example tensors of a torch module.
         fold: Whether input scales move into the layer before where its output goes nowhere else.
+        end2end: Of a single-stage detector: decoding of boxes and non-maximum suppression are part
+            of the graph, ``end2end.onnx``; it gives ``dets`` (N, K, 5) and ``labels`` (N, K).
+        layout: ``'mmdeploy'``: ``end2end.onnx`` in opset 18 with ``deploy.json``,
+            ``pipeline.json`` and ``detail.json``, as mmdeploy's runtime loads it. Of a classifier,
+            or of a detector with ``end2end``; the model is then one of ``load_quantized``.
 
     Raises:
         ValueError: A missing package or shape, an unknown format, a model that cannot be traced.
     """
     model.eval()
-    facts = {}
+    facts: dict[str, Any] = {}
+    if layout is not None or end2end:
+        from mmbitsplit.engine.onnx.whole_models import export_whole
+        if inputs is not None:
+            raise ValueError('end2end=True and layout take a model of mmdet or mmpretrain and its '
+                             'shape, not inputs.')
+        files = [export_whole(model, Path(folder), format=format, shape=_given(shape),
+                              dynamic=dynamic, fold=fold, end2end=end2end, layout=layout)]
+        _warn_of(files)
+        return files
     if inputs is not None:
         requests = [_plain_request(model, tuple(inputs), dynamic)]
     else:
         from mmbitsplit.engine.onnx.export_targets import export_requests, preprocessing_facts
         model = getattr(model, 'model', model)
-        if shape is None:
-            raise ValueError('shape=None: give the height and width of the image as '
-                             'shape=(height, width), or example tensors as inputs=(...).')
         facts = {'preprocessing': preprocessing_facts(model)}
-        requests = export_requests(model, shape, dynamic)
+        requests = export_requests(model, _given(shape), dynamic)
     files = [write_onnx(request, Path(folder) / f'{request.name}.onnx', format=format, fold=fold,
                         facts=facts) for request in requests]
-    saturating = sorted({layer for file in files for layer in file.saturating})
-    if saturating:
-        warnings.warn(saturation_warning(saturating, here=any(map(saturates, RUNTIMES))),
-                      SaturationWarning, stacklevel=2)
+    _warn_of(files)
     return files
 
 
@@ -66,3 +76,17 @@ def _plain_request(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool) 
             if value.dim() == 4:
                 varying[name].update({2: f'{name}_height', 3: f'{name}_width'})
     return GraphRequest('model', model, inputs, names, varying)
+
+
+def _given(shape: tuple[int, int] | None) -> tuple[int, int]:
+    if shape is None:
+        raise ValueError('shape=None: give the height and width of the image as '
+                         'shape=(height, width), or example tensors as inputs=(...).')
+    return shape
+
+
+def _warn_of(files: Sequence[OnnxFile]) -> None:
+    saturating = sorted({layer for file in files for layer in file.saturating})
+    if saturating:
+        warnings.warn(saturation_warning(saturating, here=any(map(saturates, RUNTIMES))),
+                      SaturationWarning, stacklevel=3)

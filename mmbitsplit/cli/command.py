@@ -37,6 +37,8 @@ def run_module(module: ModuleType, argv: Sequence[str] | None = None,
         0: done. 1: a failure, its traceback is in a file that the message names. 2: the user can
         mend it. 130: Ctrl-C.
     """
+    if argv is None:  # a process of its own, not a call from Python
+        share_cores(sys.argv[1:])
     argv = list(sys.argv[1:] if argv is None else argv)
     program = program or f'python tools/{module.__name__.rsplit(".", 1)[-1]}.py'
     try:
@@ -90,6 +92,15 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not supported; allowed are integers from 1")
     return value
+
+
+def share_cores(argv: Sequence[str]) -> None:
+    """Leaves cores that are busy to others, and says so; not for a look at ``--help``."""
+    if argv and not {'-h', '--help', '-V', '--version'} & set(argv):
+        from mmbitsplit.cli.free_cores import take_free_cores
+        note = take_free_cores()
+        if note:
+            say('note', note)
 
 
 def say_error(message: str) -> None:

@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="size of the padded image; default: the test pipeline's")
     parser.add_argument('--dynamic', action='store_true',
                         help='let batch, height and width vary')
+    parser.add_argument('--end2end', action='store_true',
+                        help='of a single-stage detector: boxes are decoded and suppressed (NMS) '
+                             'in the graph, which gives dets (N, K, 5) and labels (N, K)')
+    parser.add_argument('--layout', choices=['mmdeploy'],
+                        help="end2end.onnx with the JSON files that mmdeploy's runtime reads; a "
+                             'detector needs --end2end')
     parser.add_argument('--output', help='folder of the files; default: onnx_<format> beside '
                                          'the checkpoint')
     parser.add_argument('--check', choices=['onnxruntime', 'openvino'], nargs='*', default=[],
@@ -45,13 +51,15 @@ def run(args: argparse.Namespace) -> int:
     check_config_file(args.config)
     check_file(args.checkpoint, 'pass quantized.pth of a work directory of tools/quantize.py.')
     model = load_quantized(args.config, args.checkpoint)
-    folder = check_work_dir(args.output or Path(args.checkpoint).parent / f'onnx_{args.format}')
+    folder = check_work_dir(args.output or Path(args.checkpoint).parent /
+                            (args.layout or f'onnx_{args.format}'))
     divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
     shape = tuple(args.shape) if args.shape else evaluation_shape(
         Config.fromfile(args.config), divisor)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', SaturationWarning)  # told below, file by file
-        files = export_onnx(model, folder, format=args.format, shape=shape, dynamic=args.dynamic)
+        files = export_onnx(model, folder, format=args.format, shape=shape, dynamic=args.dynamic,
+                            end2end=args.end2end, layout=args.layout)
     for file in files:
         print(f'{file.path}: {file.layers} quantized layers, {len(file.folds)} calls with scales '
               f'folded, {file.bytes / 1e6:.2f} MB')

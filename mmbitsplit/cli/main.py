@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from mmbitsplit.cli.command import DONE, USER_ERROR, run_module, say_error
+from mmbitsplit.cli.command import DONE, USER_ERROR, run_module, say_error, share_cores
 from mmbitsplit.version import __version__
 
 REPOSITORY = Path(__file__).resolve().parents[2]  # of a wheel it is site-packages
@@ -123,4 +123,5 @@ def start() -> NoReturn:
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         from mmbitsplit.engine.run.distributed import end_with
         end_with(main)
+    share_cores(sys.argv[1:])
     sys.exit(main())

@@ -179,3 +179,67 @@ def test_a_second_build_leaves_no_stale_tool_behind(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         assert 'mmbitsplit/.mim/tools/train.py' not in archive.namelist()
         assert 'mmbitsplit/.mim/tools/test.py' in archive.namelist()
+
+
+BARE = '''
+import sys
+from importlib.machinery import PathFinder
+from importlib.metadata import distribution, packages_distributions
+from packaging.requirements import Requirement
+
+allowed, waiting = {'mmbitsplit'}, REQUIRED
+while waiting:
+    name = waiting.pop().lower().replace('_', '-')
+    if name in allowed:
+        continue
+    allowed.add(name)
+    for text in distribution(name).requires or ():
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({'extra': ''}):
+            waiting.append(requirement.name)
+tops = {top for top, names in packages_distributions().items()
+        if not {name.lower().replace('_', '-') for name in names} & allowed}
+
+
+class Bare:
+    """Finds what a bare environment has, and nothing else."""
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split('.')[0] in tops else PathFinder.find_spec(name, path, target)
+
+
+for name in [name for name in sys.modules if name.split('.')[0] in tops]:
+    del sys.modules[name]
+sys.meta_path[:] = [Bare() if finder is PathFinder else finder for finder in sys.meta_path
+                    if not hasattr(finder, 'MAPPING')]  # of editable installs
+for name in ('mmengine', 'mmdet', 'mmpretrain', 'cv2', 'onnx'):
+    assert name in tops, name
+
+import torch
+from torch import nn
+from mmbitsplit.apis import quantize_model
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3),
+                      nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
+batches = [torch.rand(8, 3, 10, 10) for _ in range(3)]
+report = quantize_model(model, batches, dict(weight=dict(num_bits=4)))
+assert len(report.layers) == 3 and all(0 < row.error < 0.1 for row in report.layers)
+print('quantized by', sys.modules['mmbitsplit'].__file__)
+'''
+
+
+def test_a_wheel_quantizes_with_torch_alone(wheel, tmp_path):
+    """Beside the wheel a process sees what its requirements name, and what those need."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+        name, = (name for name in archive.namelist() if name.endswith('/METADATA'))
+        required = [line.split(':')[1].split('>=')[0].strip()
+                    for line in archive.read(name).decode().splitlines()
+                    if line.startswith('Requires-Dist:') and 'extra ==' not in line]
+    assert sorted(required) == ['greenlet', 'numba', 'numpy', 'torch']
+    done = subprocess.run([sys.executable, '-c', BARE.replace('REQUIRED', repr(required))],
+                          text=True, capture_output=True, cwd=tmp_path,
+                          env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f'quantized by {tmp_path}' in done.stdout

@@ -1,7 +1,7 @@
 """Shows a run in the visualizer of its config, and so in every ``vis_backends`` that it names.
 
 mmengine's backends take scalars and pictures. A layer is a step, so that each column of the table
-of layers is a curve over the network. Names of pictures end in ``.png`` and differ from one another:
+of layers is a curve over the network. Names of pictures end in ``.png`` and differ, all of them:
 MLflow takes them for names of files and knows no steps.
 """
 

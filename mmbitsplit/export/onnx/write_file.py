@@ -1,7 +1,7 @@
 """From a part of a model to an ONNX file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ class OnnxFile:
 
 
 def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
-               fold: bool = True, facts: Mapping[str, Any] | None = None) -> OnnxFile:
+               fold: bool = True, facts: Mapping[str, Any] | None = None,
+               finish: Callable[[Any], None] | None = None) -> OnnxFile:
     """Writes a part of a model as an ONNX file of opset 21.
 
     Args:
@@ -64,6 +65,7 @@ def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
             4 bits stored in 4, the smaller file, executed in float.
         fold: Whether input scales move into the layer before where its output goes nowhere else.
         facts: More to be noted in the file's metadata, plain values.
+        finish: Changes the finished ``onnx.ModelProto`` in place, before it is checked.
 
     Raises:
         ValueError: Unknown format, a missing package, a model that cannot be traced, or a
@@ -86,6 +88,10 @@ def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             ir.save(traced.model, temporary)
+            if finish is not None:
+                proto = need('onnx').load(str(temporary))
+                finish(proto)
+                need('onnx').save(proto, str(temporary))
             need('onnx').checker.check_model(str(temporary), full_check=True)
     except OSError as error:
         raise ValueError(f'{path} cannot be written: {error}. Choose another place with '
