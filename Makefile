@@ -72,6 +72,7 @@ lint: setup ## check the style with ruff, the types with mypy
 	$(VENV_PYTHON) -m mypy
 
 docs: setup ## build the documentation into docs/_build/html; a warning is an error
+	$(VENV_PYTHON) docs/make_llms.py
 	$(VENV_PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean: ## remove caches, build products and what the demo wrote

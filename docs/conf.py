@@ -16,6 +16,7 @@ version = release = __version__
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'docstring_sources',
               'option_tables', 'picture_shades', 'public_names', 'repository_links']
 exclude_patterns = ['_build']
+html_extra_path = ['llms.txt']  # for coding agents; made by make_llms.py
 source_suffix = {'.md': 'markdown', '.rst': 'restructuredtext'}
 myst_heading_anchors = 3
 myst_enable_extensions = ['colon_fence']
