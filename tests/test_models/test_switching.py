@@ -373,3 +373,14 @@ def test_streams_are_left_whole(net):
     leave_stream(net.act)
     assert 'act' not in widths_of(net) and not list(net.act.buffers())
     assert not [name for name in vars(net.act) if 'stream' in name]
+
+
+def test_a_weight_that_somebody_reads_is_not_written_over():
+    layer = Net().conv
+    held, place = layer.product_weight, layer.product_weight.data_ptr()
+    before = held.clone()
+    layer.use(4)
+    assert torch.equal(held, before) and layer.product_weight.data_ptr() != place
+    place = layer.product_weight.data_ptr()
+    layer.use(3)
+    assert layer.product_weight.data_ptr() == place  # nobody read it: no new memory

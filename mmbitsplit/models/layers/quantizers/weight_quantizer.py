@@ -1,5 +1,6 @@
 """Integer codes of a weight, and the weight that they stand for; hard or soft."""
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -24,6 +25,8 @@ from mmbitsplit.structures import LayerGeometry, LayerSolution, Nesting
 # How far from half a step a loose position keeps, so that it rounds to its code; and how far beyond
 # the range it counts as at its end.
 CLEAR = 1e-4
+# References to a tensor that is in one variable alone, and in the call that counts.
+_OURS = 2
 
 
 class WeightQuantizer(Learning):
@@ -262,16 +265,34 @@ class WeightQuantizer(Learning):
         if factor is not None and factor != self.made_for:
             self.refresh(factor)
 
-    def refresh(self, factor: float | None = None) -> None:
+    def refresh(self, factor: float | None = None, room: Tensor | None = None) -> None:
         """Makes the weight anew, after codes, scale or offset have been written to.
 
         Args:
             factor: See ``weight``; as before when not given.
+            room: Float32 of the weight's shape, to make it in; its own when not given.
         """
         if factor is not None:
             self.made_for = factor
-        with torch.no_grad():
-            self.hard_weight = None if self.codes is None else self._make(self.made_for)
+        room, self.hard_weight = self.give_room() if room is None else room, None
+        if self.codes is None:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            if self.soft or room is None or room.shape != self.codes.shape \
+                    or room.device != self.codes.device:
+                self.hard_weight = self._make(self.made_for)
+            else:  # new memory would take longer than all of this
+                room.copy_(self.codes).mul_(per_output(times(self.scale, self.made_for),
+                                                       self.geometry))
+                self.hard_weight = room if self.offset is None else room.add_(
+                    per_output(times(self.offset, self.made_for), self.geometry))
+
+    def give_room(self) -> Tensor | None:
+        """Takes the weight's memory away, for another; ``None`` where somebody else reads it."""
+        room, self.hard_weight = self.hard_weight, None
+        free = room is not None and not room.is_inference() and not room.requires_grad \
+            and room.dtype == torch.float32 and sys.getrefcount(room) <= _OURS
+        return room if free else None
 
     def _factors(self) -> tuple[Tensor, Tensor | None]:
         """Scale and offset of the weight that the layer multiplies by."""

@@ -69,12 +69,12 @@ class WeightQuantizerSet(nn.Module):
         factor = left.made_for if factor is None else factor
         if num_bits == self.num_bits and factor == left.made_for:
             return
+        room = left.give_room()  # one weight in memory, whatever the number of widths
         if num_bits != self.num_bits:
-            left.hard_weight = None  # one weight in memory, whatever the number of widths
             self._take_back(left)
             self.num_bits = num_bits
             self._lend()
-        self.active.refresh(factor)
+        self.active.refresh(factor, room)
 
     def _take_back(self, left: WeightQuantizer) -> None:
         """Forgets codes that were made of the widest's for a width that was in use."""
