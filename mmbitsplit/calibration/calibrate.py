@@ -32,7 +32,6 @@ from mmbitsplit.calibration.unit_memory import learning_bytes
 from mmbitsplit.calibration.unit_solver import (
     SolvedUnits,
     counting_if_batches_differ,
-    inputs_kept,
     solve_units,
     take_whole_units,
     unit_bytes,
@@ -258,7 +257,7 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
         keeps = unit_bytes(spec.calibration)
         estimate = with_units(estimate, look.flow, units, total, keeps, learning_bytes(
             look.flow, units, geometries, batch_size=method.batch_size, total=total,
-            budget=keeps, inputs=inputs_kept(method.width_pairs(spec))))
+            budget=keeps))
     device = next((value.device for value in model.parameters()), torch.device('cpu'))
     budget = memory_budget(spec.calibration.memory_budget, device)
     if spec.tuning:

@@ -14,6 +14,8 @@ EXAMPLE = ('work_dirs/retinanet/quantized_config.py work_dirs/retinanet/quantize
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
+    from mmbitsplit.cli.width_arguments import add_width_arguments
+
     parser.add_argument('config', help='quantized_config.py of a work directory')
     parser.add_argument('checkpoint', help='quantized.pth beside it')
     parser.add_argument('--format', choices=['int8', 'int4'], default='int8',
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                                          'the checkpoint')
     parser.add_argument('--check', choices=['onnxruntime', 'openvino'], nargs='*', default=[],
                         help='say how many convolutions these runtimes run in integers')
+    add_width_arguments(parser)
     add_debug(parser)
 
 
@@ -42,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mmbitsplit.apis import export_onnx, load_quantized
     from mmbitsplit.cli.config_arguments import check_config_file
+    from mmbitsplit.cli.width_arguments import chosen_bits
     from mmbitsplit.engine.files.writing import check_file, check_work_dir
     from mmbitsplit.engine.onnx.evaluation import evaluation_shape
     from mmbitsplit.export.onnx.operator_check import executed_operators
@@ -50,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_config_file(args.config)
     check_file(args.checkpoint, 'pass quantized.pth of a work directory of tools/quantize.py.')
-    model = load_quantized(args.config, args.checkpoint)
+    model = load_quantized(args.config, args.checkpoint, bits=chosen_bits(args))
     folder = check_work_dir(args.output or Path(args.checkpoint).parent /
                             (args.layout or f'onnx_{args.format}'))
     divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)

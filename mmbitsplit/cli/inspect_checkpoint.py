@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
 
 def text_of(summary: dict[str, Any]) -> str:
     """Returns the summary of ``export.summarise`` as a table and a line a total."""
-    rows = [(row['name'], row['kind'], 'x'.join(map(str, row['shape'])), str(row['weight_bits']),
-             str(row['input_bits'] or 'float'), row['input_mode'] or '',
-             str(row['output_bits'] or 'float'), f'{row["payload_bytes"]:,}')
+    rows = [(row['name'], row['kind'], 'x'.join(map(str, row['shape'])), _bits(row, 'weight'),
+             _bits(row, 'input'), row['input_mode'] or '', _bits(row, 'output'),
+             f'{row["payload_bytes"]:,}')
             for row in summary['layers']]
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows)]
     lines = ['  '.join(value.rjust(width) if name in NUMBERS else value.ljust(width)
@@ -61,6 +61,7 @@ def text_of(summary: dict[str, Any]) -> str:
         f'{summary["mean_weight_bits"]:.2f} bits on average'
         f'{_range([row["weight_bits"] for row in summary["layers"]])}; '
         f'{summary["folded_batch_norms"]} batch norms folded', *([said] if said else []),
+        *_width_lines(summary),
         f'payload {summary["payload_bytes"]:,} bytes, file {summary["file_bytes"]:,} bytes; '
         f'{len(left)} tensors left in float, {sum(left.values()):,} bytes',
         f'format version {summary["format_version"]}',
@@ -84,6 +85,26 @@ def plan_of(summary: dict[str, Any]) -> dict[str, Any]:
         rows.append({**row, **({'activation': {'mode': mode}} if mode else {})})
     streams = {name: summary[name] for name in ('streams', 'products') if name in summary}
     return {'format': PLAN_FORMAT, **streams, 'layers': rows}
+
+
+def _bits(row: dict[str, Any], side: str) -> str:
+    """Width of a side of a layer, or its widths."""
+    several = row.get(f'{side}_widths')
+    return ' '.join(map(str, several)) if several else str(row[f'{side}_bits'] or 'float')
+
+
+def _width_lines(summary: dict[str, Any]) -> list[str]:
+    """What each width takes, where there are several."""
+    sizes, lines = summary.get('width_bytes', {}), []
+    before = summary['payload_bytes'] - sum(sizes.values())
+    for name, size in sizes.items():
+        before += size
+        what = 'narrowest widths' if name == 'narrowest' else f'width {name}'
+        lines.append(f'{what} {size:,} bytes, {before:,} with all that it needs')
+    if summary.get('lacking_widths'):
+        lines.append('not given: residual files of the widths '
+                     + ', '.join(map(str, summary['lacking_widths'])))
+    return lines
 
 
 def _range(bits: Sequence[int]) -> str:

@@ -56,6 +56,7 @@ COMMANDS = {
     'export': Command('export_onnx', 'write a quantized checkpoint as ONNX'),
     'test-onnx': Command('test_onnx', 'evaluate an exported model'),
     'inspect': Command('inspect_checkpoint', 'list what a quantized checkpoint holds'),
+    'split': Command('split', 'a checkpoint of several widths as a base file and one file a width'),
     'convert': Command('convert', 'write a quantized checkpoint as safetensors, or back'),
     'card': Command('card', 'write the model card of a finished run, and push it to the Hub'),
     'report': Command('make_report', 'make report.html of a finished run again'),

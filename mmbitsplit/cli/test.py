@@ -14,10 +14,12 @@ EXAMPLE = 'work_dirs/retinanet/quantized_config.py work_dirs/retinanet/quantized
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
     from mmbitsplit.cli.config_arguments import add_config_arguments
+    from mmbitsplit.cli.width_arguments import add_width_arguments
 
     parser.add_argument('config', help='config of the model and its evaluation')
     parser.add_argument('checkpoint', help='its weights')
     add_config_arguments(parser)
+    add_width_arguments(parser)
     parser.add_argument('--out', help='write the metrics to this JSON file')
     add_debug(parser)
 
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates, in each of the processes that a launcher started, and prints the metrics."""
     from mmbitsplit.cli.config_arguments import read_config
+    from mmbitsplit.cli.width_arguments import chosen_bits, use_bits
     from mmbitsplit.engine.files.writing import (
         check_file,
         check_output_file,
@@ -48,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     def work(processes: Processes) -> None:
         cfg = read_config(args)
         cfg.load_from = args.checkpoint
+        use_bits(cfg, chosen_bits(args))
         quantized = cfg.model.get('type') == 'mmbitsplit.QuantizedModel'
         check_file(args.checkpoint, 'pass the checkpoint file.')
         if quantized:

@@ -1,7 +1,7 @@
 """Files of quantized models; torch alone is needed to read and write them."""
 
+from mmbitsplit.export.packed_block import FORMAT
 from mmbitsplit.export.packed_checkpoint import (
-    FORMAT,
     HEADER_KEY,
     PAYLOAD_KEY,
     PLAN_KEY,
@@ -12,12 +12,15 @@ from mmbitsplit.export.packed_checkpoint import (
     unpack_state,
 )
 from mmbitsplit.export.packed_summary import summarise
+from mmbitsplit.export.residual_files import BASE, split_checkpoint
 from mmbitsplit.export.safetensors_file import (
     is_safetensors,
     load_safetensors,
     to_safetensors,
 )
+from mmbitsplit.export.width_parts import width_bytes
 
-__all__ = ['FORMAT', 'HEADER_KEY', 'PAYLOAD_KEY', 'PLAN_KEY', 'PackedCheckpoint', 'check_fit',
-           'is_safetensors', 'load_safetensors', 'pack_checkpoint', 'read_checkpoint', 'summarise',
-           'to_safetensors', 'unpack_state']
+__all__ = ['BASE', 'FORMAT', 'HEADER_KEY', 'PAYLOAD_KEY', 'PLAN_KEY', 'PackedCheckpoint',
+           'check_fit', 'is_safetensors', 'load_safetensors', 'pack_checkpoint',
+           'read_checkpoint', 'split_checkpoint', 'summarise', 'to_safetensors',
+           'unpack_state', 'width_bytes']

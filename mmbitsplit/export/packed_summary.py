@@ -6,6 +6,7 @@ from typing import Any
 
 from mmbitsplit.export.packed_checkpoint import PackedCheckpoint
 from mmbitsplit.models.layers.layer_state import code_bits, input_mode
+from mmbitsplit.models.layers.width_state import NARROWEST
 from mmbitsplit.structures.products import SIDES
 
 
@@ -20,8 +21,10 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
         ``layers`` (a row a layer: ``name``, ``kind``, ``shape``, ``weight_bits``,
         ``input_bits``, ``input_mode``, ``output_bits``, ``payload_bytes``; bits are ``None`` for
         float), ``float_leftovers`` (tensors of no quantized layer), ``streams`` (``name`` and
-        ``num_bits``, where there are any), ``products`` (``name``, ``a_bits``, ``b_bits``,
-        likewise), ``multiplications`` (shares, of files that say it) and totals.
+        ``num_bits``, where there are any), ``width_bytes`` (of layers of several widths, whose rows
+        have ``weight_widths`` and ``input_widths`` too: bytes by width, ``'narrowest'`` first, and
+        ``lacking_widths`` whose residual files were not given), ``products`` (``name``, ``a_bits``,
+        ``b_bits``, likewise), ``multiplications`` (shares, of files that say it) and totals.
         ``payload_bytes`` of a row count what is stored once for several layers in each of them;
         the total counts it once.
     """
@@ -29,7 +32,8 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
              for name, value in checkpoint.state.items()}
     rows = []
     # A layer that stands in the model under a second name too has its tensors under both.
-    of_layers = {key for key in sizes if f'{key.rpartition(".")[0]}.codes' in sizes}
+    of_layers = {key for key in sizes for codes in ('codes', NARROWEST)
+                 if f'{key.rpartition(".")[0]}.{codes}' in sizes}
     description = checkpoint.description
     for name, plan in (*description.get('embeddings', {}).items(),
                        *description['layers'].items()):
@@ -37,7 +41,7 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
         rows.append({'name': name, 'kind': plan['kind'], 'shape': list(plan['shape']),
                      'weight_bits': plan['num_bits'], 'input_bits': code_bits(plan['input']),
                      'input_mode': input_mode(plan['input']),
-                     'output_bits': code_bits(plan.get('output')),
+                     'output_bits': code_bits(plan.get('output')), **_widths(plan),
                      'payload_bytes': sum(sizes[key] for key in own)})
     streams = [{'name': name, 'num_bits': code_bits(limits)}
                for name, limits in checkpoint.description.get('streams', {}).items()]
@@ -47,6 +51,9 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
     meta = checkpoint.meta
     return {
         'format_version': checkpoint.version, 'layers': rows,
+        **({'width_bytes': {str(width or NARROWEST): size
+                            for width, size in checkpoint.width_bytes.items()},
+            'lacking_widths': list(checkpoint.lacking)} if checkpoint.width_bytes else {}),
         **({'streams': streams} if streams else {}),
         **({'products': products} if products else {}),
         **{name: meta[name] for name in ('multiplications',) if meta.get(name)},
@@ -62,6 +69,13 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
         'calibration_seed': (meta.get('calibration') or {}).get('seed'),
         'versions': meta.get('versions') or {},
     }
+
+
+def _widths(row: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Those of a layer that has several."""
+    widths = row.get('widths', {})
+    return {f'{side}_widths': list(widths[side]) for side in ('weight', 'input', 'output')
+            if len(widths.get(side, ())) > 1}
 
 
 def _side_bits(side: Mapping[str, Any] | None) -> int | None:

@@ -19,13 +19,12 @@ that are half a step take no room, nor do inputs that ``narrower_qparams`` made.
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Nesting = Literal['planes', 'floor']
+from mmbitsplit.structures.solution import Nesting
 
 SCALE_STEPS = 96  # an octave: at most 0.36 % off, over 2.5 times more and less
 ZERO_SCALE = -128  # the code of a channel that a width does without
@@ -131,6 +130,31 @@ def unpack_bits(packed: Tensor, num_bits: int, count: int) -> Tensor:
 def bytes_of(count: int, num_bits: int) -> int:
     """Bytes that numbers take without a gap."""
     return -(-count * num_bits // 8)
+
+
+def stored_bytes(num_codes: int, channels: int, widths: Sequence[int], *, bias: bool = True,
+                 nested: bool = True, further_inputs: int = 0) -> dict[int, int]:
+    """Bytes that a file takes for each width of a layer, beside what one width takes too.
+
+    That is all but ``weight_scale``, ``bias`` and the input of the widest. Of solutions whose
+    values are such as a file holds in steps.
+
+    Args:
+        num_codes: Weights of the layer.
+        channels: Its outputs.
+        widths: Rising.
+        bias: Whether there is one.
+        nested: Whether codes nest; else each width has its own.
+        further_inputs: Widths of the input beside the widest: counted with the narrowest.
+    """
+    found, before = {}, 0
+    for width in widths:
+        found[width] = 1 + bytes_of(num_codes, width - before if nested else width)
+        if width < widths[-1]:
+            found[width] += channels + (bytes_of(channels, BIAS_BITS) + 1 if bias else 0)
+        before = width
+    found[widths[0]] += 5 * further_inputs
+    return found
 
 
 # Scales.

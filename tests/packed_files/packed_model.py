@@ -1,9 +1,10 @@
 """A small model of every kind of layer, and the script that wrote the packed files beside it.
 
 ``packed_v1.pth`` is what mmbitsplit 0.1 wrote before files had a format version, ``packed_v2.pth``
-the same request in format version 2. They are kept: whoever changes the format adds a file and
-leaves these alone. From the project's folder,
-``python tests/packed_files/packed_model.py FOLDER`` writes ``quantized.pth`` in the newest version.
+the same request in format version 2, ``packed_v3.pth`` version 3: the same model, which narrower
+widths have been given to. They are kept: whoever changes the format adds a file and leaves these
+alone. From the project's folder, ``python tests/packed_files/packed_model.py FOLDER`` writes
+``quantized.pth`` as a run of one width writes it, and ``several.pth``.
 """
 
 import sys
@@ -82,5 +83,26 @@ def write(folder: Path) -> torch.Tensor:
         return prepared.model(x)
 
 
+def write_several(path: Path, one_width: Path) -> None:
+    """Writes a checkpoint whose layers have narrower widths, too, made of one of one width.
+
+    Args:
+        path: Where to.
+        one_width: The checkpoint that has the widest of them.
+    """
+    from width_solutions import with_narrower  # of tests/helpers
+
+    from mmbitsplit.export import read_checkpoint
+    from mmbitsplit.models import rebuild
+
+    kept, model = read_checkpoint(one_width), float_model()
+    rebuild(model, kept.description)
+    model.load_state_dict({name.removeprefix('model.'): value
+                           for name, value in kept.state.items()})
+    torch.save(with_narrower(model, kept), path)
+
+
 if __name__ == '__main__':
     print(write(Path(sys.argv[1])).tolist())
+    sys.path.append(str(Path(__file__).parents[1] / 'helpers'))
+    write_several(Path(sys.argv[1]) / 'several.pth', Path(sys.argv[1]) / 'quantized.pth')

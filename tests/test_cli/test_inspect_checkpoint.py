@@ -25,7 +25,7 @@ def inspect(capsys):
     return run
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', FILES[:2], ids=lambda path: path.stem)
 def test_json_says_what_the_file_holds(path, inspect):
     code, printed = inspect(path, '--json')
     found, packed = json.loads(printed.out), read_checkpoint(path)
@@ -56,7 +56,7 @@ def test_json_says_what_the_file_holds(path, inspect):
 
 
 def test_the_table_has_a_line_a_layer_and_the_totals(inspect):
-    code, printed = inspect(FILES[-1])
+    code, printed = inspect(FILES[1])
     lines = printed.out.splitlines()
     assert code == 0 and printed.err == ''
     assert lines[0].split() == ['Layer', 'Kind', 'Shape', 'Bits', 'Input', 'bits', 'Input', 'mode',
@@ -66,10 +66,25 @@ def test_the_table_has_a_line_a_layer_and_the_totals(inspect):
                                 'float', '154']
     text = '\n'.join(lines[9:])
     for part in ('7 layers, 893 weights of 4.32 bits', '1 batch norms folded',
-                 f'payload {read_checkpoint(FILES[-1]).payload_bytes:,} bytes, file '
-                 f'{FILES[-1].stat().st_size:,} bytes', f'format version {FORMAT}',
+                 f'payload {read_checkpoint(FILES[1]).payload_bytes:,} bytes, file '
+                 f'{FILES[1].stat().st_size:,} bytes', 'format version 2',
                  '4 calibration images, seed 0', 'sha256', 'mmbitsplit 0.1.0'):
         assert part in text
+
+
+def test_several_widths_are_listed(inspect):
+    code, printed = inspect(FILES[2])
+    lines = printed.out.splitlines()
+    packed = read_checkpoint(FILES[2])
+    assert code == 0
+    assert lines[3].split()[:9] == ['depthwise', 'conv2d', '7x1x3x3', '2', '3', '4', '5', '2', '3']
+    last = [line for line in lines if line.startswith(('narrowest widths', 'width '))]
+    assert [line.split()[1] for line in last] == ['widths', '3', '4', '5', '6', '7', '8']
+    assert last[-1].endswith(f' {packed.payload_bytes:,} with all that it needs')
+    found = json.loads(inspect(FILES[2], '--json')[1].out)
+    assert found['width_bytes']['8'] == packed.width_bytes[8] and found['format_version'] == FORMAT
+    plan = json.loads(inspect(FILES[2], '--plan')[1].out)
+    assert [row['weight_bits'] for row in plan['layers']] == [8, 5, 3, 3, 3, 3, 8]
 
 
 def test_a_model_without_quantized_layers_and_layers_of_two_names(tmp_path, inspect):
@@ -78,7 +93,7 @@ def test_a_model_without_quantized_layers_and_layers_of_two_names(tmp_path, insp
     code, printed = inspect(tmp_path / 'a.pth', '--json')
     assert code == 0 and json.loads(printed.out)['float_leftovers'] == {'model.weight': 12}
     assert inspect(tmp_path / 'a.pth')[0] == 0
-    packed = read_checkpoint(FILES[-1])
+    packed = read_checkpoint(FILES[1])
     again = {name.replace('head', 'tail'): value for name, value in packed.state.items()
              if '.head.' in name}
     both = pack_checkpoint({**packed.state, **again}, packed.description, packed.meta)
@@ -88,7 +103,7 @@ def test_a_model_without_quantized_layers_and_layers_of_two_names(tmp_path, insp
 
 
 def test_quantized_outputs_are_told(tmp_path, inspect):
-    packed = read_checkpoint(FILES[-1])
+    packed = read_checkpoint(FILES[1])
     packed.description['layers']['expand']['output'] = {
         'size': 1, 'quant_min': -128, 'quant_max': 127, 'unit': False}
     torch.save(pack_checkpoint(packed.state, packed.description, {}), tmp_path / 'a.pth')
@@ -100,7 +115,7 @@ def test_quantized_outputs_are_told(tmp_path, inspect):
 
 
 def test_errors_are_one_line(tmp_path, inspect):
-    (tmp_path / 'cut.pth').write_bytes(FILES[-1].read_bytes()[:3000])
+    (tmp_path / 'cut.pth').write_bytes(FILES[1].read_bytes()[:3000])
     for path, message in ((tmp_path / 'cut.pth', 'is truncated, damaged or no checkpoint'),
                           (tmp_path / 'none.pth', 'does not exist'),
                           (PROJECT / 'demo/weights/classifier_digits_float.pth',
@@ -121,7 +136,7 @@ BLOCKED = ('import sys, runpy; sys.path.insert(0, "."); sys.argv = sys.argv[1:];
     ('runpy.run_module("mmbitsplit", run_name="__main__")', ['mmbitsplit', 'inspect'])])
 def test_it_runs_with_torch_alone(run, args):
     """Where OpenMMLab cannot be imported at all."""
-    done = subprocess.run([sys.executable, '-c', BLOCKED + run, *args, str(FILES[-1])],
+    done = subprocess.run([sys.executable, '-c', BLOCKED + run, *args, str(FILES[1])],
                           cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'depthwise' in done.stdout

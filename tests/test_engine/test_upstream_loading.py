@@ -1,5 +1,6 @@
 """Upstream's ways to load a model give exactly what the model predicted that was saved."""
 
+import json
 from collections import namedtuple
 from pathlib import Path
 
@@ -9,14 +10,17 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
+from width_solutions import with_narrower
 
-from mmbitsplit.apis import load_quantized
+from mmbitsplit.apis import bits_of, load_quantized, widths_of
 from mmbitsplit.apis.checkpoint_files import convert_checkpoint
+from mmbitsplit.apis.split_files import join_files, split_file
 from mmbitsplit.calibration import calibrate
 from mmbitsplit.engine.data.calibration_data import load_calibration_data
 from mmbitsplit.engine.results.artifacts import save_quantized
 from mmbitsplit.engine.run.presets import replay_points
 from mmbitsplit.engine.run.quantize_runner import QuantizedRun, read_spec, tensor_bytes
+from mmbitsplit.export import read_checkpoint
 
 PROJECT = Path(__file__).resolve().parents[2]
 IMAGES = 3
@@ -166,3 +170,94 @@ def test_another_architecture_is_refused_by_upstream_functions(detector):
         with pytest.raises(ValueError, match=message):
             init_detector(str(detector.config), str(detector.checkpoint), device='cpu',
                           cfg_options=options)
+
+
+# Several widths.
+
+@pytest.fixture(scope='module')
+def several(classifier, tmp_path_factory):
+    """The classifier's file with narrower widths, and a config with a place for the one to use."""
+    folder = tmp_path_factory.mktemp('several')
+    model = load_quantized(classifier.config, classifier.checkpoint)
+    packed = with_narrower(model.model, read_checkpoint(classifier.checkpoint))
+    torch.save(packed, folder / 'quantized.pth')
+    cfg = Config.fromfile(classifier.config)
+    cfg.model.quantized_bits = None
+    cfg.dump(folder / 'quantized_config.py')
+    return folder
+
+
+def scores(model, classifier, index=0):
+    with torch.no_grad():
+        return model.test_step(pseudo_collate([classifier.dataset[index]]))[0].pred_score
+
+
+def load_several(several, **options):
+    return load_quantized(several / 'quantized_config.py', several / 'quantized.pth', **options)
+
+
+def test_upstream_loads_several_widths_at_the_widest(classifier, several):
+    from mmpretrain.apis import get_model
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = get_model(Config.fromfile(several / 'quantized_config.py'),
+                          str(several / 'quantized.pth'))
+    assert torch.equal(scores(model, classifier), classifier.predictions[0].pred_score)
+    assert {max(one.weight) for one in widths_of(model).values()} == {4, 8}
+
+
+def test_the_config_says_which_width_upstream_uses(classifier, several):
+    from mmpretrain.apis import get_model
+    cfg = Config.fromfile(several / 'quantized_config.py')
+    cfg.model.quantized_bits = dict(weight=2, activation=3)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = get_model(cfg, str(several / 'quantized.pth'))
+    switched = load_several(several)
+    switched.set_bits(weight=2, activation=3)
+    found = scores(model, classifier)
+    assert torch.equal(found, scores(switched, classifier))
+    assert not torch.equal(found, classifier.predictions[0].pred_score)
+
+
+@pytest.mark.parametrize('bits', [3, dict(weight=3), dict(activation=2), 'plan'], ids=str)
+def test_a_file_is_loaded_at_a_width(bits, classifier, several, tmp_path):
+    switched = load_several(several)
+    if bits == 'plan':
+        name = next(name for name, widths in widths_of(switched).items() if widths.input)
+        bits = tmp_path / 'plan.json'
+        bits.write_text(json.dumps({'format': 1, 'layers': [
+            {'name': name, 'weight_bits': 2, 'input_bits': 4}]}))
+        switched.set_plan(bits)
+    elif isinstance(bits, int):
+        switched.set_bits(bits)
+    else:
+        switched.set_bits(**bits)
+    model = load_several(several, bits=bits)
+    assert bits_of(model) == bits_of(switched)
+    assert torch.equal(scores(model, classifier), scores(switched, classifier))
+
+
+def test_a_width_that_is_not_there_is_refused(several):
+    with pytest.raises(ValueError, match=r'7'):
+        load_several(several, bits=7)
+    with pytest.raises(ValueError, match="quantized_bits={'weights': 3} is not supported"):
+        load_several(several, bits=dict(weights=3))
+
+
+def test_the_first_files_of_a_split_checkpoint_load(classifier, several, tmp_path):
+    files = split_file(several / 'quantized.pth', tmp_path)
+    assert list(files) == [0, 3, 4, 5, 6, 7, 8]
+    config = several / 'quantized_config.py'
+    whole = load_several(several)
+    for given, most in (([0], 2), ([0, 3], 3), ([0, 3, 4], 4)):
+        paths = [files[width] for width in given]
+        model = load_quantized(config, paths[0] if len(paths) == 1 else paths)
+        assert {max(one.weight) for one in widths_of(model).values()} == {most}
+        whole.set_bits(weight=most)
+        assert torch.equal(scores(model, classifier), scores(whole, classifier))
+    joined = join_files(files[0], [files[width] for width in (3, 4, 5, 6, 7, 8)],
+                        tmp_path / 'joined.pth')
+    first, second = (torch.load(path) for path in (joined, several / 'quantized.pth'))
+    assert all(torch.equal(value, second['state_dict'][key])
+               for key, value in first['state_dict'].items())
+    with pytest.raises(ValueError, match='is one of the files that are joined'):
+        join_files(files[0], [], files[0])

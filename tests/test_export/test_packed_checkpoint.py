@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import struct
+import sys
 import warnings
 from pathlib import Path
 
@@ -138,13 +139,13 @@ def test_a_tensor_that_is_gone(key, packed):
         unpack_state(state)
 
 
-@pytest.mark.parametrize('version, step', [(3, 'Install a newer'), (70000, 'Install a newer'),
+@pytest.mark.parametrize('version, step', [(4, 'Install a newer'), (70000, 'Install a newer'),
                                            (1, 'Quantize again'), (0, 'Quantize again')])
 def test_other_format_versions(version, step, packed, monkeypatch):
-    monkeypatch.setattr(module, 'FORMAT', version)
+    monkeypatch.setattr(module, 'OF_ONE_WIDTH', version)
     other = pack_checkpoint(make_state(), DESCRIPTION, META)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=f'of format version {version}; .*1 to 2. {step}'):
+    with pytest.raises(ValueError, match=f'of format version {version}; .*1 to 3. {step}'):
         unpack_state(other['state_dict'])
 
 
@@ -260,7 +261,7 @@ def test_a_state_that_fits_and_some_that_do_not():
 
 
 def test_machines_of_the_other_byte_order_are_told(packed, monkeypatch):
-    monkeypatch.setattr(module.sys, 'byteorder', 'big')
+    monkeypatch.setattr(sys, 'byteorder', 'big')
     with pytest.raises(ValueError, match='little-endian'):
         unpack_state(packed['state_dict'])
     with pytest.raises(ValueError, match='little-endian'):

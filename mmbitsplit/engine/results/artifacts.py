@@ -15,7 +15,7 @@ from mmbitsplit.engine.files.writing import write_checkpoint, write_json, write_
 from mmbitsplit.engine.run.model_wrapper import QuantizedModel
 from mmbitsplit.engine.run.quantize_runner import QuantizedRun
 from mmbitsplit.engine.run.weight_averages import is_average
-from mmbitsplit.export import PAYLOAD_KEY, PLAN_KEY, pack_checkpoint
+from mmbitsplit.export import PAYLOAD_KEY, PLAN_KEY, pack_checkpoint, width_bytes
 from mmbitsplit.models import describe
 from mmbitsplit.planning.first_and_last import is_uniform
 from mmbitsplit.structures import QuantSpec, width_summary
@@ -81,19 +81,29 @@ def save_quantized(work_dir: Path, cfg: Config, spec: QuantSpec, run: QuantizedR
     if dataset_meta is not None:
         meta['dataset_meta'] = _plain(dict(dataset_meta))
     checkpoint = pack_checkpoint(state, describe(run.prepared), meta)
+    widths = width_bytes(state)
     # The config first: a checkpoint in place means that everything is.
-    write_text(work_dir / CONFIG, quantized_config(cfg).pretty_text)
+    write_text(work_dir / CONFIG, quantized_config(cfg, several=bool(widths)).pretty_text)
     write_json(work_dir / LAYERS, layers_table(run))
     write_checkpoint(work_dir / CHECKPOINT, checkpoint)
     return {'float': run.float_bytes,
             'quantized_checkpoint': (work_dir / CHECKPOINT).stat().st_size,
-            'quantized_payload': checkpoint['state_dict'][PAYLOAD_KEY].numel()}
+            'quantized_payload': checkpoint['state_dict'][PAYLOAD_KEY].numel(),
+            **({'quantized_widths': {str(width or 'narrowest'): size
+                                     for width, size in widths.items()}} if widths else {})}
 
 
-def quantized_config(cfg: Config) -> Config:
-    """Returns the config that loads the quantized checkpoint with upstream tools."""
+def quantized_config(cfg: Config, several: bool = False) -> Config:
+    """Returns the config that loads the quantized checkpoint with upstream tools.
+
+    Args:
+        cfg: That was quantized.
+        several: Whether layers have several widths: the config then has a place for the one to use.
+    """
     result = copy.deepcopy(cfg.to_dict())
     result['model'] = _wrapped(result['model'])
+    if several:
+        result['model']['quantized_bits'] = None
     result['custom_hooks'] = without_hook(result.get('custom_hooks') or [])
     result['custom_hooks'] = [hook for hook in result['custom_hooks'] if not is_average(hook)]
     if result.get('runner_type') == RUNNER_TYPE:

@@ -32,6 +32,9 @@ class QuantizedModel(BaseModel):
             config; or the model itself.
         data_preprocessor: The model's, where its config does not name one: mmengine hands a
             config's top-level ``data_preprocessor`` to the outermost model.
+        quantized_bits: Of a checkpoint of several widths, which to use from the start: ``4``,
+            ``dict(weight=3, activation=8)``, or a plan (its path or its contents). The widest when
+            not given.
         parts: The rest of the config of the upstream model. They stand beside ``type`` because
             upstream tools look for ``cfg.model.backbone``.
     """
@@ -39,7 +42,8 @@ class QuantizedModel(BaseModel):
     names_inside = 'model'  # names in plans are those of the upstream model
 
     def __init__(self, model: str | Mapping[str, Any] | nn.Module,
-                 data_preprocessor: Mapping[str, Any] | None = None, **parts: Any):
+                 data_preprocessor: Mapping[str, Any] | None = None,
+                 quantized_bits: int | Mapping[str, Any] | str | Path | None = None, **parts: Any):
         super().__init__()
         if isinstance(model, str):
             model = dict(type=model, **parts)
@@ -51,6 +55,7 @@ class QuantizedModel(BaseModel):
                 model = {**model, 'data_preprocessor': data_preprocessor}
             model = ALL_MODELS.build(model)
         self.model = model
+        self.quantized_bits = quantized_bits
         self.data_preprocessor = self.model.data_preprocessor
         self.register_buffer(PLAN_KEY, torch.zeros(0, dtype=torch.uint8))
 
@@ -98,6 +103,7 @@ class QuantizedModel(BaseModel):
         plan = encode_plan(packed.description)
         if not self.quantization_plan.numel():
             rebuild(self.model, packed.description)
+            _use(self, self.quantized_bits)  # layers keep it while they are loaded
         elif decode_plan(self.quantization_plan) != packed.description:
             raise ValueError('The model holds another quantized checkpoint already; build it '
                              'again to load this one.')
@@ -110,6 +116,25 @@ class QuantizedModel(BaseModel):
         state_dict.update({prefix + name: value for name, value in packed.state.items()})
         state_dict[prefix + PLAN_KEY] = plan
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _use(model: QuantizedModel, bits: int | Mapping[str, Any] | str | Path | None) -> None:
+    """Switches to what ``quantized_bits`` says.
+
+    Raises:
+        ValueError: It says what is no width and no plan, or a layer lacks it.
+    """
+    if bits is None:
+        return
+    if isinstance(bits, int):
+        set_bits(model, bits)
+    elif not isinstance(bits, Mapping) or 'layers' in bits:
+        set_plan(model, bits if isinstance(bits, (str, Path)) else dict(bits))
+    elif not bits or set(bits) - {'weight', 'activation'}:
+        raise ValueError(f'quantized_bits={dict(bits)!r} is not supported; give a width such as 4, '
+                         'dict(weight=3, activation=8), or a plan.')
+    else:
+        set_bits(model, **bits)
 
 
 def check_wrapped(cfg: Mapping[str, Any]) -> None:

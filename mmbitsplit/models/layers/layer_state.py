@@ -20,17 +20,35 @@ of it. Nothing else knows their names.
 *A row of the plan*, plain values that say what shapes and widths the tensors have (``plan_row``,
 ``blank_solution``): ``kind``, ``shape``, ``num_bits``, ``bias``, ``geometry``, ``input`` and, where
 there is one, ``output``, ``class_geometry``, ``weight_offset``, ``norm``; for readers of the file
-``role`` and the input's ``mode``; ``before`` and ``after``, the steps around a ``SteppedLayer``.
+``role`` and the input's ``mode``; ``before`` and ``after``, the steps around a ``SteppedLayer``;
+``widths`` where there are several.
+
+Layers of several widths have parts instead of ``codes``: see ``width_state``,
+``solution_to_file`` and ``solution_from_file``.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional import pack_codes, rows_to_weight, unpack_codes, weight_rows
+from mmbitsplit.functional import (
+    narrower_qparams,
+    pack_codes,
+    rows_to_weight,
+    unpack_codes,
+    weight_rows,
+)
+from mmbitsplit.models.layers.width_state import (
+    from_parts,
+    has_widths,
+    stored_offset,
+    to_parts,
+    widths_row,
+    with_biases,
+)
 from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, QParams
 
 # Name in a file: name among the layer's modules.
@@ -74,6 +92,65 @@ def to_memory(tensors: Mapping[str, Tensor], num_bits: int, geometry: LayerGeome
     return found
 
 
+def solution_to_file(solution: LayerSolution, geometry: LayerGeometry) -> dict[str, Tensor]:
+    """The tensors of a layer, of several widths or one, as a checkpoint has them.
+
+    Args:
+        solution: What is installed.
+        geometry: Of the layer.
+    """
+    several = has_widths(solution)
+    solution = with_biases(solution)
+    found = {'bias': solution.bias, 'weight_scale': solution.weight_scale,
+             'weight_offset': stored_offset(solution) if several else solution.weight_offset}
+    for side, qparams in (('input', solution.qparams), ('output', solution.output_qparams)):
+        if qparams is not None:
+            found[f'{side}_scale'] = qparams.scale
+            found[f'{side}_zero_point'] = qparams.zero_point.to(torch.int32)
+    if several:
+        packed = to_parts(solution)
+    else:
+        rows = weight_rows(solution.codes, geometry).flatten(0, 1)
+        packed = {'codes': pack_codes(rows, solution.num_bits)}
+    return {**{name: value for name, value in found.items() if value is not None}, **packed}
+
+
+def solution_from_file(tensors: Mapping[str, Tensor], row: Mapping[str, Any],
+                       geometry: LayerGeometry, kept: Sequence[int] | None = None,
+                       ) -> LayerSolution:
+    """Inverse of ``solution_to_file`` for a layer of several widths.
+
+    Args:
+        tensors: By their names in a file.
+        row: Of the layer, with ``widths``.
+        geometry: Of the layer.
+        kept: The first of the widths, whose parts are there; all when not given.
+
+    Raises:
+        ValueError: A tensor is missing, or a part has not the bytes that it must have.
+    """
+    blank = _blank_widest(row, geometry)
+    own = {'bias': blank.bias, 'weight_scale': blank.weight_scale,
+           'weight_offset': blank.weight_offset}
+    found: dict[str, Any] = {'nesting': row['widths'].get('nesting')}
+    for name, value in own.items():
+        if value is not None:
+            found[name] = _tensor(tensors, name)
+    for side, name in (('input', 'qparams'), ('output', 'output_qparams')):
+        qparams = getattr(blank, name)
+        if qparams is not None:
+            found[name] = dataclasses.replace(
+                qparams, scale=_tensor(tensors, f'{side}_scale'),
+                zero_point=_tensor(tensors, f'{side}_zero_point'))
+    return from_parts(tensors, row['widths'], dataclasses.replace(blank, **found), geometry, kept)
+
+
+def _tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise ValueError(f"the tensor '{name}' is missing.")
+    return tensors[name]
+
+
 def plan_row(solution: LayerSolution, geometry: LayerGeometry,
              declared: LayerGeometry | None = None, plan: LayerPlan | None = None,
              ) -> dict[str, Any]:
@@ -96,7 +173,11 @@ def plan_row(solution: LayerSolution, geometry: LayerGeometry,
         row['class_geometry'] = _unusual(declared)
     if solution.qparams is not None and solution.qparams.channel_max is not None:
         row['input']['mixed'] = True
-    if solution.weight_offset is not None:
+    if has_widths(solution):
+        solution = with_biases(solution)
+        row |= {'bias': solution.bias is not None, 'widths': widths_row(solution)}
+    offset = stored_offset(solution) if 'widths' in row else solution.weight_offset
+    if offset is not None:
         row['weight_offset'] = True
     if plan is not None:
         row['role'] = plan.role
@@ -107,6 +188,22 @@ def plan_row(solution: LayerSolution, geometry: LayerGeometry,
 
 def blank_solution(row: Mapping[str, Any], geometry: LayerGeometry) -> LayerSolution:
     """Room for the tensors that a row describes: a solution of zeros and ones."""
+    widest = _blank_widest(row, geometry)
+    widths = row.get('widths')
+    if widths is None:
+        return widest
+    narrower = {f'narrower_{side}s': tuple(
+        narrower_qparams(qparams, 2.0 ** (widths[side][-1] - num_bits), num_bits)
+        for num_bits in reversed(widths[side][:-1]))
+        for side, qparams in (('input', widest.qparams), ('output', widest.output_qparams))
+        if side in widths}
+    return dataclasses.replace(widest, nesting=widths.get('nesting'), **narrower, narrower=tuple(
+        dataclasses.replace(widest, num_bits=num_bits,
+                            codes=None if 'nesting' in widths else widest.codes)
+        for num_bits in reversed(widths['weight'][:-1])))
+
+
+def _blank_widest(row: Mapping[str, Any], geometry: LayerGeometry) -> LayerSolution:
     channels = geometry.out_channels
     sides = {}
     for side in ('input', 'output'):
@@ -121,6 +218,19 @@ def blank_solution(row: Mapping[str, Any], geometry: LayerGeometry) -> LayerSolu
         weight_scale=torch.ones(channels), bias=torch.zeros(channels) if row['bias'] else None,
         qparams=sides.get('input'), output_qparams=sides.get('output'),
         weight_offset=torch.zeros(channels) if row.get('weight_offset') else None)
+
+
+def geometry_in_row(row: Mapping[str, Any]) -> LayerGeometry:
+    """The geometry that a row of format 2 or later describes by itself."""
+    own = {name: tuple(value) if isinstance(value, list) else value
+           for name, value in row['geometry'].items()}
+    first, second, *kernel = row['shape']
+    if kernel:
+        own['kernel_size'] = tuple(kernel)
+    groups = own.get('groups', 1)
+    if row['kind'] == 'conv_transpose2d':
+        return LayerGeometry(row['kind'], first, second * groups, **own)
+    return LayerGeometry(row['kind'], second * groups, first, **own)
 
 
 def geometry_of_row(row: Mapping[str, Any], declared: LayerGeometry) -> LayerGeometry:
@@ -147,10 +257,7 @@ def geometry_of_row(row: Mapping[str, Any], declared: LayerGeometry) -> LayerGeo
                          f'{ours or "default geometry"}.')
     if 'class_geometry' not in row:
         return declared
-    own = {name: tuple(value) if isinstance(value, list) else value
-           for name, value in row['geometry'].items()}
-    return LayerGeometry(declared.kind, declared.in_channels, declared.out_channels,
-                         kernel_size=declared.kernel_size, **own)
+    return geometry_in_row(row)
 
 
 def code_bits(side: Mapping[str, Any] | None) -> int | None:

@@ -36,6 +36,7 @@ from mmbitsplit.models.layers.quantizers import (
     of_widths,
     times,
 )
+from mmbitsplit.models.layers.width_loading import load_widths, save_widths
 from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, Nesting, QParams
 
 _OF_NORM = ('norm_scale', 'norm_shift')
@@ -182,18 +183,6 @@ class QuantizedLayer(InPlaceModule):
             what = f'codes that are not whole yet or scales that are being learned; call {learning}'
             raise ValueError(f"Layer '{name}' has {what} before {before}.")
 
-    def check_one_width(self, name: str) -> None:
-        """Raises ``ValueError`` where there are several widths: no state dict holds such."""
-        self.check_whole(name, 'its state is saved or loaded')
-        several = [quantizer for side in SIDES
-                   if (quantizer := self._modules[f'{side}_quantizer']) is not None
-                   and len(quantizer.widths) > 1]
-        if several:
-            raise ValueError(
-                f"Layer '{name}' has {len(several[0].widths)} widths, and a file holds one; "
-                'install one with install_weight(weight_quantizer.keep(num_bits)) before its state '
-                'is saved or loaded.')
-
     def use(self, weight: int | None = None, input: int | None = None,
             output: int | None = None) -> None:
         """Switches to other widths; ``None`` leaves one as it is.
@@ -215,6 +204,16 @@ class QuantizedLayer(InPlaceModule):
             factor = self.input_factor
             quantizers[0].use(quantizers[0].num_bits if weight is None else weight,
                               factor if isinstance(factor, float) else None)
+
+    @property
+    def several(self) -> bool:
+        """Whether there is something to switch: several widths of the weight, input or output."""
+        return any(len(quantizer.widths) > 1 for quantizer in self.quantizers().values())
+
+    def quantizers(self) -> dict[str, Any]:
+        """Those that there are, by side: of weight, input, output."""
+        return {side: quantizer for side in SIDES
+                if (quantizer := self._modules[f'{side}_quantizer']) is not None}
 
     @property
     def input_factor(self) -> Tensor | float:
@@ -354,7 +353,10 @@ class QuantizedLayer(InPlaceModule):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys,
                               *args):
         if self.quantized:
-            self.check_one_width(prefix.removesuffix('.'))
+            self.check_whole(prefix.removesuffix('.'), 'its state is saved or loaded')
+        if self.quantized and self.several:
+            load_widths(self, state_dict, prefix, missing_keys)
+        elif self.quantized:
             own = {prefix + name: name for name in NAMES}
             found = {name: state_dict.pop(key) for key, name in own.items() if key in state_dict}
             inner = dict((*self.named_parameters(), *self.named_buffers()))
@@ -407,7 +409,10 @@ def _as_in_a_file(layer: QuantizedLayer, state: dict[str, Any], prefix: str, met
     """A hook: tensors of quantizers stand in a state dict under the layer's own name, packed."""
     if not layer.quantized:
         return
-    layer.check_one_width(prefix.removesuffix('.'))
+    layer.check_whole(prefix.removesuffix('.'), 'its state is saved or loaded')
+    if layer.several:
+        save_widths(layer, state, prefix)
+        return
     inner = {place: state.pop(prefix + place) for place in NAMES.values()
              if prefix + place in state}
     state.update({prefix + name: value for name, value in to_file(
