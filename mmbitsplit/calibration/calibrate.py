@@ -24,10 +24,11 @@ from mmbitsplit.calibration.memory import (
     with_gradients,
     with_tuning,
     with_units,
+    with_widths,
 )
 from mmbitsplit.calibration.refine import refine
 from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
-from mmbitsplit.calibration.tuning import check_norms, tune
+from mmbitsplit.calibration.tuning import check_norms
 from mmbitsplit.calibration.unit_memory import learning_bytes
 from mmbitsplit.calibration.unit_solver import (
     SolvedUnits,
@@ -36,6 +37,7 @@ from mmbitsplit.calibration.unit_solver import (
     take_whole_units,
     unit_bytes,
 )
+from mmbitsplit.calibration.width_solver import WidthPairs, solve_at_all_widths, tune_widths
 from mmbitsplit.functional.kernels.precision import full_float32
 from mmbitsplit.methods import Method, build_method, check_data_free, check_pipeline
 from mmbitsplit.methods.tuning import build_stages
@@ -175,8 +177,8 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
     _solve(look, made.prepared, run, method, solved, stopwatch, method.width_pairs(spec))
     solved.check_complete()
     refinement = refine(method, forwards, run, solved, stopwatch) if method.refines else {}
-    tuning = tune(build_stages(spec.tuning), look, spec.calibration, solved, stopwatch,
-                  made.estimate.no_tuning)
+    tuning = tune_widths(build_stages(spec.tuning), look, spec.calibration, solved, stopwatch,
+                         made.estimate.no_tuning, method)
     warnings += [f"{outcome['type']} was left out, so the model is as {spec.method['type']} has "
                  f"solved it: {outcome['left_out']}." for outcome in tuning
                  if 'left_out' in outcome]
@@ -250,6 +252,10 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
         estimate = with_gradients(estimate, look.flow, look.sizes, 0 if
                                   spec.calibration.sampling == 'even' else
                                   spec.calibration.rows_per_layer * len(geometries))
+    if method.solves == 'layer' and any(layer.widths or layer.input_widths
+                                        for layer in plan.layers):
+        pairs = WidthPairs.of(plan, method)
+        estimate = with_widths(estimate, len(pairs.prefixes), len(pairs.pairs))
     asleep = estimate.suspended + estimate.running
     if method.solves == 'unit':
         units = divide(look, plan, spec, method)
@@ -322,6 +328,8 @@ def _solve(look: Watching, prepared: PreparedModel, run: FloatRun, method: Metho
         pass
     elif isinstance(solved, SolvedUnits):
         solve_units(look, prepared, run, method, solved, stopwatch, widths)
+    elif any(plan.widths or plan.input_widths for plan in prepared.plan.layers):
+        solve_at_all_widths(look, prepared, run, method, solved, stopwatch)
     else:
         owners = find_owners(look.flow, set(prepared.sites), run.record.patterns)
         solver = LayerSolver(prepared, look.forwards, run, method, solved, stopwatch)

@@ -18,7 +18,7 @@ from mmbitsplit.passes.product_capture import ProductCapture
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.solving.data_free import solve_from_weights
 from mmbitsplit.solving.positions import check_seen
-from mmbitsplit.solving.solve_layer import solve_layer
+from mmbitsplit.solving.solve_layer import Solved, solve_layer
 from mmbitsplit.solving.solve_product import solve_product
 from mmbitsplit.structures import LayerPlan, LayerSolution
 
@@ -53,19 +53,21 @@ class LayerSolver:
             return
         with self.stopwatch('solve'):
             started, team = time.perf_counter(), self.forwards.team
-            captures, targets = self._align(name, offers)
+            captures, targets = self.align(name, offers)
             layer = self.prepared.layers[name]
             plan = next(plan for plan in self.prepared.plan.layers if plan.name == name)
             check_seen(name, targets, team)
             shared = self.prepared.stream_qparams(plan.stream) if plan.stream else None
             solved = solve_layer(layer, plan, self.method, captures, targets, team,
                                  self.stopwatch, shared, given=table_of(self.prepared, plan))
-            if plan.codes_of:
-                solved = replace(solved, notes=(*solved.notes, TIED.format(plan.codes_of)))
-            if name in self.run.importance.unreached:
-                solved = replace(solved, notes=(*solved.notes, UNREACHED))
             samples = merge_samples(captures, team) if self.method.refines else None
-            self.solved.add(plan, solved, time.perf_counter() - started, samples)
+            self.solved.add(plan, self.noted(plan, solved), time.perf_counter() - started, samples)
+
+    def noted(self, plan: LayerPlan, solved: Solved) -> Solved:
+        """A solution with what there is to say of its layer."""
+        notes = [*solved.notes, *((TIED.format(plan.codes_of),) if plan.codes_of else ()),
+                 *((UNREACHED,) if plan.name in self.run.importance.unreached else ())]
+        return replace(solved, notes=tuple(notes))
 
     def _find_scales(self, name: str, offers: dict[int, list[ProductCapture]]) -> None:
         """Solves a product of activations."""
@@ -79,13 +81,19 @@ class LayerSolver:
             solved = solve_product(plan, captures, self.forwards.team)
             self.solved.add_product(plan, solved, time.perf_counter() - started)
 
-    def _align(self, name: str, offers: dict[int, list[CallCapture]],
-               ) -> tuple[list[CallCapture], list[Tensor]]:
-        """Pairs the calls of both passes, batch by batch."""
+    def align(self, name: str, offers: dict[int, list[CallCapture]], keep: bool = False,
+              ) -> tuple[list[CallCapture], list[Tensor]]:
+        """Pairs the calls of both passes, batch by batch.
+
+        Args:
+            name: Of the layer.
+            offers: By batch.
+            keep: The targets are asked for again.
+        """
         captures, targets, record = [], [], self.run.record
         for batch in sorted(offers):
             # Where the model is refined they are looked at again afterwards.
-            wanted = record.targets[name, batch] if self.method.refines \
+            wanted = record.targets[name, batch] if keep or self.method.refines \
                 else record.targets.pop((name, batch))
             # Whole shapes: of inputs of different sizes equally many positions may be sampled.
             label = self.forwards.labels[batch]

@@ -197,6 +197,18 @@ def with_tuning(estimate: MemoryEstimate, tuning: int, budget: float,
     return more
 
 
+def with_widths(estimate: MemoryEstimate, forwards: int, pairs: int) -> MemoryEstimate:
+    """Adds what several widths take.
+
+    Args:
+        estimate: Of one width.
+        forwards: Of each batch, that sleep side by side.
+        pairs: Widths that a layer is solved for at once, each with rows and sums of its own.
+    """
+    return replace(estimate, suspended=forwards * estimate.suspended,
+                   solving=pairs * estimate.solving)
+
+
 def with_units(estimate: MemoryEstimate, flow: DataFlow, units: Sequence[Unit], total: float,
                budget: int, learning: int = 0) -> MemoryEstimate:
     """Adds what a method that solves units takes.

@@ -61,7 +61,7 @@ def tune(stages: Sequence[TuningStage], look: Watching, calibration: Calibration
                 if stage.if_possible else _tune(stage, index, look, calibration, solved)
         outcomes.append({**outcome, 'seconds': time.perf_counter() - started})
     if any(outcome['kept'] != 'start' for outcome in outcomes):
-        _update_reports(solved)
+        update_reports(solved)
     return outcomes
 
 
@@ -219,7 +219,7 @@ def _mirrors(stage: TuningStage, look: Watching, loss: OutputLoss) -> bool:
     return all(look.forwards.team.gather(all(map(holds_images, look.forwards.batches.values()))))
 
 
-def _update_reports(solved: SolvedLayers) -> None:
+def update_reports(solved: SolvedLayers) -> None:
     for report in solved.reports:
         layer = solved.prepared.layers[report.name]
         report.weight_scale = summary(layer.weight_scale)

@@ -70,6 +70,11 @@ from mmbitsplit.functional.solvers.joint_search import (
     powell_minimum,
     quadratic_minimum,
 )
+from mmbitsplit.functional.solvers.nested_codes import (
+    check_widths,
+    round_nested,
+    solve_nested,
+)
 from mmbitsplit.functional.statistics import (
     add_ridge,
     bias_correction,
@@ -82,14 +87,15 @@ from mmbitsplit.functional.statistics import (
 __all__ = [
     'ActivationSamples', 'JointMinimum', 'add_ridge', 'allocate_bits', 'apply_layer',
     'as_bytes', 'bias_correction', 'center', 'channel_dim', 'channel_qparams', 'channel_ranges',
-    'clipping_constant', 'code_histogram', 'code_positions', 'code_range', 'correct_weights',
-    'default_ridge', 'dequantize', 'entropy_threshold', 'explicit_padding', 'fake_quantize',
-    'fake_quantize_ste', 'feedback_factor', 'gather_outputs', 'gather_patches', 'in_steps',
-    'input_factor', 'interpolate_qparams', 'layer_statistics', 'leading_planes',
+    'check_widths', 'clipping_constant', 'code_histogram', 'code_positions', 'code_range',
+    'correct_weights', 'default_ridge', 'dequantize', 'entropy_threshold', 'explicit_padding',
+    'fake_quantize', 'fake_quantize_ste', 'feedback_factor', 'gather_outputs', 'gather_patches',
+    'in_steps', 'input_factor', 'interpolate_qparams', 'layer_statistics', 'leading_planes',
     'midrise_codes', 'midrise_offset', 'narrower_codes', 'narrower_qparams', 'odd_codes',
     'output_size', 'pack_codes', 'packed_bytes', 'payload_bytes', 'per_input', 'per_output',
     'place_once', 'powell_minimum', 'product_input', 'product_input_ste', 'quadratic_minimum',
-    'quadratic_objective', 'quantization_error', 'quantize', 'round_weight', 'rows_to_weight',
-    'search_qparams', 'solve_bitsplit', 'solve_bitsplit_rows', 'split_bit_planes', 'spread',
-    'stitch_bit_planes', 'unpack_codes', 'weight_rows', 'weight_scale', 'whole_steps',
+    'quadratic_objective', 'quantization_error', 'quantize', 'round_nested', 'round_weight',
+    'rows_to_weight', 'search_qparams', 'solve_bitsplit', 'solve_bitsplit_rows', 'solve_nested',
+    'split_bit_planes', 'spread', 'stitch_bit_planes', 'unpack_codes', 'weight_rows',
+    'weight_scale', 'whole_steps',
 ]

@@ -17,6 +17,7 @@ from mmbitsplit.methods.error_feedback import ErrorFeedback
 from mmbitsplit.methods.kl_divergence import KLDivergence
 from mmbitsplit.methods.lapq import LAPQ
 from mmbitsplit.methods.mse import MSE
+from mmbitsplit.methods.nested_bitsplit import NestedBitSplit
 from mmbitsplit.methods.pipelines import PIPELINES, check_pipeline
 from mmbitsplit.methods.ptmq import PTMQ
 from mmbitsplit.methods.published_bitsplit import PublishedBitSplit
@@ -25,5 +26,5 @@ from mmbitsplit.methods.round_to_nearest import RoundToNearest
 
 __all__ = ['ACIQ', 'BRECQ', 'LAPQ', 'METHODS', 'MSE', 'PIPELINES', 'PTMQ', 'ACIQMix',
            'AdaQuant', 'AdaRound', 'BitSplit', 'ErrorFeedback', 'KLDivergence', 'Method',
-           'PublishedBitSplit', 'QDrop', 'RoundToNearest', 'build_method', 'check_data_free',
-           'check_pipeline', 'read_request', 'register_method']
+           'NestedBitSplit', 'PublishedBitSplit', 'QDrop', 'RoundToNearest', 'build_method',
+           'check_data_free', 'check_pipeline', 'read_request', 'register_method']

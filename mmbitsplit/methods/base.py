@@ -21,6 +21,7 @@ from mmbitsplit.structures import (
     from_mapping,
     read_plan,
 )
+from mmbitsplit.structures.solution import Nesting
 from mmbitsplit.structures.spec import AS_REQUESTED
 
 Granularity = Literal['layer', 'block', 'stage', 'net']
@@ -51,6 +52,9 @@ class Method(Options):
         bias_correction: Fit the bias together with the weights.
         guard: Plain rounding is a candidate, too, and is taken where no other is as good.
         loss, loss_batches: See ``ModelLoss``; where ``needs`` names ``'model_loss'``.
+        nesting: How codes of narrower widths are made of the widest's, where there are several;
+            ``None`` where each has its own.
+        branches: With ``widths``, at how many of them each image runs.
         batch_size: Images of a step of ``solve_unit``, or crops of them: what memory is estimated
             by.
         widths: Of weights, several of which it solves at once for layers that the request gives
@@ -71,6 +75,8 @@ class Method(Options):
     batch_size: int = 32
     widths: Sequence[int] = ()
     activation_widths: Literal['tied'] | Sequence[int] = ()
+    nesting: Nesting | None = None
+    branches: Literal['all'] | int = 'all'
 
     def input_widths(self, spec: QuantSpec) -> tuple[int, ...]:
         """The widths of inputs that it solves at once, rising; ``()`` for one or for float inputs.
@@ -119,6 +125,14 @@ class Method(Options):
         """
         return ()
 
+    def tunes(self, input_bits: int | None) -> bool:
+        """Whether stages of tuning run at a width, where there are several.
+
+        Args:
+            input_bits: Of the inputs, ``None`` for float ones.
+        """
+        return True
+
     def packages(self) -> Mapping[str, str]:
         """Returns packages that the method imports late, each with the extra that brings it."""
         return {}
@@ -148,6 +162,20 @@ class Method(Options):
             num_bits: 2 to 8.
         """
         raise NotImplementedError(f'{type(self).__name__}.solve')
+
+    def solve_widths(self, statistics: Sequence[LayerStatistics], weights: Sequence[Tensor],
+                     widths: Sequence[int]) -> WeightSolution:
+        """Returns codes and scales of several widths; for methods with ``widths``.
+
+        Args:
+            statistics: One a width: inputs are those of layers before it at that width.
+            weights: (G, M, N) one a width, on the scale of its inputs.
+            widths: Rising.
+
+        Returns:
+            That of the widest, the others in ``narrower``.
+        """
+        raise NotImplementedError(f'{type(self).__name__}.solve_widths')
 
     def solve_rows(self, rows: RowStatistics, weight: Tensor, num_bits: int) -> WeightSolution:
         """The same from the positions themselves.

@@ -56,7 +56,7 @@ class Lockstep:
 
     def run(self) -> None:
         """Runs all batches to the end; afterwards every reachable layer is solved."""
-        self.workers = [self._make_worker(batch) for batch in self.forwards.batches]
+        self.workers = self._make_workers()
         with ExitStack() as stack, torch.no_grad():
             stack.enter_context(self.state.kept())
             stack.enter_context(self._replaying())
@@ -73,6 +73,9 @@ class Lockstep:
 
     def _make_worker(self, batch: int) -> 'Worker':
         return Worker(batch, self._work, self.state)
+
+    def _make_workers(self) -> list['Worker']:
+        return [self._make_worker(batch) for batch in self.forwards.batches]
 
     def _branches(self) -> list[Branch]:
         """All that may be asleep."""
@@ -99,10 +102,10 @@ class Lockstep:
                  if _WAITING not in seen and _READY in seen]
         if not ready:
             self._stuck(sleeping)
-        offers: dict[str, dict[int, list[Any]]] = {}
+        offers: dict[str, dict[Any, list[Any]]] = {}
         for name in ready:
             offering = [worker for worker in sleeping if name in worker.offer]
-            offers[name] = {worker.batch: worker.offer.pop(name) for worker in offering}
+            offers[name] = {worker.key: worker.offer.pop(name) for worker in offering}
             for worker in offering:
                 worker.due = True
         self._solve_all(offers)
@@ -140,8 +143,9 @@ class Lockstep:
         """Of each station, whether this process's batches that come there have done so."""
         states = []
         for name in self._stations():
-            offered = sorted(worker.batch for worker in sleeping if name in worker.offer)
-            expected = [batch for batch in self.forwards.batches if self._visits(name, batch)]
+            offered = sorted(worker.key for worker in sleeping if name in worker.offer)
+            expected = sorted(worker.key for worker in self.workers
+                              if self._visits(name, worker.batch))
             states.append(_NOT_HERE if self._passed(name) or not expected
                           else _READY if offered == expected else _WAITING)
         return states
@@ -236,6 +240,11 @@ class Worker(Branch):
         self.offer: Offer = {}
         self.due = False
         self.owner_runs: OwnerRuns | None = None
+
+    @property
+    def key(self) -> Any:
+        """What tells it from the others."""
+        return self.batch
 
     def arrive(self, offer: Offer) -> None:
         """Offers inputs of layers and sleeps until the scheduler wakes this batch."""

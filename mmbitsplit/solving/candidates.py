@@ -117,14 +117,26 @@ def method_candidates(method: Method, statistics: LayerStatistics | RowStatistic
     Raises:
         ValueError: There is none, or two have one name.
     """
-    if team.size == 1 or weight.shape[1] < team.size * CHANNELS:
+    share = share_of_outputs(weight.shape[1], team)
+    if share == slice(None):
         return _named(method, list(method.candidates(statistics, weight, num_bits)))
-    share = team.share(weight.shape[1], CHANNELS)
     names = ('y_sum', 'y') if isinstance(statistics, RowStatistics) else ('y_sum', 'cross', 'y_sq')
     mine = replace(statistics, **{name: getattr(statistics, name)[:, share] for name in names})
     parts = team.gather(list(method.candidates(mine, weight[:, share], num_bits)))
     return {name: _joined([part[index][1] for part in parts])
             for index, name in enumerate(_named(method, parts[0]))}
+
+
+def share_of_outputs(outputs: int, team: Team) -> slice:
+    """The output channels that this process solves: all where there are few."""
+    if team.size == 1 or outputs < team.size * CHANNELS:
+        return slice(None)
+    return team.share(outputs, CHANNELS)
+
+
+def whole_solution(mine: WeightSolution, share: slice, team: Team) -> WeightSolution:
+    """One solution of all output channels, from this process's and the others'."""
+    return mine if share == slice(None) else _joined(team.gather(mine))
 
 
 def _joined(parts: list[WeightSolution]) -> WeightSolution:
@@ -133,7 +145,7 @@ def _joined(parts: list[WeightSolution]) -> WeightSolution:
               for name in ('codes', 'scale', 'objective', 'offset', 'num_bits')
               if getattr(parts[0], name) is not None}
     return WeightSolution(
-        **joined, num_sweeps=max(part.num_sweeps for part in parts),
+        **joined, nesting=parts[0].nesting, num_sweeps=max(part.num_sweeps for part in parts),
         narrower={num_bits: _joined([part.narrower[num_bits] for part in parts])
                   for num_bits in parts[0].narrower})
 

@@ -183,7 +183,7 @@ def choose_candidate(candidates: list[Candidate], rows: LayerPositions, layer: Q
         candidates = [one for one in candidates if one.strength == strengths[0]]
         if len(candidates) == 1:
             return candidates[0]
-    trial = _Trial(rows, layer, plan, method, others)
+    trial = InputTrial(rows, layer, plan, method, others)
     tried: list[tuple[float, Candidate]] = []
     for strength in strengths:
         candidate = trial.settle_search([one for one in candidates if one.strength == strength])
@@ -196,7 +196,7 @@ def choose_candidate(candidates: list[Candidate], rows: LayerPositions, layer: Q
     return next(candidate for error, candidate in tried if error <= limit)
 
 
-class _Trial:
+class InputTrial:
     """Part of a layer's positions and outputs, to compare candidates on."""
 
     def __init__(self, rows: LayerPositions, layer: QuantizedLayer, plan: LayerPlan, method: Method,

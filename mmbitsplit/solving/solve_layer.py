@@ -97,7 +97,7 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
                                                        plan.input_widths)
         del samples
     with stopwatch('solve_statistics'):
-        fitted = _fit_and_held_out if sums is None else sums.of
+        fitted = fit_and_held_out if sums is None else sums.of
         statistics, held_out, apart = fitted(rows, best, geometry, method)
     with stopwatch('solve_codes'):
         if given is None:
@@ -160,7 +160,7 @@ class FittedSums:
         """What the method is given, positions to judge on, and whether these are others."""
         if self._found is None or not _alike(self._of, candidate):
             self._of = self._found = None  # its memory is free before the next is made
-            self._found = _fit_and_held_out(rows, candidate, geometry, method)
+            self._found = fit_and_held_out(rows, candidate, geometry, method)
             self._of = candidate
         return self._found
 
@@ -174,7 +174,7 @@ def _alike(one: Candidate, other: Candidate) -> bool:
                for a, b in pairs)
 
 
-def _fit_and_held_out(rows: LayerPositions, candidate: Candidate, geometry: LayerGeometry,
+def fit_and_held_out(rows: LayerPositions, candidate: Candidate, geometry: LayerGeometry,
                       method: Method) -> tuple[LayerStatistics | RowStatistics, Rows, bool]:
     """What the method is given, positions to judge on, and whether these are others.
 

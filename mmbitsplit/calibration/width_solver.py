@@ -1,0 +1,172 @@
+"""Solves layers for several widths when the lockstep pass has their inputs at each of them."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from mmbitsplit.calibration.float_run import FloatRun
+from mmbitsplit.calibration.layer_solver import LayerSolver
+from mmbitsplit.calibration.solved_layers import SolvedLayers
+from mmbitsplit.calibration.tuning import tune
+from mmbitsplit.methods import Method
+from mmbitsplit.methods.tuning import TuningStage
+from mmbitsplit.models import PreparedModel
+from mmbitsplit.passes.capture import CallCapture
+from mmbitsplit.passes.repeated_calls import find_owners
+from mmbitsplit.passes.stopwatch import Stopwatch
+from mmbitsplit.passes.watching import Watching
+from mmbitsplit.passes.width_lockstep import Prefix, WidthLockstep, use_prefix
+from mmbitsplit.solving.positions import check_seen
+from mmbitsplit.solving.solve_widths import solve_widths
+from mmbitsplit.structures import BitPlan, CalibrationSpec, LayerPlan
+
+
+@dataclass(frozen=True)
+class WidthPairs:
+    """Which widths of weights and inputs are solved together, and on which forwards.
+
+    Args:
+        pairs: Each width of both comes in one at least, rising.
+        prefixes: Those at which each batch runs.
+    """
+
+    pairs: tuple[Prefix, ...]
+    prefixes: tuple[Prefix, ...]
+
+    @classmethod
+    def of(cls, plan: BitPlan, method: Method) -> 'WidthPairs':
+        """Of a plan; one pair where no layer has several widths.
+
+        Each width of the weight goes with the least width of inputs that is not below it; what is
+        left goes with the nearest.
+        """
+        widths = next((layer.widths for layer in plan.layers if layer.widths), ())
+        inputs = next((layer.input_widths for layer in plan.layers if layer.input_widths), ())
+        one_weight = plan.layers[0].weight.num_bits if plan.layers else 8
+        if not inputs:
+            pairs = [Prefix(bits, None) for bits in widths or (one_weight,)]
+        else:
+            pairs = [Prefix(bits, next((one for one in inputs if one >= bits), inputs[-1]))
+                     for bits in widths or (one_weight,)]
+            pairs += [Prefix(min(widths or (one_weight,), key=lambda bits: abs(bits - one)), one)
+                      for one in inputs if one not in {pair.input for pair in pairs}]
+        pairs.sort(key=lambda pair: (pair.weight, pair.input or 0))
+        most = len(pairs) if method.branches == 'all' else min(method.branches, len(pairs))
+        chosen = [pairs[-1]] if most == 1 else [
+            pairs[round(index * (len(pairs) - 1) / (most - 1))] for index in range(most)]
+        return cls(tuple(pairs), tuple(chosen))
+
+    def prefix_of(self, pair: Prefix) -> int:
+        """Number of the prefix that is nearest to a pair."""
+        distances = [abs(prefix.weight - pair.weight)
+                     + abs((prefix.input or 0) - (pair.input or 0)) for prefix in self.prefixes]
+        return distances.index(min(distances))
+
+
+class WidthSolver:
+    """Called by the lockstep pass, layer after layer.
+
+    Args:
+        solver: Solves layers and products of one width.
+        pairs: Of the calibration.
+    """
+
+    def __init__(self, solver: LayerSolver, pairs: WidthPairs):
+        self.solver, self.pairs = solver, pairs
+
+    def __call__(self, name: str, offers: dict[tuple[int, int], list[Any]]) -> None:
+        """Solves a layer or product from captures by (batch, number of the prefix)."""
+        plan = next((plan for plan in self.solver.prepared.plan.layers if plan.name == name), None)
+        if plan is None or not (plan.widths or plan.input_widths):
+            self.solver(name, self._in_turn(offers))
+        else:
+            self._solve(plan, offers)
+
+    def _in_turn(self, offers: dict[tuple[int, int], list[Any]]) -> dict[int, list[Any]]:
+        """Of each batch what it gave at one of its widths: as many positions as ever, of all."""
+        count = len(self.pairs.prefixes)
+        # Every second batch may be judged on: two in a row have the same width.
+        return {batch: captures for (batch, number), captures in offers.items()
+                if number == batch // 2 % count}
+
+    def _solve(self, plan: LayerPlan, offers: dict[tuple[int, int], list[CallCapture]]) -> None:
+        solver, prepared = self.solver, self.solver.prepared
+        with solver.stopwatch('solve'):
+            started = time.perf_counter()
+            by_prefix: list[list[CallCapture]] = []
+            targets: list[Tensor] = []
+            for number in range(len(self.pairs.prefixes)):
+                captures, targets = solver.align(
+                    plan.name, {batch: calls for (batch, of), calls in offers.items()
+                                if of == number}, keep=number + 1 < len(self.pairs.prefixes))
+                by_prefix.append(captures)
+            check_seen(plan.name, targets, solver.forwards.team)
+            pairs = self.pairs.pairs
+            solved = solve_widths(
+                prepared.layers[plan.name], plan, solver.method, pairs,
+                [by_prefix[self.pairs.prefix_of(pair)] for pair in pairs], targets,
+                solver.forwards.team, solver.stopwatch,
+                prepared.stream_qparams(plan.stream) if plan.stream else None)
+            solver.solved.add(plan, solver.noted(plan, solved), time.perf_counter() - started)
+
+
+def solve_at_all_widths(look: Watching, prepared: PreparedModel, run: FloatRun, method: Method,
+                        solved: SolvedLayers, stopwatch: Stopwatch) -> None:
+    """The quantized pass of a model of several widths; all layers end at their widest.
+
+    Args:
+        look: What is known of the model, and its batches.
+        prepared: It.
+        run: What the float pass has left.
+        method: Chooses codes.
+        solved: Where solutions go; what has been taken over is there already.
+        stopwatch: Told what it takes.
+    """
+    pairs = WidthPairs.of(prepared.plan, method)
+    owners = find_owners(look.flow, set(prepared.sites), run.record.patterns)
+    solver = LayerSolver(prepared, look.forwards, run, method, solved, stopwatch)
+    lockstep = WidthLockstep(prepared, look.forwards, run.record.counts, owners, run.sampler,
+                             run.tape, WidthSolver(solver, pairs), pairs.prefixes)
+    with stopwatch('quantized_pass'):
+        lockstep.run()
+    use_widest(prepared)
+
+
+def use_widest(prepared: PreparedModel) -> None:
+    """Switches all layers to their widest widths."""
+    for layer in prepared.layers.values():
+        inputs = layer.input_quantizer
+        use_prefix(layer, Prefix(layer.weight_quantizer.widths[-1],
+                                 None if inputs is None else inputs.widths[-1]))
+
+
+def tune_widths(stages: Sequence[TuningStage], look: Watching, calibration: CalibrationSpec,
+                solved: SolvedLayers, stopwatch: Stopwatch, no_tuning: str, method: Method,
+                ) -> list[dict[str, Any]]:
+    """Runs stages of tuning, at each pair of widths that the method wants tuned.
+
+    Args:
+        stages, look, calibration, solved, stopwatch, no_tuning: See ``tune``.
+        method: Says at which.
+
+    Returns:
+        What each stage says of itself, at each pair.
+    """
+    prepared = solved.prepared
+    if not stages or not any(plan.widths or plan.input_widths for plan in prepared.plan.layers):
+        return tune(stages, look, calibration, solved, stopwatch, no_tuning)
+    outcomes = []
+    try:
+        for pair in WidthPairs.of(prepared.plan, method).pairs:
+            if method.tunes(pair.input):
+                for layer in prepared.layers.values():
+                    use_prefix(layer, pair)
+                outcomes += [{**outcome, 'weight_bits': pair.weight, 'input_bits': pair.input}
+                             for outcome in tune(stages, look, calibration, solved, stopwatch,
+                                                 no_tuning)]
+    finally:
+        use_widest(prepared)
+    return outcomes

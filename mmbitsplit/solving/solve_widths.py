@@ -1,0 +1,208 @@
+"""From what was captured of a layer at several widths to its solution for all of them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from mmbitsplit.functional import channel_ranges, round_nested
+from mmbitsplit.methods import Method
+from mmbitsplit.models import QuantizedLayer
+from mmbitsplit.passes.capture import CallCapture
+from mmbitsplit.passes.stopwatch import Stopwatch
+from mmbitsplit.passes.team import Team
+from mmbitsplit.passes.width_lockstep import Prefix
+from mmbitsplit.solving.candidates import ROUNDING, share_of_outputs, whole_solution
+from mmbitsplit.solving.input_scales import Candidate
+from mmbitsplit.solving.output_error import Judgement, output_error
+from mmbitsplit.solving.positions import LayerPositions, Rows
+from mmbitsplit.solving.solve_layer import (
+    FITTED_AND_JUDGED,
+    Solved,
+    fit_and_held_out,
+    layer_solution,
+)
+from mmbitsplit.solving.width_inputs import choose_inputs
+from mmbitsplit.structures import (
+    LayerGeometry,
+    LayerPlan,
+    LayerSolution,
+    LayerStatistics,
+    QParams,
+    RowStatistics,
+    WeightSolution,
+)
+
+TOO_LARGE = ('its weights are rounded: it has too many inputs for sums of products, which codes of '
+             'several widths are solved from')
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AtWidth:
+    """What the weight of one width is fitted to.
+
+    Args:
+        bits: Of the weight.
+        input: How its input is quantized.
+        statistics: To fit to.
+        held_out: To judge on.
+        weight: (G, M, N) float weight on the scale of the inputs.
+    """
+
+    bits: int
+    input: Candidate
+    statistics: LayerStatistics | RowStatistics
+    held_out: Rows
+    weight: Tensor
+
+
+def solve_widths(layer: QuantizedLayer, plan: LayerPlan, method: Method, pairs: Sequence[Prefix],
+                 captures: Sequence[Sequence[CallCapture]], targets: Sequence[Tensor],
+                 team: Team | None = None, stopwatch: Stopwatch | None = None,
+                 shared: QParams | None = None) -> Solved:
+    """Quantizes one layer for several widths; every process of the team returns the same.
+
+    Args:
+        layer: In float.
+        plan: Its ``widths``, or ``input_widths``, are several.
+        method: Chooses the codes.
+        pairs: Widths of weight and input that are solved together: each width at least once.
+        captures: Of each pair, every call in the model whose layers before have these widths, this
+            process's.
+        targets: Float outputs (G, M, K) of the same calls at the same positions.
+        team, stopwatch, shared: See ``solve_layer``.
+    """
+    team, stopwatch = team or Team(), stopwatch or Stopwatch()
+    geometry, weight = layer.geometry, layer.float_rows()
+    rows = [LayerPositions(one, targets, team, weight) for one in captures]
+    own_inputs = [pair.input if plan.input_widths else plan.activation.num_bits for pair in pairs]
+    with stopwatch('solve_scales'):
+        inputs, samples = choose_inputs(captures, rows, own_inputs, layer, plan, method, shared)
+        widest = inputs[max(range(len(pairs)), key=lambda index: own_inputs[index] or 0)]
+        ranges = channel_ranges(samples, widest.qparams)
+        del samples
+    widths = plan.widths or (plan.weight.num_bits,)
+    with stopwatch('solve_statistics'):
+        found, apart = [], True
+        for bits in widths:
+            index = next((index for index, pair in enumerate(pairs) if pair.weight == bits),
+                         len(pairs) - 1)
+            statistics, held_out, apart = fit_and_held_out(rows[index], inputs[index], geometry,
+                                                           method)
+            found.append(_AtWidth(
+                bits=bits, input=inputs[index], statistics=statistics, held_out=held_out,
+                weight=inputs[index].weight(weight, geometry).to(statistics.x_sum.dtype)))
+    with stopwatch('solve_codes'):
+        choice = _choose(found, method, team)
+    calls, sampled = map(sum, zip(*team.gather(
+        (len(captures[-1]), sum(capture.patches.shape[-1] for capture in captures[-1])))))
+    return team.from_first(Solved(
+        solution=_assemble(found, choice, layer, plan, widest, inputs, geometry, method),
+        strength=widest.strength, search=widest.search, error=choice.judged[-1].error,
+        error_rounding=choice.rounded[-1].error, guard_taken=choice.guard_taken,
+        candidates=choice.errors(found, method), sweeps=choice.solution.num_sweeps, rows=sampled,
+        calls=calls, input_ranges=ranges, notes=(
+            *(() if apart else FITTED_AND_JUDGED), *choice.notes(found))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """The solution that was taken.
+
+    Args:
+        solution: Of the widest, with the others.
+        judged: A width.
+        rounded: The same of plain rounding.
+        solved: The same of what the method gave.
+        guard_taken: Whether rounding was taken.
+    """
+
+    solution: WeightSolution
+    judged: Sequence[Judgement]
+    rounded: Sequence[Judgement]
+    solved: Sequence[Judgement]
+    guard_taken: bool
+
+    def of(self, bits: int) -> WeightSolution:
+        """Of one width."""
+        return self.solution.narrower.get(bits, self.solution)
+
+    def errors(self, found: Sequence[_AtWidth], method: Method) -> dict[str, float]:
+        """Of every candidate and width."""
+        named = {'solver': self.solved, **({ROUNDING: self.rounded} if method.guard else {})}
+        return {f'{name}, {one.bits} bits': judged.error for name, judgements in named.items()
+                for one, judged in zip(found, judgements)}
+
+    def notes(self, found: Sequence[_AtWidth]) -> list[str]:
+        """What the report says of each width."""
+        return [*(TOO_LARGE,) * _too_large(found), *(
+            f'error at {one.bits} bits {judged.error:.4g} (rounding {rounded.error:.4g})'
+            for one, judged, rounded in zip(found, self.judged, self.rounded))]
+
+
+def _choose(found: Sequence[_AtWidth], method: Method, team: Team) -> _Choice:
+    """The method's solution, or rounding where that has less error over all widths.
+
+    Codes are one for all widths, so one of the two is taken for all: rounding where the product of
+    its errors is less.
+    """
+    widths = [one.bits for one in found]
+    weights = [one.weight for one in found]
+    rounded = round_nested(weights, widths, method.nesting or 'planes')
+    solved = rounded
+    if not _too_large(found):
+        share = share_of_outputs(weights[0].shape[1], team)
+        solved = whole_solution(method.solve_widths(
+            [_part(one.statistics, share) for one in found],
+            [weight[:, share] for weight in weights], widths), share, team)
+    judged, plain = ([output_error(solution.narrower.get(one.bits, solution).weight,
+                                   one.statistics, one.held_out.x, one.held_out.y, method, team)
+                      for one in found] for solution in (solved, rounded))
+    guard = method.guard and not _product(judged) <= _product(plain)
+    return _Choice(solution=rounded if guard else solved, judged=plain if guard else judged,
+                   rounded=plain, solved=judged, guard_taken=guard)
+
+
+def _too_large(found: Sequence[_AtWidth]) -> bool:
+    return any(isinstance(one.statistics, RowStatistics) for one in found)
+
+
+def _part(statistics: LayerStatistics, share: slice) -> LayerStatistics:
+    return replace(statistics, **{name: getattr(statistics, name)[:, share]
+                                  for name in ('y_sum', 'cross', 'y_sq')})
+
+
+def _product(judged: Sequence[Judgement]) -> float:
+    """Sum of logarithms of errors; NaN stays."""
+    return sum(math.log(max(one.error, 1e-30)) if one.error == one.error else math.nan
+               for one in judged)
+
+
+def _assemble(found: Sequence[_AtWidth], choice: _Choice, layer: QuantizedLayer, plan: LayerPlan,
+              widest: Candidate, inputs: Sequence[Candidate], geometry: LayerGeometry,
+              method: Method) -> LayerSolution:
+    """What is written into the layer: scales of weights carry the scale of the widest input."""
+    bias, made = layer.float_weights().bias, []
+    for one, judged in zip(found, choice.judged):
+        whole = layer_solution(choice.of(one.bits), judged.bias, one.input.qparams, bias, geometry,
+                               replace(plan, weight=replace(plan.weight, num_bits=one.bits)))
+        factor = _factor(one.input.qparams, widest.qparams)
+        offset = whole.weight_offset
+        made.append(replace(
+            whole, weight_scale=whole.weight_scale / factor, qparams=None,
+            weight_offset=None if offset is None else offset / factor))
+    narrower = {one.qparams.num_bits: one.qparams for one in inputs
+                if one.qparams is not None and one is not widest}
+    return replace(
+        made[-1], qparams=widest.qparams, narrower=tuple(reversed(made[:-1])),
+        narrower_inputs=tuple(qparams for _, qparams in sorted(narrower.items(), reverse=True)
+                              if qparams.num_bits != widest.qparams.num_bits),
+        nesting=choice.solution.nesting if len(made) > 1 else None)
+
+
+def _factor(qparams: QParams | None, widest: QParams | None) -> float:
+    """The scale of an input in parts of the widest's, where weights carry scales."""
+    if qparams is None or not qparams.unit or qparams is widest:
+        return 1.0
+    return float(qparams.scale[0].double() / widest.scale[0].double())
