@@ -10,6 +10,7 @@ from mmbitsplit.functional import add_ridge, check_widths, solve_nested
 from mmbitsplit.methods.base import register_method
 from mmbitsplit.methods.bitsplit import FEW_BITS, LEARNING, ROUNDS, BitSplit
 from mmbitsplit.structures import LayerStatistics, QuantSpec, Range, WeightSolution
+from mmbitsplit.structures.widths import Bits
 
 
 @register_method
@@ -37,8 +38,8 @@ class NestedBitSplit(BitSplit):
             saves forwards and memory; other widths are solved on inputs of the nearest.
     """
 
-    widths: Sequence[int] = (3, 4, 6, 8)
-    activation_widths: Literal['tied'] | Sequence[int] = 'tied'
+    widths: Sequence[Bits] = (3, 4, 6, 8)
+    activation_widths: Literal['tied'] | Sequence[Bits] = 'tied'
     nesting: Literal['floor', 'planes'] = 'floor'
     order: Literal['joint', 'up'] = 'joint'
     reference_bits: Annotated[int, Range(2, 8)] = 5

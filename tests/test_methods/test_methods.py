@@ -321,6 +321,10 @@ REFUSED = {  # what an error says is allowed, and values that are not
     'start': ('Allowed: lowest, mean', ['high', None]),
     'strategy': ('Allowed: direct, high_to_low, low_to_high, mixed', ['ptmq', None]),
     'direct_bits': ('an integer from 2 to 8 or None', [1, '3']),
+    'nesting': ('Allowed: floor, planes', ['prefix', None]),
+    'order': ('Allowed: joint, up', ['down', None]),
+    'reference_bits': ('an integer from 2 to 8', [1, 9, 4.5]),
+    'branches': ("'all' or an integer from 1", [0, 'none', 1.5]),
 }
 
 

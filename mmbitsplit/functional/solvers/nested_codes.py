@@ -186,8 +186,8 @@ class _Problem:
                              f'{len(weights)} weights; give one of each a width.')
         # Kernels compute on the CPU, wherever the sums come from.
         grams = [one.gram.cpu() for one in statistics]
-        diagonal = sum(gram.diagonal(dim1=1, dim2=2) / gram.diagonal(dim1=1, dim2=2).mean(
-            1, keepdim=True) for gram in grams)  # (G, N)
+        diagonals = torch.stack([gram.diagonal(dim1=1, dim2=2) for gram in grams])
+        diagonal = (diagonals / diagonals.mean(2, keepdim=True)).sum(0)  # (G, N)
         order = diagonal.argsort(dim=1, descending=True, stable=True).flip(1)
         lower, target, cross = [], [], []
         for index, (one, gram) in enumerate(zip(statistics, grams)):
@@ -230,7 +230,8 @@ class _Problem:
 
     def levels(self, codes: Tensor, level: int) -> Tensor:
         """(G, M, N) real multiples of the scale that a width makes of codes of the widest."""
-        return narrower_codes(codes, self.widths[-1], self.widths[level], self.nesting).to(self.target) + self.offset
+        narrower = narrower_codes(codes, self.widths[-1], self.widths[level], self.nesting)
+        return narrower.to(self.target) + self.offset
 
     def start(self, reference_bits: int) -> _Start:
         """Scales by what nested rounding of the float solutions would cost, and importances.
