@@ -1,6 +1,7 @@
 """Calibrates CIFAR networks once for several widths, and prints top-1 at each of them.
 
-Beside it stand the same method at each width by itself, and Bit-split. Data and weights are those
+Beside it stand the same method at each width by itself, and Bit-split. Seconds are those of
+processors, which other programs on the machine hardly change: take OMP_NUM_THREADS=1. Data and weights are those
 of ``benchmarks/cifar.py``.
 """
 
@@ -87,13 +88,13 @@ def main() -> None:
 
 def calibrated(network: Network, args: argparse.Namespace, calib: torch.Tensor, asked: dict,
                seed: int) -> tuple[torch.nn.Module, float]:
-    """A network calibrated once, and the seconds that it took."""
+    """A network calibrated once, and the seconds of processors that it took."""
     chosen = torch.randperm(len(calib), generator=torch.Generator().manual_seed(seed))
     batches = calib[chosen[:args.num_images]].split(64)
     model = load_model(network, [args.data])
-    started = time.perf_counter()
+    started = time.process_time()
     quantize_model(model, batches, asked)
-    return model, time.perf_counter() - started
+    return model, time.process_time() - started
 
 
 if __name__ == '__main__':
