@@ -1,8 +1,8 @@
 """Calibrates CIFAR networks once for several widths, and prints top-1 at each of them.
 
 Beside it stand the same method at each width by itself, and Bit-split. Seconds are those of
-processors, which other programs on the machine hardly change: take OMP_NUM_THREADS=1. Data and weights are those
-of ``benchmarks/cifar.py``.
+processors, which other programs on the machine hardly change: take OMP_NUM_THREADS=1. Data and
+weights are those of ``benchmarks/cifar.py``.
 """
 
 import argparse

@@ -116,7 +116,7 @@ def test_codes_fit_and_the_objective_is_that_of_the_weight(name, bits):
     assert solved.codes.shape == weight.shape and solved.scale.shape == weight.shape[:2]
     width = bits if solved.num_bits is None else solved.num_bits.unsqueeze(-1)
     assert (solved.codes.abs() <= 2 ** (width - 1) - 1).all()
-    if name != 'BitSplit':  # whose objective has a ridge
+    if name not in ('BitSplit', 'NestedBitSplit'):  # whose objective has a ridge
         torch.testing.assert_close(solved.objective, quadratic_objective(
             statistics.gram, statistics.cross, statistics.y_sq, solved.weight))
 

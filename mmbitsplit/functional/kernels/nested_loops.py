@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional.kernels.compiled import CHUNKS, OPTIONS, _run
+from mmbitsplit.functional.kernels.compiled import CHUNKS, OPTIONS, run_loop
 
 TILE = 8  # rows that share a row of each gram while it is in the cache
 
@@ -168,9 +168,9 @@ def nested_sweep(codes: Tensor, residual: Tensor, gram: Tensor, scale: Tensor, i
     groups, rows, columns = codes.shape
     work = codes.numel() * columns * len(shifts)
     chunks = min(CHUNKS, groups * -(-rows // TILE))
-    _run(_serial_sweep, _parallel_sweep, work, codes.numpy(), residual.numpy(), gram.numpy(),
-         scale.numpy(), importance.numpy(), np.array(shifts), settled, int(sign), *limits,
-         moved.numpy(), chunks)
+    run_loop(_serial_sweep, _parallel_sweep, work, codes.numpy(), residual.numpy(), gram.numpy(),
+             scale.numpy(), importance.numpy(), np.array(shifts), settled, int(sign), *limits,
+             moved.numpy(), chunks)
 
 
 def _nested_feedback(codes, target, lower, scale, offset, importance, shifts, sign, lowest,
@@ -218,6 +218,6 @@ def nested_feedback(codes: Tensor, target: Tensor, lower: Tensor, scale: Tensor,
                     ) -> None:
     """Error feedback for all widths at once over contiguous CPU tensors."""
     work = codes.numel() * codes.shape[-1] * len(shifts)
-    _run(_serial_feedback, _parallel_feedback, work, codes.numpy(), target.numpy(), lower.numpy(),
-         scale.numpy(), offset, importance.numpy(), np.array(shifts), int(sign), *limits,
-         torch.zeros_like(target).numpy())
+    run_loop(_serial_feedback, _parallel_feedback, work, codes.numpy(), target.numpy(),
+             lower.numpy(), scale.numpy(), offset, importance.numpy(), np.array(shifts), int(sign),
+             *limits, torch.zeros_like(target).numpy())
