@@ -1,4 +1,4 @@
-"""Runs the grid of one table of the Bit-split paper and prints the table."""
+"""Runs the grid of one table of a paper and prints the table."""
 
 import sys
 from pathlib import Path

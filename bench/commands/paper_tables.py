@@ -1,4 +1,4 @@
-"""Runs the grid of one table of the Bit-split paper and prints the table."""
+"""Runs the grid of one table of the Bit-split paper, or of PTMQ's, and prints the table."""
 
 import argparse
 import shlex
@@ -17,6 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from bench.paper import BENCH_MODELS, METHOD_ROWS, TABLES
     from mmbitsplit.cli.config_arguments import ConfigOptions
 
+    parser.add_argument('--paper', choices=['bitsplit', 'ptmq'], default='bitsplit',
+                        help='ptmq: one run for all widths on CIFAR networks; its tables 1 and 3, '
+                        'and 5 for Figure 5; --model, --data, --work-dir, --seeds and '
+                        '--iterations go with it; default bitsplit')
     parser.add_argument('--table', type=int, required=True, choices=sorted(TABLES),
                         help='number of the table in the paper; 6: learned rounding')
     parser.add_argument('--model', nargs='+', metavar='MODEL',
@@ -52,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the grid, cell after cell; returns 1 where some failed."""
     from bench.paper import TABLES
 
+    if args.paper == 'ptmq':
+        return run_ptmq(args)
     planned = plan(args)
     work_dir = Path(args.work_dir)
     outcomes: list[Mapping[str, Any]] = []
@@ -63,6 +69,39 @@ def run(args: argparse.Namespace) -> int:
             text = write_tables(TABLES[args.table], outcomes, work_dir, len(planned))
             print(f'\n{text}\nFiles are {work_dir}/table{args.table}.md, .csv and .png')
     return int(any('error' in run for run in outcomes))
+
+
+def run_ptmq(args: argparse.Namespace) -> int:
+    """Runs a table of PTMQ, row after row, and writes it after each.
+
+    Raises:
+        ValueError: Another option of the grid is given, or a table, network or data set is refused.
+    """
+    from bench.paper.models import data_kind
+    from bench.paper.ptmq import PTMQRun, markdown, ptmq_table
+
+    table = ptmq_table(args.table)
+    for name in ('bits', 'methods', 'scopes', 'cfg_options', 'redo', 'keep'):
+        if getattr(args, name):
+            raise ValueError(f'--{name.replace("_", "-")} is not supported with --paper ptmq; its '
+                             'rows and widths are those of the paper.')
+    if args.data is None or data_kind(args.data) != 'cifar':
+        raise ValueError('--paper ptmq needs --data, the folder of the CIFAR set; see '
+                         'benchmarks/cifar.py for what lies in it.')
+    (network,) = args.model or ['resnet20']
+    if network not in ('resnet20', 'resnet56'):
+        raise ValueError(f"--model '{network}' is not supported with --paper ptmq; allowed are "
+                         'resnet20 and resnet56.')
+    run = PTMQRun(data=Path(args.data), iterations=args.iterations, seeds=args.seeds,
+                  network=network)
+    path = Path(args.work_dir) / f'ptmq_table{args.table}.md'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[Mapping[str, Any]] = []
+    for row in run.of(table, lambda line: print(line, flush=True)):
+        rows.append(row)
+        path.write_text(markdown(table, rows, run), encoding='utf-8')
+    print(f'\n{path.read_text(encoding="utf-8")}\nThe file is {path}')
+    return 0
 
 
 def plan(args: argparse.Namespace) -> list:

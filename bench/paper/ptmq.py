@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-LR = 'learning_rate'
+FIGURES = (5,)
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class PTMQTable:
     """A table or figure of the paper.
 
     Args:
-        number: In ``--table``; figures are named ``'figure5'``.
+        number: In ``--table``; of a figure its number, which no table of the paper has.
         title: What it shows.
         widths: Of weights and inputs alike.
         rows: In order.
     """
 
-    number: str
+    number: int
     title: str
     widths: tuple[int, ...]
     rows: tuple[Row, ...]
@@ -53,10 +53,10 @@ def _compared(**options: Any) -> dict[str, Any]:
 
 
 PTMQ_TABLES = {table.number: table for table in (
-    PTMQTable('1', 'One run for all widths, and QDrop at each width by itself', (3, 4, 6, 8), (
+    PTMQTable(1, 'One run for all widths, and QDrop at each width by itself', (3, 4, 6, 8), (
         Row('QDrop', None, {3: 66.26, 4: 69.54, 6: 70.52, 8: 70.83}),
         Row('PTMQ', {}, {3: 64.92, 4: 67.57, 6: 70.23, 8: 70.79}))),
-    PTMQTable('3', 'Direct and progressive quantization, and PTMQ', (3, 4, 5), (
+    PTMQTable(3, 'Direct and progressive quantization, and PTMQ', (3, 4, 5), (
         Row('D-Q, only 3-bit', _compared(strategy='direct', direct_bits=3),
             {3: 66.10, 4: 39.24, 5: 63.06}),
         Row('D-Q, only 4-bit', _compared(strategy='direct', direct_bits=4),
@@ -67,13 +67,28 @@ PTMQ_TABLES = {table.number: table for table in (
             {3: 59.59, 4: 62.59, 5: 65.82}),
         Row('PTMQ', _compared(), {3: 64.92, 4: 67.57, 5: 69.00}))),
     # The paper's figure prints no numbers.
-    PTMQTable('figure5', 'Mixers, and the loss with and without distillation', (3, 4, 5), (
+    PTMQTable(5, 'Mixers, and the loss with and without distillation', (3, 4, 5), (
         Row('mixer, case 1', _compared(mixer='case1')),
         Row('mixer, case 2', _compared(mixer='case2')),
         Row('mixer, case 3', _compared(mixer='case3')),
         Row('case 3 without GD-Loss', _compared(gammas=(1.0, 0.0, 0.0))),
         Row('case 3, high group not detached', _compared(detach_high=False)))),
 )}
+
+
+def ptmq_table(number: int) -> PTMQTable:
+    """A table by its number.
+
+    Raises:
+        ValueError: There is none, or its models are not at hand.
+    """
+    if number not in PTMQ_TABLES:
+        why = ' Table 2 is of vision transformers for ImageNet, which are not at hand; learn one ' \
+              "with method=dict(type='PTMQ', widths=[4, 5, 6, 7, 8], " \
+              'activation_widths=[6, 7, 8]).' if number == 2 else ''
+        raise ValueError(f'--table {number} is not supported with --paper ptmq; allowed are 1, 3 '
+                         f'and 5 (Figure 5).{why}')
+    return PTMQ_TABLES[number]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +176,10 @@ class PTMQRun:
 def markdown(table: PTMQTable, rows: Sequence[Mapping[str, Any]], run: PTMQRun) -> str:
     """The table as Markdown: ours, and the paper's figures of its model below."""
     widths = table.widths
-    name = 'Table' if table.number.isdigit() else 'Figure'
+    name = 'Figure' if table.number in FIGURES else 'Table'
     steps = 'as many steps as published' if run.iterations is None else \
         f'{run.iterations} steps for each block'
-    lines = [f'{name} {table.number.removeprefix("figure")} of PTMQ. {table.title}: {run.network}, '
+    lines = [f'{name} {table.number} of PTMQ. {table.title}: {run.network}, '
              f'CIFAR-10, {run.num_images} images, {steps}, {len(run.seeds)} seed(s), top-1 in %.',
              '', '| Method | ' + ' | '.join(f'W{bits}A{bits}' for bits in widths)
              + ' | mean | seconds |', '|---|' + '---|' * (len(widths) + 2)]

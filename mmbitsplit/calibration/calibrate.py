@@ -33,6 +33,7 @@ from mmbitsplit.calibration.unit_memory import learning_bytes
 from mmbitsplit.calibration.unit_solver import (
     SolvedUnits,
     counting_if_batches_differ,
+    inputs_kept,
     solve_units,
     take_whole_units,
     unit_bytes,
@@ -263,7 +264,7 @@ def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method
         keeps = unit_bytes(spec.calibration)
         estimate = with_units(estimate, look.flow, units, total, keeps, learning_bytes(
             look.flow, units, geometries, batch_size=method.batch_size, total=total,
-            budget=keeps))
+            budget=keeps, inputs=inputs_kept(method.width_pairs(spec))))
     device = next((value.device for value in model.parameters()), torch.device('cpu'))
     budget = memory_budget(spec.calibration.memory_budget, device)
     if spec.tuning:

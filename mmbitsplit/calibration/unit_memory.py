@@ -16,7 +16,7 @@ WEIGHT_COPIES = 8
 
 
 def learning_bytes(flow: DataFlow, units: Sequence[Unit], geometries: Mapping[str, LayerGeometry],
-                   *, batch_size: int, total: float, budget: int) -> int:
+                   *, batch_size: int, total: float, budget: int, inputs: int = 2) -> int:
     """Bytes of a step of the unit that takes most.
 
     Args:
@@ -26,6 +26,7 @@ def learning_bytes(flow: DataFlow, units: Sequence[Unit], geometries: Mapping[st
         batch_size: Images of a step, or crops of them.
         total: All batches of all processes, in units of the watched one.
         budget: Bytes of inputs and outputs of a unit; what is more is seen in crops, if it can be.
+        inputs: Maps of a unit's input that are kept, see ``Collection``.
     """
     most = 0.0
     for unit in units:
@@ -35,7 +36,7 @@ def learning_bytes(flow: DataFlow, units: Sequence[Unit], geometries: Mapping[st
         rows = sum(flow.output_rows[unit.layers[0]]) * total
         given, kept = maps[0][0], maps[-1][1]
         step = min(batch_size, rows)
-        if 4 * (2 * given + kept) * rows > budget and all(
+        if 4 * (inputs * given + kept) * rows > budget and all(
                 geometry.kind == 'conv2d' for geometry in layers):
             step = min(step, batch_size * _area_of_crop(layers, kept))
         weights = sum(math.prod(geometry.weight_shape) for geometry in layers)

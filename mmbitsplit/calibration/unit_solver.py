@@ -204,7 +204,7 @@ def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: 
             sizes={batch: size for part in team.gather(look.sizes)
                    for batch, size in part.items()},
             budget=unit_bytes(run.sampler.spec) // most_open(solved.units, owners),
-            holdout=run.sampler.spec.holdout, inputs=1 + max(1, len(widths))))
+            holdout=run.sampler.spec.holdout, inputs=inputs_kept(widths)))
     lockstep = TwinLockstep(
         prepared, forwards, counts, owners, run.sampler, run.tape,
         LayerSolver(prepared, forwards, run, method, solved, stopwatch),
@@ -225,6 +225,11 @@ def most_open(units: Sequence[Unit], owners: Mapping[str, Owner]) -> int:
     """How many units are collected at once: all that are inside of one call that is repeated."""
     return max((sum(owner.layers.issuperset(unit.layers) for unit in units)
                 for owner in owners.values()), default=0) or 1
+
+
+def inputs_kept(widths: Sequence[Widths]) -> int:
+    """Maps of a unit's input that are kept: of the float model, and of each width."""
+    return 1 + max(1, len(widths))
 
 
 def unit_bytes(spec: CalibrationSpec) -> int:

@@ -30,6 +30,9 @@ def call(monkeypatch, capsys):
     (['--table', 3, '--data', 'data/digits', '--model', 'resnet18'], 'is digits, model'),
     (['--table', 5, '--methods', 'tflite', '--scopes', 'neck'], "scope='neck'"),
     (['--table', 3, '--model', 'classifier', '--seeds', -1], 'seed=-1 is not supported'),
+    (['--paper', 'ptmq', '--table', 2], 'Table 2 is of vision transformers'),
+    (['--paper', 'ptmq', '--table', 3], 'needs --data'),
+    (['--paper', 'ptmq', '--table', 3, '--methods', 'mse'], '--methods is not supported'),
 ])
 def test_what_is_refused_is_one_line_and_nothing_is_run(options, message, call, tmp_path):
     code, printed = call('paper_tables', *options, '--work-dir', tmp_path / 'paper')
