@@ -1,11 +1,17 @@
 """PTMQ: one rounding for all widths, learned on features of several widths."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from pyramids import Detector, LevelHead
+from thread_team import together
 
 from mmbitsplit.calibration import calibrate, read_request
 from mmbitsplit.methods import PTMQ
 from mmbitsplit.methods.unit_learning_widths import default_groups, one_width
+from mmbitsplit.methods.unit_problem import Snapshots
+from mmbitsplit.passes.width_inputs import WidthInputs
 from mmbitsplit.structures import Widths
 
 LEAST = dict(widths=[3, 4, 6, 8], iterations=2, batch_size=4)
@@ -122,6 +128,69 @@ def test_a_layer_with_a_width_of_its_own_keeps_it(residual_net, images, run_mode
     assert widths['blocks.1.conv1'] == ({3, 4, 6, 8}, {3, 4, 6, 8})
 
 
+class Broken(BaseException):
+    """Stands in for ``kill -9``."""
+
+
+class Memory(Snapshots):
+    """Keeps each state, and breaks off after some of them."""
+
+    def __init__(self, most):
+        self.state, self.left = None, most
+
+    def load(self):
+        return self.state
+
+    def due(self):
+        return True
+
+    def save(self, state):
+        self.state, self.left = state, self.left - 1
+        if self.left == 0:
+            raise Broken
+
+
+@pytest.mark.parametrize(('strategy', 'most'), [('mixed', 2), ('low_to_high', 4)])
+def test_a_unit_that_is_broken_off_goes_on_to_the_same(strategy, most, residual_net, images,
+                                                       run_model, monkeypatch):
+    asked = request(iterations=3, strategy=strategy, learning_rate=0.05, fallback=False)
+    whole, _ = calibrate(residual_net(), images(), asked, run=run_model)
+    solve = PTMQ.solve_unit
+
+    def broken_off(self, problem):
+        before, kept = problem.solutions(), Memory(most)
+        problem = replace(problem, snapshots=kept)
+        with pytest.raises(Broken):
+            list(solve(self, problem))
+        for name, layer in problem.layers.items():
+            layer.install(before[name])
+        yield from solve(self, problem)
+
+    monkeypatch.setattr(PTMQ, 'solve_unit', broken_off)
+    again, _ = calibrate(residual_net(), images(), asked, run=run_model)
+    assert_same(whole, again)
+
+
+def test_several_processes_learn_what_one_does(residual_net, images, run_model):
+    batches, asked = images(4), request(learning_rate=0.05, fallback=False)
+    one, _ = calibrate(residual_net(), batches, asked, run=run_model)
+    two = together(2, lambda team: calibrate(
+        residual_net(), [batches[number] for number in team.batches(4)], asked, run=run_model,
+        team=team)[0])
+    for prepared in two:
+        assert_same(one, prepared)
+
+
+def assert_same(one, other):
+    """Two prepared models have the same codes and scales at all widths."""
+    for name, layer in one.layers.items():
+        ours, theirs = layer.solution(), other.layers[name].solution()
+        for widths in (Widths(bits, bits) for bits in (3, 4, 6, 8)):
+            first, second = one_width(ours, widths), one_width(theirs, widths)
+            assert torch.equal(first.codes, second.codes)
+            assert torch.equal(first.weight_scale, second.weight_scale)
+
+
 @pytest.mark.parametrize('strategy', ['direct', 'low_to_high', 'high_to_low'])
 def test_what_it_is_compared_with_learns_at_one_width_after_another(
         strategy, residual_net, images, run_model, problems, monkeypatch):
@@ -168,3 +237,22 @@ def test_weights_are_learned_with_the_nearest_inputs_that_are_no_narrower(activa
 def test_options_that_mean_nothing_are_refused(options, word):
     with pytest.raises(ValueError, match=word):
         request(**options)
+
+
+def test_a_shared_head_is_given_its_levels_at_each_width(images, run_model, problems, monkeypatch):
+    """Run again at the widest width too, the inputs of all units are those of the lockstep."""
+    of, seen = WidthInputs.of, []
+
+    def with_widest(self, evidence, inputs):
+        again = of(replace(self, widths=[*self.widths, self.widths[-1]]), evidence, inputs)
+        for batch, calls in again[-1].items() if again else ():
+            parts = [evidence.part(batch, number, x) for number, x in enumerate(inputs[batch])]
+            seen.append((evidence.function.unit.name, len(calls)))
+            for ours, theirs in zip(calls, parts, strict=True):
+                torch.testing.assert_close(ours, theirs)
+        return again[:-1]
+
+    monkeypatch.setattr(WidthInputs, 'of', with_widest)
+    torch.manual_seed(0)
+    calibrate(Detector(LevelHead()).eval(), images(), request({'scope': 'all'}), run=run_model)
+    assert {count for _, count in seen} == {1, 3}, seen
