@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument('--network', choices=list(NETWORKS), default='resnet20')
     parser.add_argument('--num-images', type=int, default=1024, help='of calibration')
     parser.add_argument('--judged', type=int, default=512, help='of these, plans are measured on')
+    parser.add_argument('--test-images', type=int, help='default: all')
     parser.add_argument('--method', default='NestedBitSplit')
     parser.add_argument('--widths', type=int, nargs='+', default=[3, 4, 6, 8])
     parser.add_argument('--activation-widths', type=int, nargs='+', help='default: tied')
@@ -52,7 +53,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     network = NETWORKS[args.network]
     calib, _ = load_images(args.data / 'calib', None, network.mean, network.std)
-    images, labels = load_images(args.data / 'test', None, network.mean, network.std)
+    images, labels = load_images(args.data / 'test', args.test_images, network.mean,
+                                 network.std)
     float_model = load_model(network, [args.data])
     top1 = accuracy(predict(float_model, images), labels)
     print(f'{network.label} float: {top1:.2f}', flush=True)

@@ -4,7 +4,7 @@ The integer program needs losses that add up; this needs nothing but the loss of
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -73,7 +73,8 @@ def evolve(costs: Sequence[Sequence[Sequence[float]]], limits: Sequence[float],
         loss_of: Loss of a plan; it need not add up over blocks. Taken once a plan.
         options: How.
         start: Plans within the limits that the first generation has beside those drawn.
-        evaluations: Most plans whose loss is taken; ``None`` for what the options come to.
+        evaluations: Most plans whose loss is taken; ``None`` for what the options come to. Where it
+            is less than that, generations are smaller, not fewer.
 
     Raises:
         ValueError: No plan keeps the limits.
@@ -85,8 +86,11 @@ def evolve(costs: Sequence[Sequence[Sequence[float]]], limits: Sequence[float],
         evolutionary search is used: what is left of it here is the loop below, and theirs bring
         selections of their own.
     """
-    search = _Search(costs, limits, loss_of, options, options.most if evaluations is None
-                     else max(1, evaluations))
+    most = options.most if evaluations is None else max(1, evaluations)
+    if most < options.most:  # as many generations, of fewer plans each
+        options = replace(options, **{name: max(1, getattr(options, name) * most // options.most)
+                                      for name in ('population', 'mutations', 'crossovers')})
+    search = _Search(costs, limits, loss_of, options, most)
     search.add(start)
     search.add(search.draw(search.random, options.population))
     history = [search.least]
