@@ -70,7 +70,7 @@ def test_one_seed_gives_one_search_and_no_plan_is_looked_at_twice_or_beyond_limi
 
     first, again = run(), run()
     assert first == again
-    assert len(first[1]) == len(set(first[1])) == first[0].evaluated == 200
+    assert 150 < len(first[1]) == len(set(first[1])) == first[0].evaluated <= 200
     assert all(sum(row[gene] for row, gene in zip(table, genes)) <= limit * (1 + 1e-6)
                for genes in first[1] for table, limit in zip([costs, second], limits))
     assert list(first[0].history) == sorted(first[0].history, reverse=True)
