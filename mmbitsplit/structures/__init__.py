@@ -22,7 +22,7 @@ from mmbitsplit.structures.products import (
     ProductSpec,
 )
 from mmbitsplit.structures.report import LayerReport, QuantizationReport, summary, width_summary
-from mmbitsplit.structures.solution import LayerSolution, Nesting, QParams, WeightSolution
+from mmbitsplit.structures.solution import LayerSolution, QParams, WeightSolution
 from mmbitsplit.structures.spec import (
     ActivationSpec,
     CalibrationSpec,
@@ -44,7 +44,7 @@ __all__ = [
     'ActivationSpec', 'BitPlan', 'BudgetSpec', 'CalibrationSpec', 'EmbeddingPlan',
     'FirstLastSpec', 'FloatRemainder', 'FoldedNorm', 'LayerGeometry', 'LayerMeans', 'LayerPlan',
     'LayerReport',
-    'LayerSolution', 'LayerStatistics', 'Log2Params', 'Nesting', 'Options', 'OutputPlan',
+    'LayerSolution', 'LayerStatistics', 'Log2Params', 'Options', 'OutputPlan',
     'OverrideSpec',
     'PlanRow', 'PlanSpec', 'PlannedProduct', 'PlannedStream', 'ProductInput', 'ProductPlan',
     'ProductReport', 'ProductSolution', 'ProductSpec', 'QParams', 'QuantSpec',

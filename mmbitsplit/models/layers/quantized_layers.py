@@ -37,7 +37,8 @@ from mmbitsplit.models.layers.quantizers import (
     times,
 )
 from mmbitsplit.models.layers.width_loading import load_widths, save_widths
-from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, Nesting, QParams
+from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, QParams
+from mmbitsplit.structures.solution import Nesting
 
 _OF_NORM = ('norm_scale', 'norm_shift')
 SIDES = ('weight', 'input', 'output')  # whose quantizers there are

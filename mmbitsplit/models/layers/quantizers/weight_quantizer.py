@@ -20,7 +20,8 @@ from mmbitsplit.models.layers.quantizers.learned_values import (
     LearnedShift,
 )
 from mmbitsplit.models.layers.quantizers.learning import Learning, check_width
-from mmbitsplit.structures import LayerGeometry, LayerSolution, Nesting
+from mmbitsplit.structures import LayerGeometry, LayerSolution
+from mmbitsplit.structures.solution import Nesting
 
 # How far from half a step a loose position keeps, so that it rounds to its code; and how far beyond
 # the range it counts as at its end.
