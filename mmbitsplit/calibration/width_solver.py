@@ -20,7 +20,7 @@ from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.passes.width_lockstep import Prefix, WidthLockstep, use_prefix
 from mmbitsplit.solving.positions import check_seen
-from mmbitsplit.solving.solve_widths import solve_widths
+from mmbitsplit.solving.solve_widths import as_stored, solve_widths
 from mmbitsplit.structures import BitPlan, CalibrationSpec, LayerPlan
 
 
@@ -169,4 +169,8 @@ def tune_widths(stages: Sequence[TuningStage], look: Watching, calibration: Cali
                                                  no_tuning)]
     finally:
         use_widest(prepared)
+    for layer in prepared.layers.values():
+        solution = layer.solution()
+        if solution.nesting is not None and outcomes:
+            layer.install(as_stored(solution))  # what files hold of what has been learned
     return outcomes

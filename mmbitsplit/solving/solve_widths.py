@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from mmbitsplit.functional import channel_ranges, round_nested
+from mmbitsplit.functional import channel_ranges, midrise_offset, round_nested
+from mmbitsplit.functional.stored_widths import bias_as_stored, scale_as_stored
 from mmbitsplit.methods import Method
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.passes.capture import CallCapture
@@ -156,12 +157,46 @@ def _choose(found: Sequence[_AtWidth], method: Method, team: Team) -> _Choice:
         solved = whole_solution(method.solve_widths(
             [_part(one.statistics, share) for one in found],
             [weight[:, share] for weight in weights], widths), share, team)
+    solved, rounded = (_stored_scales(one, found) for one in (solved, rounded))
     judged, plain = ([output_error(solution.narrower.get(one.bits, solution).weight,
                                    one.statistics, one.held_out.x, one.held_out.y, method, team)
                       for one in found] for solution in (solved, rounded))
     guard = method.guard and not _product(judged) <= _product(plain)
     return _Choice(solution=rounded if guard else solved, judged=plain if guard else judged,
                    rounded=plain, solved=judged, guard_taken=guard)
+
+
+def _stored_scales(solution: WeightSolution, found: Sequence[_AtWidth]) -> WeightSolution:
+    """Narrower widths with the scales that a file will give back, before they are judged."""
+    inputs = {one.bits: one.input.qparams for one in found}
+    widest, narrower = max(inputs), {}
+    for bits, one in solution.narrower.items():
+        factor = _factor(inputs[bits], inputs[widest])
+        scale = factor * scale_as_stored((one.scale / factor).float(), solution.scale.float(),
+                                         widest - bits).to(one.scale)
+        narrower[bits] = replace(one, scale=scale, offset=None if one.offset is None
+                                 else midrise_offset(scale))
+    return replace(solution, narrower=narrower)
+
+
+def as_stored(solution: LayerSolution) -> LayerSolution:
+    """A solution whose narrower scales and biases are what a file gives back.
+
+    Args:
+        solution: Of several widths whose codes nest; others are given back as they are.
+    """
+    if solution.nesting is None:
+        return solution
+    narrower = []
+    for one in solution.narrower:
+        scale = scale_as_stored(one.weight_scale, solution.weight_scale,
+                                solution.num_bits - one.num_bits)
+        bias = one.bias
+        if bias is not None and solution.bias is not None:
+            bias = bias_as_stored(bias, solution.bias)
+        narrower.append(replace(one, weight_scale=scale, bias=bias, weight_offset=None if
+                                one.weight_offset is None else midrise_offset(scale)))
+    return replace(solution, narrower=tuple(narrower))
 
 
 def _too_large(found: Sequence[_AtWidth]) -> bool:
@@ -194,11 +229,11 @@ def _assemble(found: Sequence[_AtWidth], choice: _Choice, layer: QuantizedLayer,
             weight_offset=None if offset is None else offset / factor))
     narrower = {one.qparams.num_bits: one.qparams for one in inputs
                 if one.qparams is not None and one is not widest}
-    return replace(
+    return as_stored(replace(
         made[-1], qparams=widest.qparams, narrower=tuple(reversed(made[:-1])),
         narrower_inputs=tuple(qparams for _, qparams in sorted(narrower.items(), reverse=True)
                               if qparams.num_bits != widest.qparams.num_bits),
-        nesting=choice.solution.nesting if len(made) > 1 else None)
+        nesting=choice.solution.nesting if len(made) > 1 else None))
 
 
 def _factor(qparams: QParams | None, widest: QParams | None) -> float:

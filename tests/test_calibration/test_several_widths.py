@@ -12,6 +12,7 @@ from mmbitsplit.calibration import Journal, calibrate, width_solver
 from mmbitsplit.functional import narrower_codes
 from mmbitsplit.methods import read_request
 from mmbitsplit.models import set_bits, widths_of
+from mmbitsplit.solving.solve_widths import as_stored
 
 WIDTHS = [3, 4, 8]
 
@@ -120,6 +121,21 @@ def test_codes_nest_inputs_are_multiples_and_other_layers_have_one_width(batches
         for one in solution.narrower_inputs:
             factor = one.scale / solution.qparams.scale
             torch.testing.assert_close(factor, factor[:1].expand_as(factor))
+
+
+@pytest.mark.parametrize('effort', ['fast', 'default'])
+def test_scales_and_biases_are_those_that_a_file_gives_back(batches, seeded, effort):
+    spec = read_request(dict(method=dict(type='NestedBitSplit', widths=WIDTHS, effort=effort),
+                             calibration=dict(rows_per_layer=256)))
+    model, report = calibrated(batches, seeded, call, spec)
+    assert bool(report.tuning) == (effort == 'default')
+    for solution in state(model).values():
+        for one, stored in zip(solution.narrower, as_stored(solution).narrower):
+            assert torch.equal(one.weight_scale, stored.weight_scale)
+            assert torch.equal(one.weight_offset, stored.weight_offset)
+            assert torch.equal(one.bias, stored.bias)
+    assert {(row['weight_bits'], row['input_bits']) for row in report.tuning} == (
+        {(3, 3), (4, 4)} if effort == 'default' else set())
 
 
 def test_outputs_come_nearer_with_every_width(batches, seeded):
