@@ -36,6 +36,8 @@ class NestedBitSplit(BitSplit):
             about as bad as this many bits by themselves.
         branches: At how many widths each image runs: ``'all'``, or fewer, evenly among them, which
             saves forwards and memory; other widths are solved on inputs of the nearest.
+        init, polish, max_sweeps, tolerance, ridge, bias_correction, guard, effort: As of
+            ``BitSplit``.
     """
 
     widths: Sequence[Bits] = (3, 4, 6, 8)
