@@ -29,7 +29,14 @@ from mmbitsplit.models import (
     widths_of,
 )
 from mmbitsplit.models.layers.product import Product
-from mmbitsplit.models.layers.streams import leave_stream, round_stream
+from mmbitsplit.models.layers.streams import (
+    blank_stream,
+    describe_stream,
+    leave_stream,
+    round_stream,
+    use_stream,
+)
+from mmbitsplit.models.surgery.undo import as_it_was_on_error
 from mmbitsplit.structures import LayerSolution, ProductSolution, QParams
 
 WIDTHS = (2, 3, 4, 6, 8)
@@ -384,3 +391,32 @@ def test_a_weight_that_somebody_reads_is_not_written_over():
     place = layer.product_weight.data_ptr()
     layer.use(3)
     assert layer.product_weight.data_ptr() == place  # nobody read it: no new memory
+
+
+def test_streams_and_products_are_described_and_loaded_with_all_widths(net):
+    x = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(1))
+    act, product = nn.ReLU(), Product()
+    blank_stream(act, **describe_stream(net.act))
+    product.expect(json.loads(json.dumps(net.product.plan_row())))
+    act.load_state_dict(net.act.state_dict())
+    product.load_state_dict(net.product.state_dict())
+    for num_bits in (4, 8):
+        for module in (act, net.act):
+            use_stream(module, num_bits)
+        for module in (product, net.product):
+            module.use(num_bits, 8)
+        assert torch.equal(act(x), net.act(x))
+        assert torch.equal(product(x, x.transpose(1, 2)), net.product(x, x.transpose(1, 2)))
+
+
+def test_an_error_puts_widths_back(net):
+    x, before = image(), bits_of(net)
+    expected = net(x)
+    with pytest.raises(RuntimeError), as_it_was_on_error(net):
+        set_bits(net, 4)
+        net(x)
+        raise RuntimeError
+    assert bits_of(net) == before and torch.equal(net(x), expected)
+    set_bits(net, 4)
+    set_bits(net, 8)
+    assert torch.equal(net(x), expected)
