@@ -7,12 +7,15 @@ ONEDNN_MAX_CPU_ISA=AVX2 measures as on a processor without VNNI.
 """
 
 import argparse
+import copy
 import json
 import os
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import mmbitsplit.cli  # noqa: F401  before torch: its threads wait without spinning
 
@@ -25,7 +28,8 @@ from mmbitsplit.engine.onnx.export_targets import export_requests
 from mmbitsplit.models import quantized_layers, to_integer
 from mmbitsplit.models.layers.integer_weight import IntegerWeight
 
-WARM_UP = 2
+WARM_UP = 4  # codes are packed after three calls with one shape
+CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,17 @@ class Timing:
     largest_difference: float
 
 
-def alternate(models: dict[str, nn.Module], image: Tensor, repeats: int) -> dict[str, list[float]]:
+def alternate(models: dict[str, nn.Module], image: Tensor, repeats: int,
+              clock: Callable[[], float]) -> dict[str, list[float]]:
     """Milliseconds of the calls of each model; calls of all take turns."""
     found: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
         for turn in range(WARM_UP + repeats):
             for name, model in models.items():
-                started = time.perf_counter()
+                started = clock()
                 model(image)
                 if turn >= WARM_UP:
-                    found[name].append(1000 * (time.perf_counter() - started))
+                    found[name].append(1000 * (clock() - started))
     return found
 
 
@@ -65,15 +70,13 @@ def measure(name: str, args: argparse.Namespace) -> list[Timing]:
     shape = tuple(max(MULTIPLE, round(size * args.scale / MULTIPLE) * MULTIPLE)
                   for size in CASES[name][1])
     image = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(2))
-    models = {}
-    for kind in ('float', 'simulated', 'integer'):
-        model = build(name)
-        if kind != 'float':
-            quantize(model, shape, 'inputs', args.weight_bits)
-        if kind == 'integer':
-            done = to_integer(model)
-        models[kind] = export_requests(model, shape)[0].module
-    weights = [layer.weight_quantizer for _, layer in quantized_layers(models['integer'])]
+    plain, simulated = build(name), build(name)
+    quantize(simulated, shape, 'inputs', args.weight_bits)
+    integer = copy.deepcopy(simulated)
+    done = to_integer(integer)
+    models = {kind: export_requests(model, shape)[0].module for kind, model in (
+        ('float', plain), ('simulated', simulated), ('integer', integer))}
+    weights = [layer.weight_quantizer for _, layer in quantized_layers(integer)]
     float_bytes = sum(4 * weight.codes.numel() for weight in weights)
     held = sum(weight.nbytes if isinstance(weight, IntegerWeight)
                else 5 * weight.codes.numel() for weight in weights)
@@ -82,7 +85,7 @@ def measure(name: str, args: argparse.Namespace) -> list[Timing]:
     timings = []
     for threads in args.threads:
         torch.set_num_threads(threads)
-        ms = alternate(models, image, args.repeats)
+        ms = alternate(models, image, args.repeats, CLOCKS[args.clock])
         timings.append(Timing(
             name, shape, threads, os.environ.get('ONEDNN_MAX_CPU_ISA', 'all'),
             *(statistics.median(ms[kind]) for kind in models),
@@ -92,10 +95,11 @@ def measure(name: str, args: argparse.Namespace) -> list[Timing]:
     return timings
 
 
-def _difference(simulated: list[Tensor], integer: list[Tensor]) -> float:
-    """Largest difference of two models' outputs, as a part of the largest value."""
-    pairs = [(simulated, integer)] if isinstance(simulated, Tensor) else zip(simulated, integer)
-    return max(float((one - other).abs().max() / one.abs().max()) for one, other in pairs)
+def _difference(simulated: Any, integer: Any) -> float:
+    """Largest difference of two models' outputs, as a part of the largest value of a tensor."""
+    if isinstance(simulated, Tensor):
+        return float((simulated - integer).abs().max() / simulated.abs().max())
+    return max(_difference(one, other) for one, other in zip(simulated, integer))
 
 
 def row(timing: Timing) -> str:
@@ -117,6 +121,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--cases', nargs='+', choices=list(CASES), default=list(CASES))
     parser.add_argument('--threads', type=int, nargs='+', default=[torch.get_num_threads()])
+    parser.add_argument('--clock', choices=list(CLOCKS), default='wall',
+                        help='cpu: time of the process, for one thread on a machine that others '
+                             'use, too')
     parser.add_argument('--repeats', type=int, default=15)
     parser.add_argument('--weight-bits', type=int, default=4)
     parser.add_argument('--scale', type=float, default=1.0,

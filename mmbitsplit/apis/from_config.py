@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 import mmbitsplit.engine  # noqa: F401  registers the hook and the wrapper
-from mmbitsplit.apis.held_metric import HeldMetric
+from mmbitsplit.apis.held_metric import Evaluation, HeldMetric
 from mmbitsplit.calibration import Journal, Team, current_team
 from mmbitsplit.calibration.budget import forget_plans
 from mmbitsplit.calibration.budget_check import check_budget
@@ -44,6 +44,7 @@ from mmbitsplit.engine.results.resume import finished_results, open_journal
 from mmbitsplit.engine.results.visualizer_log import show_run
 from mmbitsplit.engine.run.distributed import is_first, prepare_config, unite
 from mmbitsplit.engine.run.float_weights import forget_pretrained, load_weights
+from mmbitsplit.engine.run.integers import IntegerMode, evaluated_with_integers
 from mmbitsplit.engine.run.preflight import check_data, check_weights
 from mmbitsplit.engine.run.quantize_runner import (
     bare_model,
@@ -55,6 +56,7 @@ from mmbitsplit.engine.run.quantize_runner import (
     tensor_bytes,
 )
 from mmbitsplit.engine.run.weight_averages import leave_out_averages
+from mmbitsplit.models.surgery.integers import check_mode
 from mmbitsplit.planning.latency_table import read_latencies
 from mmbitsplit.structures import QuantSpec
 
@@ -64,7 +66,7 @@ FLOAT_RECORD = 'float_record.json'  # beside the journal, for the report of a re
 def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
                     resume: bool = False,
                     float_metrics: Mapping[str, float] | None = None,
-                    report: bool = True) -> dict[str, Any]:
+                    report: bool = True, integer: IntegerMode = False) -> dict[str, Any]:
     """Evaluates the float model, quantizes it, evaluates again, writes the work directory.
 
     Args:
@@ -76,6 +78,9 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
             evaluation has them; it is then not evaluated.
         report: Note what both models say of single images, leave ``report.html``, and show the
             run in the config's visualizer.
+        integer: Whether the quantized model is evaluated with layers that multiply bytes
+            (``models.to_integer``); ``'auto'``: where torch and processor can. Figures may differ
+            in the last digits from those that upstream's tools find, which compute in float.
 
     Returns:
         The contents of ``results.json``.
@@ -85,6 +90,7 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
             are at fault, when the run to resume was of something else, or when another run
             works in the directory.
     """
+    check_mode(integer)
     check_shape(cfg)
     spec = read_spec(cfg)
     check_data(cfg, spec.calibration)
@@ -97,7 +103,7 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
             _forget_results(work_dir)
         runner = _ready_runner(cfg, spec.calibration.seed, untrained)
         return _quantize(runner, cfg, spec, config_name, untrained=untrained, resume=resume,
-                         float_metrics=float_metrics, report=report)
+                         float_metrics=float_metrics, report=report, integer=integer)
 
 
 def _ready_runner(cfg: Config, seed: int, untrained: bool) -> Runner:
@@ -137,7 +143,7 @@ def runner_with_weights(cfg: Config, seed: int, untrained: bool) -> Runner:
 
 def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, *, untrained: bool,
               resume: bool, float_metrics: Mapping[str, float] | None, report: bool,
-              ) -> dict[str, Any]:
+              integer: IntegerMode) -> dict[str, Any]:
     """Does what ``quantize_config`` says with a Runner that is ready."""
     work_dir = Path(runner.work_dir)
     check_work_dir(work_dir, tensor_bytes(bare_model(runner.model)) // 2)
@@ -156,7 +162,7 @@ def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, *,
     if spec.budget is not None:  # what cannot be kept is said before hours of work
         check_budget(given_of(runner, data), spec)
     float_metrics, float_seconds, float_record = _evaluate_float(runner, journal, team, report)
-    metric = HeldMetric(float_metrics, lambda: _evaluate(runner, team, report))
+    metric = HeldMetric(float_metrics, lambda: _evaluate(runner, team, report, integer))
     run = quantize_runner(runner, spec, data, journal, metric.target)
     sizes = {'float': run.float_bytes}
     dataset_meta = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None)
@@ -165,10 +171,12 @@ def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, *,
     known = metric.known(run.report.budget)
     if known is None:
         print_log('mmbitsplit: evaluating the quantized model', logger='current')
-        known = _evaluate(runner, team, report)
-    quantized_metrics, quantized_seconds, quantized_record = known
+        known = _evaluate(runner, team, report, integer)
+    quantized_metrics, quantized_seconds, quantized_record, integers = known
     results = results_table(config_name, spec, run, sizes, float_metrics, quantized_metrics,
                             float_seconds + quantized_seconds, untrained)
+    if integer:
+        results['integer'] = integers.to_dict()
     if runner.rank == 0:
         save_results(work_dir, results)
         journal.finish()
@@ -209,7 +217,7 @@ def _evaluate_float(runner: Runner, journal: Journal | None, team: Team, report:
         record = load_record(journal.folder / FLOAT_RECORD) if journal is not None else None
         return known['metrics'], known['seconds'], record
     print_log('mmbitsplit: evaluating the float model', logger='current')
-    metrics, seconds, record = _evaluate(runner, team, report)
+    metrics, seconds, record, _ = _evaluate(runner, team, report, False)
     if journal is not None and record is not None:
         with record.unharmed('The float model\'s predictions could not be kept'):
             save_record(journal.folder / FLOAT_RECORD, record)
@@ -218,13 +226,14 @@ def _evaluate_float(runner: Runner, journal: Journal | None, team: Team, report:
     return metrics, seconds, record
 
 
-def _evaluate(runner: Runner, team: Team, report: bool,
-              ) -> tuple[dict[str, float], float, EvaluationRecord | None]:
-    """Figures, seconds and, where a report is made of it, what was said of single images."""
+def _evaluate(runner: Runner, team: Team, report: bool, integer: IntegerMode) -> Evaluation:
+    """Figures, seconds, what was said of single images where a report is made of it, and what was
+    computed with integers."""
     started = time.perf_counter()
-    with recording_evaluation(runner, team) if report else nullcontext() as record:
+    with evaluated_with_integers(bare_model(runner.model), integer) as use, \
+            recording_evaluation(runner, team) if report else nullcontext() as record:
         metrics = numbers(runner.test())
-    return metrics, time.perf_counter() - started, record
+    return metrics, time.perf_counter() - started, record, use
 
 
 def initialise(runner: Runner) -> None:

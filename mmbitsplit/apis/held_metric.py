@@ -6,9 +6,10 @@ from typing import Any
 
 from mmbitsplit.calibration.plan_trials import MetricTarget
 from mmbitsplit.engine.results.evaluation_record import EvaluationRecord
+from mmbitsplit.engine.run.integers import IntegerUse
 from mmbitsplit.report.tables import headline_metrics, in_points
 
-Evaluation = tuple[dict[str, float], float, EvaluationRecord | None]
+Evaluation = tuple[dict[str, float], float, EvaluationRecord | None, IntegerUse]
 
 
 class HeldMetric:
@@ -18,7 +19,7 @@ class HeldMetric:
 
     Args:
         wanted: Of the float model.
-        evaluate: Figures, seconds and record of the model as it is.
+        evaluate: Figures, seconds, record and use of integers of the model as it is.
     """
 
     def __init__(self, wanted: Mapping[str, float], evaluate: Callable[[], Evaluation]):

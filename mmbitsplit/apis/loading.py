@@ -11,13 +11,15 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmbitsplit.engine.configs.config_errors import naming_config_errors
+from mmbitsplit.engine.run.integers import IntegerMode
 from mmbitsplit.engine.run.model_wrapper import check_wrapped, encode_plan
 from mmbitsplit.export import PLAN_KEY, read_checkpoint
 
 
 def load_quantized(config: str | Path, checkpoint: str | Path | Sequence[str | Path],
                    device: str | torch.device = 'cpu', *,
-                   bits: int | Mapping[str, Any] | str | Path | None = None) -> nn.Module:
+                   bits: int | Mapping[str, Any] | str | Path | None = None,
+                   integer: IntegerMode | None = None) -> nn.Module:
     """Builds the quantized model in eval mode; ``cfg`` and ``dataset_meta`` are set on it.
 
     Args:
@@ -29,11 +31,15 @@ def load_quantized(config: str | Path, checkpoint: str | Path | Sequence[str | P
             (its path or its contents). When not given, ``model.quantized_bits`` of the config, and
             the widest where that says nothing. ``model.set_bits`` and ``model.set_plan`` switch
             later.
+        integer: ``True``: quantized layers multiply bytes on the CPU, with what float computing
+            gives but for the rounding of float32; ``model.integers`` says which layers do, and why
+            the others do not. ``'auto'``: where torch and processor can. Given nothing, as
+            ``model.integer`` of the config says, ``False`` where it says nothing.
 
     Raises:
         ValueError: The checkpoint is damaged, of an unknown format version, not a quantized one,
             or of another architecture, or the config does not load a quantized one; or a layer
-            lacks a width of ``bits``.
+            lacks a width of ``bits``; or ``integer=True`` where torch or the processor cannot.
         FileNotFoundError: A file is not there.
     """
     cfg = Config.fromfile(config)
@@ -53,4 +59,7 @@ def load_quantized(config: str | Path, checkpoint: str | Path | Sequence[str | P
         model.quantized_bits = bits
     model.load_state_dict({**packed.state, PLAN_KEY: encode_plan(packed.description)})
     model.cfg, model.dataset_meta = cfg, packed.meta.get('dataset_meta', {})
-    return model.to(device).eval()
+    model.to(device).eval()
+    if integer is not None or model.integers.asked:
+        model.use_integers(model.integers.asked if integer is None else integer)
+    return model

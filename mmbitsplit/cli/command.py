@@ -83,6 +83,14 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
                         help='show the traceback of an error instead of one line')
 
 
+def add_integer(parser: argparse.ArgumentParser, default: str | None, said: str) -> None:
+    """Adds ``--integer``, of commands that evaluate."""
+    parser.add_argument('--integer', choices=('auto', 'on', 'off'), default=default,
+                        help='evaluate the quantized model with layers that multiply bytes on the '
+                             'CPU: auto where torch and the processor can, on or an error; default '
+                             + said)
+
+
 def positive(text: str) -> int:
     """Reads an argument that is an integer from 1."""
     try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmbitsplit.cli.command import add_debug, run_module, say_error
+from mmbitsplit.cli.command import add_debug, add_integer, run_module, say_error
 
 EXAMPLE = ('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py --weight-bits 4 '
            '--work-dir work_dirs/yolox_tiny')
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='go on where an interrupted run in the work directory stopped')
     parser.add_argument('--untrained', action='store_true',
                         help='quantize random weights: measures speed and memory, not accuracy')
+    add_integer(parser, 'off', 'off')
     add_debug(parser)
 
 
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.cli.requests import read_request_config
     from mmbitsplit.engine.results.report_files import REPORT
     from mmbitsplit.engine.run.distributed import Processes, work_together
+    from mmbitsplit.engine.run.integers import WORDS
     from mmbitsplit.report import results_text
     from mmbitsplit.report.multiplications import multiplications_text
 
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         cfg.merge_from_dict({key: value for key, value in changes.items() if value is not None})
         apply_budget(cfg, args)
         results = quantize_config(cfg, config_name=args.config, untrained=args.untrained,
-                                  resume=args.resume)
+                                  resume=args.resume, integer=WORDS[args.integer])
         if processes.rank == 0:
             print(results_text([results]))
             print(multiplications_text(results['multiplications']))

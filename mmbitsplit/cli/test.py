@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmbitsplit.cli.command import add_debug, run_module, say_error
+from mmbitsplit.cli.command import add_debug, add_integer, run_module, say_error
 
 EXAMPLE = 'work_dirs/retinanet/quantized_config.py work_dirs/retinanet/quantized.pth'
 
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_width_arguments(parser)
     parser.add_argument('--out', help='write the metrics to this JSON file')
+    add_integer(parser, None, "as the config's model.integer says, else off")
     add_debug(parser)
 
 
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         work_together,
     )
     from mmbitsplit.engine.run.float_weights import load_weights
+    from mmbitsplit.engine.run.integers import WORDS
     from mmbitsplit.engine.run.preflight import check_data
     from mmbitsplit.engine.run.quantize_runner import build_evaluation
     from mmbitsplit.engine.run.weight_averages import leave_out_averages
@@ -56,6 +58,11 @@ def run(args: argparse.Namespace) -> int:
         check_file(args.checkpoint, 'pass the checkpoint file.')
         if quantized:
             read_checkpoint(args.checkpoint)  # damage is told before data sets are read
+            if args.integer is not None:
+                cfg.model.integer = WORDS[args.integer]
+        elif args.integer == 'on':
+            raise ValueError(f'--integer on: the model of {args.config} is not a quantized one; '
+                             'pass the quantized_config.py beside a quantized.pth.')
         check_data(cfg, CalibrationSpec(num_images=0))
         check_work_dir(cfg.work_dir)
         if args.out:

@@ -1,7 +1,7 @@
 """The model that a quantized checkpoint loads into."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS as ALL_MODELS
 from torch import Tensor, nn
 
+from mmbitsplit.engine.run.integers import IntegerMode, IntegerUse
 from mmbitsplit.export import HEADER_KEY, PAYLOAD_KEY, PLAN_KEY, check_fit, unpack_state
 from mmbitsplit.models import rebuild, set_bits, set_plan
+from mmbitsplit.models.surgery.integers import check_mode
 from mmbitsplit.registry import MODELS
 from mmbitsplit.structures import BitPlan, PlanSpec
 
@@ -35,6 +37,9 @@ class QuantizedModel(BaseModel):
         quantized_bits: Of a checkpoint of several widths, which to use from the start: ``4``,
             ``dict(weight=3, activation=8)``, or a plan (its path or its contents). The widest when
             not given.
+        integer: Whether quantized layers multiply bytes on the CPU from the first call on
+            (``models.to_integer``): ``True``, ``'auto'`` (where torch and processor can) or
+            ``False``.
         parts: The rest of the config of the upstream model. They stand beside ``type`` because
             upstream tools look for ``cfg.model.backbone``.
     """
@@ -43,8 +48,10 @@ class QuantizedModel(BaseModel):
 
     def __init__(self, model: str | Mapping[str, Any] | nn.Module,
                  data_preprocessor: Mapping[str, Any] | None = None,
-                 quantized_bits: int | Mapping[str, Any] | str | Path | None = None, **parts: Any):
+                 quantized_bits: int | Mapping[str, Any] | str | Path | None = None,
+                 integer: IntegerMode = False, **parts: Any):
         super().__init__()
+        check_mode(integer)
         if isinstance(model, str):
             model = dict(type=model, **parts)
         elif parts:
@@ -58,6 +65,7 @@ class QuantizedModel(BaseModel):
         self.quantized_bits = quantized_bits
         self.data_preprocessor = self.model.data_preprocessor
         self.register_buffer(PLAN_KEY, torch.zeros(0, dtype=torch.uint8))
+        self.integers, self._integers_begun = IntegerUse(integer), False
 
     def note_description(self, description: Mapping[str, Any]) -> None:
         """Notes what ``models.describe`` said of a model quantized in place."""
@@ -73,13 +81,23 @@ class QuantizedModel(BaseModel):
         set_plan(self, plan)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
+        return self._call(self.model, *args, **kwargs)
 
     def val_step(self, data: Any) -> list:
-        return self.model.val_step(data)
+        return self._call(self.model.val_step, data)
 
     def test_step(self, data: Any) -> list:
-        return self.model.test_step(data)
+        return self._call(self.model.test_step, data)
+
+    def use_integers(self, integer: IntegerMode) -> None:
+        """Asks for layers that multiply bytes, or takes them back; see ``models.to_integer``."""
+        self.integers, self._integers_begun = IntegerUse(integer), True
+        self.integers.start(self.model)
+
+    def _call(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._integers_begun and self.integers.asked and self.quantization_plan.numel():
+            self.use_integers(self.integers.asked)  # it is where it is to run by now
+        return self.integers.call(self.model, step, *args, **kwargs)
 
     def train_step(self, *args: Any, **kwargs: Any) -> dict:
         raise ValueError('A quantized model cannot be trained; quantize the float model again.')

@@ -1,0 +1,93 @@
+"""Evaluates a quantized model with integers where they are exact, and says what was used."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mmengine.logging import print_log
+from torch import nn
+
+from mmbitsplit.models import quantized_layers, to_integer
+from mmbitsplit.models.surgery.integers import check_mode
+
+IntegerMode = bool | Literal['auto']
+WORDS: dict[str, IntegerMode] = {'auto': 'auto', 'on': True, 'off': False}  # of command lines
+# What torch says where a model views a map in an order that channels last does not have.
+_VIEWED = 'view size is not compatible'
+
+
+@dataclass
+class IntegerUse:
+    """What of an evaluation was computed with integers.
+
+    Args:
+        asked: ``True``, ``False`` or ``'auto'``.
+        layers: Names of the layers that were.
+        left: Quantized layers that were not, each with the reason.
+    """
+
+    asked: IntegerMode
+    layers: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for ``results.json``."""
+        return {'asked': self.asked, 'layers': len(self.layers), 'left': dict(self.left)}
+
+    def start(self, model: nn.Module) -> None:
+        """Lets a model's layers multiply bytes."""
+        done = to_integer(model, self.asked)
+        self.layers, self.left = list(done.integer), dict(done.left)
+        if self.layers:
+            print_log(f'mmbitsplit: {len(self.layers)} of {len(self.layers) + len(self.left)} '
+                      'quantized layers are computed with integers', logger='current')
+
+    def call(self, model: nn.Module, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Runs the model; in float from now on where ``'auto'`` and it needs another memory format.
+
+        Args:
+            model: Whose layers multiply bytes.
+            step: A method of it.
+            args, kwargs: Of the call.
+        """
+        try:
+            return step(*args, **kwargs)
+        except RuntimeError as error:
+            if self.asked != 'auto' or not self.layers or _VIEWED not in str(error):
+                raise
+        reason = ('the model views maps as if their channels came first in memory; integer layers '
+                  'give channels last')
+        print_log(f'mmbitsplit: computed in float: {reason}', logger='current', level=30)
+        to_integer(model, False)
+        self.left.update(dict.fromkeys(self.layers, reason))
+        self.layers = []
+        return step(*args, **kwargs)
+
+
+@contextmanager
+def evaluated_with_integers(model: nn.Module, asked: IntegerMode) -> Iterator[IntegerUse]:
+    """Inside, ``model.test_step`` multiplies bytes; afterwards the model is as before.
+
+    Args:
+        model: Quantized, or float, which stays so.
+        asked: See ``models.to_integer``; ``True`` is for quantized models.
+    """
+    check_mode(asked)
+    use = IntegerUse(asked)
+    if not asked:
+        yield use
+        return
+    layers = [layer for _, layer in quantized_layers(model)]
+    before = [layer.weight_quantizer for layer in layers]
+    use.start(model)
+    own, step = vars(model).get('test_step'), model.test_step
+    model.test_step = lambda *args, **kwargs: use.call(model, step, *args, **kwargs)
+    try:
+        yield use
+    finally:
+        del model.test_step
+        if own is not None:
+            model.test_step = own
+        for layer, quantizer in zip(layers, before):  # the very same: others may hold it
+            layer.weight_quantizer = quantizer

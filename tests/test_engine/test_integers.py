@@ -1,0 +1,76 @@
+"""A loaded model and an evaluation multiply bytes where they are asked to, and say so."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mmbitsplit.calibration import calibrate
+from mmbitsplit.engine import QuantizedModel
+from mmbitsplit.engine.run.integers import evaluated_with_integers
+from mmbitsplit.models import describe, quantized_layers
+from mmbitsplit.models.layers.integer_support import why_no_integers
+from mmbitsplit.structures import QuantSpec
+
+pytestmark = pytest.mark.skipif(why_no_integers() is not None, reason='torch without bytes')
+
+
+@pytest.fixture(scope='module')
+def wrapped(toy_model):
+    """A quantized model as it is loaded, with an input."""
+    x = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    prepared, _ = calibrate(toy_model(), [x], QuantSpec.from_dict(dict(
+        weight=dict(num_bits=4), first_last=dict(weight_bits=4, activation_bits=8))),
+        run=lambda model, batch: model(batch))
+    wrapper = QuantizedModel(prepared.model).eval()
+    wrapper.note_description(describe(prepared))
+    return wrapper, x
+
+
+def test_integers_begin_with_the_first_call(wrapped, toy_model):
+    wrapper, x = copy.deepcopy(wrapped)
+    with torch.no_grad():
+        expected = wrapper(x)
+        fresh = QuantizedModel(toy_model(seed=5), integer='auto').eval()
+        assert not fresh.integers.layers
+        fresh.load_state_dict(wrapper.state_dict())
+        assert (fresh(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert fresh.integers.layers
+    fresh.use_integers(False)
+    with torch.no_grad():
+        assert torch.equal(fresh(x), expected)
+    with pytest.raises(ValueError, match='integer=2'):
+        QuantizedModel(toy_model(), integer=2)
+
+
+def test_an_evaluation_leaves_the_model_as_it_was(wrapped):
+    (wrapper, _), step = copy.deepcopy(wrapped), 'a step'
+    model = wrapper.model
+    model.test_step = lambda data: (step, [layer.integers for _, layer in quantized_layers(model)])
+    before = [layer.weight_quantizer for _, layer in quantized_layers(model)]
+    with evaluated_with_integers(model, 'auto') as use:
+        found = model.test_step(None)[1]
+    assert found[1:] == [True] * (len(before) - 1)  # the first reads the image in float
+    assert use.to_dict()['layers'] == sum(found) and len(use.left) == len(before) - sum(found)
+    assert all(layer.weight_quantizer is one
+               for (_, layer), one in zip(quantized_layers(model), before))
+    with evaluated_with_integers(nn.Linear(1, 1), False) as use:
+        assert use.to_dict()['layers'] == 0
+
+
+@pytest.mark.parametrize('asked', ['auto', True])
+def test_a_model_that_views_maps(wrapped, asked):
+    (wrapper, x), lines = copy.deepcopy(wrapped), []
+    conv = next(layer for _, layer in quantized_layers(wrapper)
+                if layer.geometry.kind == 'conv2d' and layer.input_quantizer is not None)
+    conv.register_forward_hook(lambda module, args, y: lines.append(y.view(-1)) or y)
+    wrapper.use_integers(asked)
+    with torch.no_grad():
+        if asked == 'auto':
+            wrapper(x)
+            assert not wrapper.integers.layers
+            assert any('channels' in why for why in wrapper.integers.left.values())
+        else:
+            with pytest.raises(RuntimeError, match='view'):
+                wrapper(x)
