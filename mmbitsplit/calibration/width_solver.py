@@ -11,6 +11,7 @@ from mmbitsplit.calibration.float_run import FloatRun
 from mmbitsplit.calibration.layer_solver import LayerSolver
 from mmbitsplit.calibration.solved_layers import SolvedLayers
 from mmbitsplit.calibration.tuning import tune
+from mmbitsplit.functional.stored_widths import solution_as_stored
 from mmbitsplit.methods import Method
 from mmbitsplit.methods.tuning import TuningStage
 from mmbitsplit.models import PreparedModel
@@ -20,7 +21,7 @@ from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.passes.width_lockstep import Prefix, WidthLockstep, use_prefix
 from mmbitsplit.solving.positions import check_seen
-from mmbitsplit.solving.solve_widths import as_stored, solve_widths
+from mmbitsplit.solving.solve_widths import solve_widths
 from mmbitsplit.structures import BitPlan, CalibrationSpec, LayerPlan
 
 
@@ -172,5 +173,5 @@ def tune_widths(stages: Sequence[TuningStage], look: Watching, calibration: Cali
     for layer in prepared.layers.values():
         solution = layer.solution()
         if solution.nesting is not None and outcomes:
-            layer.install(as_stored(solution))  # what files hold of what has been learned
+            layer.install(solution_as_stored(solution))  # what files hold of what has been learned
     return outcomes

@@ -10,21 +10,23 @@ of all but the widest are stored beside those of the widest, in whole steps:
 - biases (``bias_codes``): six bits each, steps of a power of two a layer and width from the bias of
   the widest.
 
-A solver calls ``scale_as_stored`` on a narrower width's scales and ``bias_as_stored`` on its biases
-as soon as it has them, before it judges them: memory and file then agree bit for bit. Both leave
-alone what they have made once. What they did not make is stored whole, four bytes each. Offsets
-that are half a step take no room, nor do inputs that ``narrower_qparams`` made.
+Who makes a solution calls ``solution_as_stored`` on it (or ``scale_as_stored`` and
+``bias_as_stored`` on its values): memory and file then agree bit for bit. All leave alone what they
+have made once. What they did not make is stored whole, four bytes each. Offsets that are half a
+step take no room, nor do inputs that ``narrower_qparams`` made.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmbitsplit.structures.solution import Nesting
+from mmbitsplit.functional.quantizers.nesting import midrise_offset, narrower_qparams
+from mmbitsplit.structures.solution import LayerSolution, Nesting, QParams
 
 SCALE_STEPS = 96  # an octave: at most 0.36 % off, over 2.5 times more and less
 ZERO_SCALE = -128  # the code of a channel that a width does without
@@ -237,6 +239,47 @@ def bias_as_stored(bias: Tensor, widest_bias: Tensor) -> Tensor:
     At most 1/31 of the largest difference off.
     """
     return bias_of_codes(*bias_codes(bias, widest_bias), widest_bias)
+
+
+def solution_as_stored(solution: LayerSolution) -> LayerSolution:
+    """A layer's solution of several nested widths as a file gives it back.
+
+    Narrower scales and biases in whole steps, offsets half a step where codes are ``'floor'``,
+    narrower ``unit`` inputs by ``narrower_qparams``. A width with a scale out of reach of steps
+    keeps its scales, and takes the room of them.
+
+    Args:
+        solution: Of the widest, with the others; returned as it is where codes do not nest.
+    """
+    if solution.nesting is None:
+        return solution
+    return replace(
+        solution, narrower=tuple(_width_as_stored(one, solution) for one in solution.narrower),
+        narrower_inputs=tuple(_input_as_stored(one, solution.qparams)
+                              for one in solution.narrower_inputs))
+
+
+def _width_as_stored(one: LayerSolution, widest: LayerSolution) -> LayerSolution:
+    scale = scale_as_stored(one.weight_scale, widest.weight_scale, widest.num_bits - one.num_bits)
+    bias, offset = one.bias, one.weight_offset
+    if bool(((scale - one.weight_scale).abs() > 0.004 * one.weight_scale.abs()).any()):
+        scale = one.weight_scale
+    elif widest.nesting == 'floor':
+        offset = midrise_offset(scale)
+    if bias is not None and widest.bias is not None:
+        bias = bias_as_stored(bias, widest.bias).to(bias.dtype)
+    return replace(one, weight_scale=scale, weight_offset=offset, bias=bias)
+
+
+def _input_as_stored(one: QParams, widest: QParams) -> QParams:
+    if not one.unit or one.scale.shape != widest.scale.shape or one.channel_max is not None:
+        return one
+    made = narrower_qparams(widest, float(one.scale[0].double() / widest.scale[0].double()),
+                            one.num_bits)
+    alike = (made.quant_min, made.quant_max) == (one.quant_min, one.quant_max) \
+        and torch.equal(made.zero_point.float(), one.zero_point.float()) \
+        and torch.allclose(made.scale, one.scale, rtol=1e-5, atol=0)
+    return made if alike else one
 
 
 def _check_widths(widths: Sequence[int]) -> None:

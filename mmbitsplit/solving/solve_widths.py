@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from mmbitsplit.functional import channel_ranges, midrise_offset, round_nested
-from mmbitsplit.functional.stored_widths import bias_as_stored, scale_as_stored
+from mmbitsplit.functional.stored_widths import scale_as_stored, solution_as_stored
 from mmbitsplit.methods import Method
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.passes.capture import CallCapture
@@ -179,26 +179,6 @@ def _stored_scales(solution: WeightSolution, found: Sequence[_AtWidth]) -> Weigh
     return replace(solution, narrower=narrower)
 
 
-def as_stored(solution: LayerSolution) -> LayerSolution:
-    """A solution whose narrower scales and biases are what a file gives back.
-
-    Args:
-        solution: Of several widths whose codes nest; others are given back as they are.
-    """
-    if solution.nesting is None:
-        return solution
-    narrower = []
-    for one in solution.narrower:
-        scale = scale_as_stored(one.weight_scale, solution.weight_scale,
-                                solution.num_bits - one.num_bits)
-        bias = one.bias
-        if bias is not None and solution.bias is not None:
-            bias = bias_as_stored(bias, solution.bias)
-        narrower.append(replace(one, weight_scale=scale, bias=bias, weight_offset=None if
-                                one.weight_offset is None else midrise_offset(scale)))
-    return replace(solution, narrower=tuple(narrower))
-
-
 def _too_large(found: Sequence[_AtWidth]) -> bool:
     return any(isinstance(one.statistics, RowStatistics) for one in found)
 
@@ -229,7 +209,7 @@ def _assemble(found: Sequence[_AtWidth], choice: _Choice, layer: QuantizedLayer,
             weight_offset=None if offset is None else offset / factor))
     narrower = {one.qparams.num_bits: one.qparams for one in inputs
                 if one.qparams is not None and one is not widest}
-    return as_stored(replace(
+    return solution_as_stored(replace(
         made[-1], qparams=widest.qparams, narrower=tuple(reversed(made[:-1])),
         narrower_inputs=tuple(qparams for _, qparams in sorted(narrower.items(), reverse=True)
                               if qparams.num_bits != widest.qparams.num_bits),

@@ -17,7 +17,7 @@ from width_solutions import (
 )
 
 from mmbitsplit.functional import narrower_codes
-from mmbitsplit.functional.stored_widths import stored_bytes
+from mmbitsplit.functional.stored_widths import solution_as_stored, stored_bytes
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.models.layers.layer_state import (
     geometry_in_row,
@@ -89,6 +89,17 @@ def test_bytes_are_known_beforehand(kind):
         CONV.out_channels * CONV.inputs_per_output, CONV.out_channels,
         kind.get('widths', (2, 3, 5, 8)), bias=kind.get('bias', True), nested=nested,
         further_inputs=len(kind.get('inputs', (4, 8))) - 1).values())
+
+
+def test_a_solution_as_stored_takes_no_more_and_is_left_alone():
+    stored = solution_as_stored(several(stored=False))
+    assert solution_as_stored(stored) is not stored
+    assert_same(solution_as_stored(stored), stored)
+    parts = [value.numel() for name, value in solution_to_file(stored, CONV).items()
+             if is_part(name)]
+    assert parts == list(stored_bytes(CONV.out_channels * CONV.inputs_per_output,
+                                      CONV.out_channels, (2, 3, 5, 8),
+                                      further_inputs=1).values())
 
 
 def test_an_offset_that_is_half_a_step_is_not_stored():
