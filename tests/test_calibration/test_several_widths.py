@@ -10,9 +10,9 @@ from torch import nn
 
 from mmbitsplit.calibration import Journal, calibrate, width_solver
 from mmbitsplit.functional import narrower_codes
+from mmbitsplit.functional.stored_widths import solution_as_stored
 from mmbitsplit.methods import read_request
 from mmbitsplit.models import set_bits, widths_of
-from mmbitsplit.solving.solve_widths import as_stored
 
 WIDTHS = [3, 4, 8]
 
@@ -43,8 +43,8 @@ def batches(images):
     return images(6)
 
 
-def calibrated(batches, seeded, call, spec=None, **options):
-    model = seeded(Chain)
+def calibrated(batches, seeded, call, spec=None, model=None, **options):
+    model = seeded(Chain) if model is None else model
     _, report = calibrate(model, batches, spec or request(), run=call, **options)
     return model, report
 
@@ -130,7 +130,7 @@ def test_scales_and_biases_are_those_that_a_file_gives_back(batches, seeded, eff
     model, report = calibrated(batches, seeded, call, spec)
     assert bool(report.tuning) == (effort == 'default')
     for solution in state(model).values():
-        for one, stored in zip(solution.narrower, as_stored(solution).narrower):
+        for one, stored in zip(solution.narrower, solution_as_stored(solution).narrower):
             assert torch.equal(one.weight_scale, stored.weight_scale)
             assert torch.equal(one.weight_offset, stored.weight_offset)
             assert torch.equal(one.bias, stored.bias)
@@ -165,10 +165,11 @@ def test_options_make_models_of_their_widths(batches, seeded, options):
 
 def test_two_processes_give_what_one_gives(batches, seeded):
     alone, _ = calibrated(batches, seeded, call)
+    models = [seeded(Chain) for _ in range(2)]  # not in threads: they share torch's generator
 
     def go(team):
         return calibrated([batches[number] for number in team.batches(len(batches))], seeded,
-                          call, team=team)[0]
+                          call, team=team, model=models[team.rank])[0]
 
     for model in together(2, go):
         assert_equal(state(model), state(alone))

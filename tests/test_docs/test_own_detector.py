@@ -114,7 +114,8 @@ def test_the_page_of_files_explains_every_key_of_the_results(run):
     table = page.split('## `results.json`')[1].split('\n## ')[0]
     explained = {name for row in table.splitlines() if row.startswith('| `')
                  for name in row.split('|')[1].replace('`', '').replace(' ', '').split(',')}
-    assert explained == {*run[0], 'untrained', 'refinement', 'tuning', 'budget'}  # of other runs
+    assert explained == {*run[0], 'untrained', 'refinement', 'tuning', 'budget',
+                                     'integer'}  # of other runs
     for part in ('seconds', 'size_bytes', 'calibration'):
         row = next(line for line in table.splitlines() if line.startswith(f'| `{part}`'))
         assert all(f'`{name}`' in row for name in run[0][part]), part

@@ -174,8 +174,9 @@ def test_a_unit_that_is_broken_off_goes_on_to_the_same(strategy, most, residual_
 def test_several_processes_learn_what_one_does(residual_net, images, run_model):
     batches, asked = images(4), request(learning_rate=0.05, fallback=False)
     one, _ = calibrate(residual_net(), batches, asked, run=run_model)
+    nets = [residual_net() for _ in range(2)]  # not in threads: they share torch's generator
     two = together(2, lambda team: calibrate(
-        residual_net(), [batches[number] for number in team.batches(4)], asked, run=run_model,
+        nets[team.rank], [batches[number] for number in team.batches(4)], asked, run=run_model,
         team=team)[0])
     for prepared in two:
         assert_same(one, prepared)
