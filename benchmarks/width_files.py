@@ -10,6 +10,9 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 
+import mmbitsplit.cli  # noqa: F401  before torch: its threads wait without spinning
+
+# isort: split
 import torch
 from torch import nn
 

@@ -123,7 +123,7 @@ def test_a_place_that_cannot_be_exported_to(refused, monkeypatch, tmp_path):
 
     def must_not_be_called(*args, **kwargs):
         raise AssertionError('exported')
-    monkeypatch.setattr(mmbitsplit.apis, 'load_quantized', lambda *files: SimpleNamespace(
+    monkeypatch.setattr(mmbitsplit.apis, 'load_quantized', lambda *files, **how: SimpleNamespace(
         data_preprocessor=None))
     monkeypatch.setattr(mmbitsplit.apis, 'export_onnx', must_not_be_called)
     (tmp_path / 'file').write_text('')

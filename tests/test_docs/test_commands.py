@@ -25,7 +25,7 @@ def commands() -> list:
     found = {}
     for page in PAGES:
         for script, rest in COMMAND.findall(page.read_text(encoding='utf-8')):
-            found.setdefault(script, set()).update(re.findall(r'(?<!\w)--[a-z-]+', rest))
+            found.setdefault(script, set()).update(re.findall(r'(?<!\w)--[a-z0-9-]+', rest))
     return [pytest.param(script, options, id=script) for script, options in found.items()]
 
 
@@ -48,7 +48,7 @@ def test_subcommands_and_targets_exist(page):
         page.read_text(encoding='utf-8')))
     for name, rest in SUBCOMMAND.findall(text):
         parser = make_parser(COMMANDS[name].load(), 'mmbitsplit')
-        unknown = set(re.findall(r'(?<!\w)--[a-z-]+', rest)) - set(parser._option_string_actions)
+        unknown = set(re.findall(r'(?<!\w)--[a-z0-9-]+', rest)) - set(parser._option_string_actions)
         assert not unknown, name
     makefile = (PROJECT / 'Makefile').read_text()
     for targets in TARGETS.findall(text):
