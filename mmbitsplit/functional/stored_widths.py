@@ -271,8 +271,8 @@ def _width_as_stored(one: LayerSolution, widest: LayerSolution) -> LayerSolution
     return replace(one, weight_scale=scale, weight_offset=offset, bias=bias)
 
 
-def _input_as_stored(one: QParams, widest: QParams) -> QParams:
-    if not one.unit or one.scale.shape != widest.scale.shape or one.channel_max is not None:
+def _input_as_stored(one: QParams, widest: QParams | None) -> QParams:
+    if widest is None or not one.unit or one.scale.shape != widest.scale.shape or one.channel_max is not None:
         return one
     made = narrower_qparams(widest, float(one.scale[0].double() / widest.scale[0].double()),
                             one.num_bits)
