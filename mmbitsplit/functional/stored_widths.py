@@ -272,7 +272,8 @@ def _width_as_stored(one: LayerSolution, widest: LayerSolution) -> LayerSolution
 
 
 def _input_as_stored(one: QParams, widest: QParams | None) -> QParams:
-    if widest is None or not one.unit or one.scale.shape != widest.scale.shape or one.channel_max is not None:
+    if widest is None or not one.unit or one.channel_max is not None \
+            or one.scale.shape != widest.scale.shape:
         return one
     made = narrower_qparams(widest, float(one.scale[0].double() / widest.scale[0].double()),
                             one.num_bits)

@@ -44,7 +44,7 @@ class NestedBitSplit(BitSplit):
     activation_widths: Literal['tied'] | Sequence[Bits] = 'tied'
     nesting: Literal['floor', 'planes'] = 'floor'
     order: Literal['joint', 'up'] = 'joint'
-    reference_bits: Annotated[int, Range(2, 8)] = 5
+    reference_bits: Annotated[int, Range(2, 8)] = 3
     branches: Literal['all'] | Annotated[int, Range(1)] = 'all'
 
     def __post_init__(self) -> None:

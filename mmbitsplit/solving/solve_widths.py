@@ -1,6 +1,5 @@
 """From what was captured of a layer at several widths to its solution for all of them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -161,7 +160,7 @@ def _choose(found: Sequence[_AtWidth], method: Method, team: Team) -> _Choice:
     judged, plain = ([output_error(solution.narrower.get(one.bits, solution).weight,
                                    one.statistics, one.held_out.x, one.held_out.y, method, team)
                       for one in found] for solution in (solved, rounded))
-    guard = method.guard and not _product(judged) <= _product(plain)
+    guard = method.guard and not _total(judged) <= _total(plain)
     return _Choice(solution=rounded if guard else solved, judged=plain if guard else judged,
                    rounded=plain, solved=judged, guard_taken=guard)
 
@@ -188,10 +187,13 @@ def _part(statistics: LayerStatistics, share: slice) -> LayerStatistics:
                                   for name in ('y_sum', 'cross', 'y_sq')})
 
 
-def _product(judged: Sequence[Judgement]) -> float:
-    """Sum of logarithms of errors; NaN stays."""
-    return sum(math.log(max(one.error, 1e-30)) if one.error == one.error else math.nan
-               for one in judged)
+def _total(judged: Sequence[Judgement]) -> float:
+    """Sum of the errors of all widths; NaN stays.
+
+    What a wide width loses by sharing its codes is little beside what a narrow one loses by
+    rounding; compared by their factors the former would hide the latter.
+    """
+    return sum(one.error for one in judged)
 
 
 def _assemble(found: Sequence[_AtWidth], choice: _Choice, layer: QuantizedLayer, plan: LayerPlan,

@@ -39,7 +39,7 @@ LEAST_SCALE = 1e-12  # of rows of zeros
 
 def solve_nested(statistics: Sequence[LayerStatistics], weights: Sequence[Tensor],
                  widths: Sequence[int], *, nesting: Nesting = 'floor', order: str = 'joint',
-                 reference_bits: int = 5, max_sweeps: int = 20, tolerance: float = 1e-3,
+                 reference_bits: int = 3, max_sweeps: int = 20, tolerance: float = 1e-3,
                  ) -> WeightSolution:
     """Solves the codes of a layer for several widths at once.
 
