@@ -160,7 +160,7 @@ def _choose(found: Sequence[_AtWidth], method: Method, team: Team) -> _Choice:
     judged, plain = ([output_error(solution.narrower.get(one.bits, solution).weight,
                                    one.statistics, one.held_out.x, one.held_out.y, method, team)
                       for one in found] for solution in (solved, rounded))
-    guard = method.guard and not _total(judged) <= _total(plain)
+    guard = method.guard and rounding_is_better(judged, plain)
     return _Choice(solution=rounded if guard else solved, judged=plain if guard else judged,
                    rounded=plain, solved=judged, guard_taken=guard)
 
@@ -187,13 +187,13 @@ def _part(statistics: LayerStatistics, share: slice) -> LayerStatistics:
                                   for name in ('y_sum', 'cross', 'y_sq')})
 
 
-def _total(judged: Sequence[Judgement]) -> float:
-    """Sum of the errors of all widths; NaN stays.
+def rounding_is_better(judged: Sequence[Judgement], rounded: Sequence[Judgement]) -> bool:
+    """Whether errors of rounding, one a width, add up to less; or others are NaN.
 
     What a wide width loses by sharing its codes is little beside what a narrow one loses by
     rounding; compared by their factors the former would hide the latter.
     """
-    return sum(one.error for one in judged)
+    return not sum(one.error for one in judged) <= sum(one.error for one in rounded)
 
 
 def _assemble(found: Sequence[_AtWidth], choice: _Choice, layer: QuantizedLayer, plan: LayerPlan,
