@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from mmbitsplit.apis import export_onnx
@@ -35,15 +36,27 @@ def build(cfg, weights=None, scope='mmdet'):
 
 
 def scattered(cfg):
-    """Random weights whose scores spread, so that there is something to be suppressed."""
-    model = build(Config(cfg))
-    generator = torch.Generator().manual_seed(0)
-    for module in model.bbox_head.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data = torch.randn(module.weight.shape, generator=generator) * 0.1
-            if module.bias is not None:
-                module.bias.data.zero_()
-    return model
+    """The same random weights in every run; scores spread, so that some boxes are suppressed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(Config(cfg))
+        model.init_weights()
+        for module in model.bbox_head.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.03)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    # Norms with the statistics of some images: without them signals die or explode with depth.
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(random_images(8))
+    return model.eval()
+
+
+def random_images(count):
+    return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(count))
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +74,7 @@ def yolox():
         backbone=dict(type='CSPDarknet', deepen_factor=0.33, widen_factor=0.125),
         neck=dict(type='YOLOXPAFPN', in_channels=[32, 64, 128], out_channels=32, num_csp_blocks=1),
         bbox_head=dict(type='YOLOXHead', num_classes=3, in_channels=32, feat_channels=32),
-        test_cfg=dict(score_thr=0.2, nms=dict(type='nms', iou_threshold=0.65))))
+        test_cfg=dict(score_thr=0.3, nms=dict(type='nms', iou_threshold=0.65))))
 
 
 @pytest.fixture(scope='module')
@@ -105,13 +118,14 @@ def assert_predicts(graph, model, images):
         expected = predicted(model, images[number:number + 1])
         found = int((dets[number, :, 4] > 0).sum())
         assert 3 < found == min(len(expected.scores), dets.shape[1])
-        np.testing.assert_allclose(dets[number, :found, 4], expected.scores[:found], atol=1e-4)
-        np.testing.assert_allclose(dets[number, :found, :4], expected.bboxes[:found], atol=2e-3)
-        assert (labels[number, :found] == expected.labels[:found].numpy()).all()
-
-
-def random_images(count):
-    return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(count))
+        assert (np.diff(dets[number, :found, 4]) <= 0).all()
+        # Equal scores may stand in either order, so rows are paired by what they say.
+        got = np.column_stack([dets[number, :found], labels[number, :found] * 1000])
+        want = np.column_stack([expected.bboxes, expected.scores, expected.labels * 1000])
+        apart = np.abs(got[:, None] - want[None]).max(-1)
+        rows, columns = linear_sum_assignment(apart)
+        np.testing.assert_allclose(got[rows, :4], want[columns, :4], rtol=1e-3, atol=1e-2)
+        np.testing.assert_allclose(got[rows, 4:], want[columns, 4:], atol=1e-4)
 
 
 def test_the_file_of_the_demo_detector_gives_what_it_predicts(retinanet, laid_out):
