@@ -16,6 +16,7 @@ import io
 import itertools
 import json
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ from benchmarks.budget_rows import Row, add_budget_arguments, plan_taken, width_
 from benchmarks.cifar import over_seeds
 from benchmarks.method_names import (
     add_method_arguments,
+    add_width_argument,
+    at_each,
     chosen_methods,
     method_request,
     own_options,
@@ -168,6 +171,7 @@ def main() -> None:
     parser.add_argument('--modes', nargs='+', default=['default', 'per_channel'])
     parser.add_argument('--searches', nargs='+', default=['default'])
     add_method_arguments(parser, ['BitSplit'])
+    add_width_argument(parser)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--sampling', default='even', help='how positions are drawn')
     parser.add_argument('--rows', type=int, default=16384, help='positions of a layer')
@@ -189,7 +193,7 @@ def main() -> None:
         read_request(request(asked[0], 'default', 'default', name, 0, half, args.method_options))
     reports = {}
     for row, name, mode, search in itertools.product(asked, names, args.modes, args.searches):
-        rows, seconds, taken = [], [], []
+        rows, seconds, taken = defaultdict(list), [], []
         for seed in args.seeds:
             spec = request(row, mode, search, name, seed, half, args.method_options)
             spec['calibration'] |= dict(sampling=args.sampling, rows_per_layer=args.rows)
@@ -200,17 +204,19 @@ def main() -> None:
                 model, calibration, spec, replay_points=replay_points(model),
                 run=lambda model, batch: model.test_step(batch))
             seconds.append(time.perf_counter() - started)
-            found = evaluate(model, evaluation, truth)
-            rows.append((found.ap, raw_error(found.raw, floats.raw),
-                         kept(found.results, floats.results)))
+            for width in at_each(model, args.at):
+                found = evaluate(model, evaluation, truth)
+                rows[width].append((found.ap, raw_error(found.raw, floats.raw),
+                                    kept(found.results, floats.results)))
             if report.budget:
                 taken.append(plan_taken(report.budget))
             reports[f'{row.name} {name} {mode} {search} {seed}'] = [
                 vars(layer) | {'input_ranges': None} for layer in report.layers]
-        ap, error, again = zip(*rows)
-        print(f'{row.name} {name} {mode} {search}: AP {over_seeds(ap)}, raw error '
-              f'{over_seeds(error, 5)}, kept {over_seeds(again)}  '
-              f'({np.mean(seconds):.0f} s)', *taken, sep='; ', flush=True)
+        for width, figures in rows.items():
+            ap, error, again = zip(*figures)
+            print(f'{width or row.name} {name} {mode} {search}: AP {over_seeds(ap)}, raw error '
+                  f'{over_seeds(error, 5)}, kept {over_seeds(again)}  '
+                  f'({np.mean(seconds):.0f} s)', *taken, sep='; ', flush=True)
     if args.layers:
         args.layers.write_text(json.dumps(reports))
 

@@ -9,6 +9,7 @@ The data folder holds ``train.npz`` and ``test.npz`` with ``x`` (N, 28, 28) uint
 
 import argparse
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import mmbitsplit.cli  # noqa: F401  before torch: its threads wait without spinning
@@ -26,7 +27,13 @@ from mmengine.registry import DefaultScope
 from mmpretrain.models import ImageClassifier
 
 from benchmarks.cifar import accuracy, agreement, divergence, over_seeds, predict, request
-from benchmarks.method_names import add_method_arguments, chosen_methods, tuning_request
+from benchmarks.method_names import (
+    add_method_arguments,
+    add_width_argument,
+    at_each,
+    chosen_methods,
+    tuning_request,
+)
 from mmbitsplit.apis import quantize_model
 
 WEIGHTS = 'fashion_vit.pth'
@@ -110,6 +117,7 @@ def main() -> None:
     parser.add_argument('--bits', nargs='+', default=['8/8', '4/8', '4/6', '4/4'],
                         help='weight/activation bits')
     add_method_arguments(parser, ['rounding', 'default'])
+    add_width_argument(parser)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     args = parser.parse_args()
     names = chosen_methods(args)
@@ -129,7 +137,7 @@ def measure(name: str, bits: str, floats: Tensor, args: argparse.Namespace) -> N
     weight_bits, activation_bits = map(int, bits.split('/'))
     calib, _ = load_images(args.data, 'train')
     images, labels = load_images(args.data, 'test')
-    found, seconds = [], []
+    found, seconds = defaultdict(list), []
     for seed in args.seeds:
         chosen = torch.randperm(len(calib), generator=torch.Generator().manual_seed(seed))
         model = load_model(args.weights / WEIGHTS)
@@ -138,14 +146,16 @@ def measure(name: str, bits: str, floats: Tensor, args: argparse.Namespace) -> N
             name, weight_bits, activation_bits, seed, args.method_options),
             **tuning_request(args)})
         seconds.append(time.perf_counter() - started)
-        found.append(predict(model, images))
-    top1 = over_seeds([accuracy(logits, labels) for logits in found])
-    agree = over_seeds([agreement(logits, floats) for logits in found])
-    apart = over_seeds([divergence(logits, floats) for logits in found], 4)
-    print(f'W{weight_bits}A{activation_bits} {name}: {top1}, as float {agree}, divergence {apart}, '
-          f'{100 * report.multiplications["quantized"]:.1f} % of multiplications and '
-          f'{len(report.products)} products quantized  '
-          f'({np.mean(seconds):.0f} s)', flush=True)
+        for width in at_each(model, args.at):
+            found[width].append(predict(model, images))
+    for width, rows in found.items():
+        top1 = over_seeds([accuracy(logits, labels) for logits in rows])
+        agree = over_seeds([agreement(logits, floats) for logits in rows])
+        apart = over_seeds([divergence(logits, floats) for logits in rows], 4)
+        print(f'{width or f"W{weight_bits}A{activation_bits}"} {name}: {top1}, as float {agree}, '
+              f'divergence {apart}, {100 * report.multiplications["quantized"]:.1f} % of '
+              f'multiplications and {len(report.products)} products quantized  '
+              f'({np.mean(seconds):.0f} s)', flush=True)
 
 
 if __name__ == '__main__':

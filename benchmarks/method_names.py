@@ -7,10 +7,13 @@ or another placement of quantizers (deploy, residual, calibtip, qdrop, brecq).
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import nn
+
 from mmbitsplit.calibration import METHODS
+from mmbitsplit.models import set_bits
 from mmbitsplit.spelling import nearest
 
 SHORT = {'rounding': 'MSE', 'paper': 'PublishedBitSplit', 'default': 'BitSplit',
@@ -36,6 +39,26 @@ def add_method_arguments(parser: argparse.ArgumentParser, default: Sequence[str]
                         'what the method brings')
 
 
+def add_width_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--at``."""
+    parser.add_argument('--at', nargs='+', default=[], metavar='W/A',
+                        help='methods that solve several widths: where their models are measured, '
+                        'instead of at the widest')
+
+
+def at_each(model: nn.Module, pairs: Sequence[str]) -> Iterator[str]:
+    """Switches a model of several widths through ``--at``; names each as 'W4A8'.
+
+    Yields one empty name, and leaves the model alone, where no pairs are asked for.
+    """
+    if not pairs:
+        yield ''
+    for pair in pairs:
+        weight, activation = map(int, pair.split('/'))
+        set_bits(model, weight=weight, activation=activation)
+        yield f'W{weight}A{activation}'
+
+
 def chosen_methods(args: argparse.Namespace) -> list[str]:
     """Names that the arguments ask for, each with its steps where they are not as published."""
     names = sorted(METHODS) if args.methods == ['all'] else args.methods
@@ -50,7 +73,7 @@ def tuning_request(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def typed_options(texts: Sequence[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` as options; numbers and truth values are read as such."""
+    """``KEY=VALUE`` as options; numbers, truth values and lists with commas are read as such."""
     return {key: _value(value) for key, value in (text.split('=', 1) for text in texts)}
 
 
@@ -111,6 +134,8 @@ def _steps_of(method: str) -> dict[str, int]:
 
 
 def _value(text: str) -> Any:
+    if ',' in text:
+        return [_value(part) for part in text.split(',') if part]
     for kind in (int, float):
         try:
             return kind(text)

@@ -1,5 +1,6 @@
 """The order of files, what no test may leave behind, and where files are that tests share."""
 
+import random
 import sys
 from pathlib import Path
 
@@ -32,6 +33,26 @@ def tool_server():
     server = ToolServer()
     yield server
     server.close()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def same_chance_for_a_file():
+    """Random numbers of fixtures do not depend on the files that ran before in this process."""
+    _start_chance()
+
+
+@pytest.fixture(autouse=True)
+def same_chance_for_a_test():
+    """A test draws the same random numbers alone, in its file, and in any process."""
+    _start_chance()
+
+
+def _start_chance():
+    random.seed(0)
+    if 'numpy' in sys.modules:
+        sys.modules['numpy'].random.seed(0)
+    if 'torch' in sys.modules:
+        sys.modules['torch'].manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

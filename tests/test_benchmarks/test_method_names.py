@@ -4,16 +4,20 @@ import argparse
 from typing import get_args, get_type_hints
 
 import pytest
+import torch
 
 from benchmarks.method_names import (
     MODES,
     PLACEMENTS,
     add_method_arguments,
+    at_each,
     chosen_methods,
     method_request,
     own_options,
 )
+from mmbitsplit.apis import quantize_model
 from mmbitsplit.calibration import METHODS
+from mmbitsplit.models import bits_of
 from mmbitsplit.structures import ActivationSpec
 
 
@@ -55,6 +59,19 @@ def test_options_reach_the_methods_that_have_them():
     assert own_options('AdaRound', texts) == {
         'batch_size': 8, 'learning_rate': 0.01, 'loss': 'scale_free'}
     assert own_options('MSE', texts) == {}
+    assert own_options('PTMQ', ['widths=3,4']) == {'widths': [3, 4]}
+
+
+def test_a_model_of_several_widths_is_switched_through_those_asked_for():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8),
+                                torch.nn.ReLU(), torch.nn.Linear(8, 8))
+    quantize_model(model, [torch.randn(16, 8)], dict(
+        method=dict(type='NestedBitSplit', widths=[3, 8], activation_widths=[4, 8])))
+    seen = {width: bits_of(model)['2'] for width in at_each(model, ['3/8', '8/4'])}
+    assert {width: (bits.weight, bits.input) for width, bits in seen.items()} == {
+        'W3A8': (3, 8), 'W8A4': (8, 4)}
+    assert list(at_each(model, [])) == [''] and bits_of(model)['2'] == seen['W8A4']
 
 
 def test_the_modes_and_placements_are_those_of_a_request():
