@@ -8,10 +8,12 @@ from torch import nn
 
 from mmbitsplit.calibration import calibrate
 from mmbitsplit.engine import QuantizedModel
-from mmbitsplit.engine.run.integers import evaluated_with_integers
+from mmbitsplit.engine.run.integers import IntegerUse, evaluated_with_integers
 from mmbitsplit.models import describe, quantized_layers
-from mmbitsplit.models.layers.integer_support import why_no_integers
-from mmbitsplit.structures import QuantSpec
+from mmbitsplit.models.layers.integer_support import why_no_integers, why_no_products
+from mmbitsplit.models.layers.product import Product
+from mmbitsplit.structures import QParams, QuantSpec
+from mmbitsplit.structures.products import ProductSolution
 
 pytestmark = pytest.mark.skipif(why_no_integers() is not None, reason='torch without bytes')
 
@@ -74,3 +76,16 @@ def test_a_model_that_views_maps(wrapped, asked):
         else:
             with pytest.raises(RuntimeError, match='view'):
                 wrapper(x)
+
+
+@pytest.mark.skipif(why_no_products() is not None, reason=str(why_no_products()))
+def test_products_say_when_they_were_too_small():
+    product, use = Product(), IntegerUse('auto')
+    grid = QParams(torch.tensor([0.1]), torch.tensor([0]), -128, 127, unit=True)
+    product.install(ProductSolution(grid, grid))
+    use.start(product)
+    with evaluated_with_integers(product, False):
+        assert use.layers == ['']
+    for size, left in ((8, True), (64, False), (8, False)):
+        use.call(product, product, torch.rand(size, size), torch.rand(size, size))
+        assert ('8x8x8' in use.left.get('', '')) == left and use.layers == [''] * (not left)

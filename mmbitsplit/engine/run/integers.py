@@ -8,7 +8,8 @@ from typing import Any, Literal
 from mmengine.logging import print_log
 from torch import nn
 
-from mmbitsplit.models import quantized_layers, to_integer
+from mmbitsplit.models import quantized_layers, quantized_products, to_integer
+from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.surgery.integers import check_mode
 
 IntegerMode = bool | Literal['auto']
@@ -23,25 +24,30 @@ class IntegerUse:
 
     Args:
         asked: ``True``, ``False`` or ``'auto'``.
-        layers: Names of the layers that were.
-        left: Quantized layers that were not, each with the reason.
+        layers: Names of the layers and products of activations that were.
+        left: Quantized ones that were not, each with the reason.
     """
 
     asked: IntegerMode
     layers: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    _products: dict[str, Product] = field(default_factory=dict)  # that are asked to
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for ``results.json``."""
         return {'asked': self.asked, 'layers': len(self.layers), 'left': dict(self.left)}
 
     def start(self, model: nn.Module) -> None:
-        """Lets a model's layers multiply bytes."""
+        """Lets a model's layers and products multiply bytes."""
         done = to_integer(model, self.asked)
         self.layers, self.left = list(done.integer), dict(done.left)
+        self._products = {name: product for name, product in quantized_products(model)
+                          if name in self.layers}
         if self.layers:
+            several = ' and products' if any(True for _ in quantized_products(model)) else ''
             print_log(f'mmbitsplit: {len(self.layers)} of {len(self.layers) + len(self.left)} '
-                      'quantized layers are computed with integers', logger='current')
+                      f'quantized layers{several} are computed with integers',
+                      logger='current')
 
     def call(self, model: nn.Module, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Runs the model; in float from now on where ``'auto'`` and it needs another memory format.
@@ -52,7 +58,9 @@ class IntegerUse:
             args, kwargs: Of the call.
         """
         try:
-            return step(*args, **kwargs)
+            found = step(*args, **kwargs)
+            self._note_products()
+            return found
         except RuntimeError as error:
             if self.asked != 'auto' or not self.layers or _VIEWED not in str(error):
                 raise
@@ -61,8 +69,19 @@ class IntegerUse:
         print_log(f'mmbitsplit: computed in float: {reason}', logger='current', level=30)
         to_integer(model, False)
         self.left.update(dict.fromkeys(self.layers, reason))
-        self.layers = []
+        self.layers, self._products = [], {}
         return step(*args, **kwargs)
+
+    def _note_products(self) -> None:
+        """Products say what they are computed with once they have met their matrices."""
+        for name, product in self._products.items():
+            reason = product.too_small
+            if reason is not None and name not in self.left:
+                self.layers.remove(name)
+                self.left[name] = reason
+            elif reason is None and name in self.left:  # larger ones came
+                self.layers.append(name)
+                del self.left[name]
 
 
 @contextmanager
@@ -80,6 +99,7 @@ def evaluated_with_integers(model: nn.Module, asked: IntegerMode) -> Iterator[In
         return
     layers = [layer for _, layer in quantized_layers(model)]
     before = [layer.weight_quantizer for layer in layers]
+    products = [(product, product.integers) for _, product in quantized_products(model)]
     use.start(model)
     own, step = vars(model).get('test_step'), model.test_step
     model.test_step = lambda *args, **kwargs: use.call(model, step, *args, **kwargs)
@@ -91,3 +111,5 @@ def evaluated_with_integers(model: nn.Module, asked: IntegerMode) -> Iterator[In
             model.test_step = own
         for layer, quantizer in zip(layers, before):  # the very same: others may hold it
             layer.weight_quantizer = quantizer
+        for product, integers in products:
+            product.integers = integers

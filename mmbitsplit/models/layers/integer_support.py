@@ -40,6 +40,44 @@ def saturates_pairs() -> bool:
     return not (all(_exact(LARGEST, *shape) for shape in SHAPES) and _exact_linear(LARGEST))
 
 
+@cache
+def why_no_products() -> str | None:
+    """Why torch has no exact product of two matrices of bytes here, ``None`` where it has.
+
+    Of two inputs nobody knows how far they reach: so pairs must not saturate.
+    """
+    reason = why_no_integers()
+    if reason is not None:
+        return reason
+    a = torch.full((8, 64), 255, dtype=torch.uint8)
+    b = torch.full((64, 32), LARGEST, dtype=torch.int8)
+    b[:, ::2] = -LARGEST - 1
+    try:
+        found = integer_product(a, b, torch.empty(8, 32, dtype=torch.int32))
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        return (f'torch {torch.__version__} does not multiply matrices of bytes on this processor: '
+                f'{str(error).splitlines()[0]}')
+    return None if torch.equal(found.double(), a.double() @ b.double()) else (
+        'sums of two of its products may leave 16 bits, where this processor (no VNNI) saturates')
+
+
+def integer_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """Writes the sums of a product of bytes.
+
+    Args:
+        a: uint8 (M, K).
+        b: int8 (K, N).
+        out: int32 (M, N), contiguous.
+    """
+    return torch._int_mm(a, b, out=out)
+
+
+def traced() -> bool:
+    """Whether operators are being recorded, which would not see a compiled loop."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() \
+        or torch.onnx.is_in_onnx_export()
+
+
 def integer_conv(x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor,
                  bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...],
                  dilation: tuple[int, ...], groups: int) -> Tensor:

@@ -19,6 +19,7 @@ from mmbitsplit.models.layers.integer_support import (
     pack_conv,
     pack_linear,
     saturates_pairs,
+    traced,
 )
 from mmbitsplit.models.layers.quantizers import ActivationQuantizer, WeightQuantizer
 from mmbitsplit.models.layers.quantizers.learning import check_width
@@ -134,7 +135,7 @@ class IntegerWeight(nn.Module):
             taken: for gradients, for values that are no numbers, in other dtypes, and in a trace,
             which would not see a compiled loop.
         """
-        if x.dtype != torch.float32 or x.device.type != 'cpu' or not x.numel() or _traced() \
+        if x.dtype != torch.float32 or x.device.type != 'cpu' or not x.numel() or traced() \
                 or (x.requires_grad and torch.is_grad_enabled()):
             return None
         if self.geometry.kind == 'linear':
@@ -277,8 +278,3 @@ def _less_zeros(bias: Tensor | None, rows: Tensor, scale: Tensor, shift: Tensor)
     each = each.repeat_interleave(count // each.shape[-1], -1)
     added = (rows.double() * each).sum(-1).flatten() * scale
     return ((0.0 if bias is None else bias.detach().double()) - added).to(torch.float32)
-
-
-def _traced() -> bool:
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() \
-        or torch.onnx.is_in_onnx_export()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbitsplit.functional.kernels.precision import autocast_dtype, full_float32
+from mmbitsplit.models.layers.integer_product import IntegerProduct, why_float_product
 from mmbitsplit.models.layers.quantizers.activation_quantizer import ActivationQuantizer
 from mmbitsplit.models.layers.quantizers.activation_quantizer_set import (
     ActivationQuantizerSet,
@@ -37,7 +38,11 @@ class Product(nn.Module):
 
     Attributes:
         a_quantizer, b_quantizer: Of the inputs, ``None`` for float ones.
+        integers: Whether it multiplies bytes where it can (``models.to_integer``).
     """
+
+    integers = False
+    _bytes: IntegerProduct | None = None
 
     a_quantizer: Quantizer | ActivationQuantizerSet | None
     b_quantizer: Quantizer | ActivationQuantizerSet | None
@@ -64,6 +69,10 @@ class Product(nn.Module):
             return self._of_codes(a.float(), b.float()).to(expected)
 
     def _of_codes(self, a: Tensor, b: Tensor) -> Tensor:
+        multiplied = self.byte_product() if self.integers else None
+        output = None if multiplied is None else multiplied.product(a, b)
+        if output is not None:
+            return output
         output, factor = torch.matmul(*(
             _codes(quantizer, x) for quantizer, x in zip(self.in_use().values(), (a, b)))), None
         for quantizer in self.in_use().values():
@@ -85,6 +94,23 @@ class Product(nn.Module):
             quantizer = None if params is None else of_widths(
                 [_quantizer(one) for one in (params, *narrower)]).train(self.training)
             setattr(self, f'{side}_quantizer', None if quantizer is None else quantizer.to(device))
+
+    def byte_product(self) -> IntegerProduct | None:
+        """What multiplies bytes for the widths in use; ``None`` where it cannot."""
+        sides = self.in_use().values()
+        if self._bytes is None or not self._bytes.is_for(*sides):
+            self._bytes = None if why_float_product(*sides) else IntegerProduct(*sides)
+        return self._bytes
+
+    @property
+    def too_small(self) -> str | None:
+        """Why it was multiplied in float so far though it ``integers``, ``None`` where it was
+        not."""
+        found = self._bytes
+        if not self.integers or found is None or found.used or found.too_small is None:
+            return None
+        return (f'its matrices, {"x".join(map(str, found.too_small))}, are so small that float '
+                'takes less time')
 
     def to_float(self) -> None:
         """Takes ``install`` back."""

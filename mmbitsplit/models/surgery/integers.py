@@ -1,13 +1,19 @@
 """Turns layers of a quantized model into ones that multiply bytes, and back."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
+from mmbitsplit.models.layers.integer_product import why_float_product
 from mmbitsplit.models.layers.integer_support import why_no_integers
 from mmbitsplit.models.layers.integer_weight import IntegerWeight, why_float
-from mmbitsplit.models.surgery.install import quantized_layers
+from mmbitsplit.models.layers.product import Product
+from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
+from mmbitsplit.models.surgery.install import quantized_layers, quantized_products
+
+NOT_ASKED = 'it was not asked for'
 
 
 @dataclass(frozen=True)
@@ -15,7 +21,7 @@ class IntegerLayers:
     """What of a model is computed with integers.
 
     Args:
-        integer: Names of the layers that are.
+        integer: Names of the layers and products of activations that are.
         left: Those that are not, each with the reason.
     """
 
@@ -24,11 +30,12 @@ class IntegerLayers:
 
 
 def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True) -> IntegerLayers:
-    """Lets the quantized layers of a model multiply bytes on the CPU from now on.
+    """Lets quantized layers and products of a model multiply bytes on the CPU from now on.
 
     Layers stay the modules that they are, with their hooks. What they give is what they gave, but
     for the rounding of float32: rounded inputs are the same codes, and sums are whole numbers. A
-    layer that cannot (float inputs, sums that would saturate) stays as it is.
+    layer that cannot (float inputs, sums that would saturate) stays as it is, and a product in each
+    call whose matrices are small.
 
     Args:
         model: Quantized, in eval mode; changed in place.
@@ -36,7 +43,7 @@ def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True) -> Inte
             ``False``: takes it back.
 
     Returns:
-        Which layers, and why not the others.
+        Which layers and products, and why not the others.
 
     Raises:
         ValueError: ``True``, and there is no layer that can.
@@ -46,37 +53,51 @@ def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True) -> Inte
     if reason is not None and integer is True:
         raise ValueError(f"integer=True: {reason}. Give integer='auto' to compute in float where "
                          'there are no integers, or export to ONNX.')
-    done, left = [], {}
-    for name, layer in quantized_layers(model):
-        if not layer.quantized:
-            continue
-        if layer.integers:
-            if integer:
-                done.append(name)
-            else:
-                layer.weight_quantizer = layer.weight_quantizer.plain()
-            continue
-        if not integer:
-            continue
-        why = reason or why_float(layer.geometry, layer.weight_quantizer, layer.input_quantizer)
-        if why is None:
-            layer.install_weight(IntegerWeight(layer.weight_quantizer, layer.input_quantizer))
-            done.append(name)
-        else:
-            left[name] = why
-    if integer is True and not done:
-        raise ValueError(_nothing(left))
-    return IntegerLayers(tuple(done), left)
+    if not integer:
+        _take_back(model)
+        return IntegerLayers((), {})
+    if reason is None:
+        for _, layer in _layers(model):
+            if not layer.integers and _why_float(layer) is None:
+                layer.install_weight(IntegerWeight(layer.weight_quantizer, layer.input_quantizer))
+        for _, product in quantized_products(model):
+            product.integers = _why_float_product(product) is None
+    found = integer_layers(model)
+    if integer is True and not found.integer:
+        raise ValueError(_nothing(found.left))
+    return found
 
 
 def integer_layers(model: nn.Module) -> IntegerLayers:
-    """What of a model is computed with integers now."""
-    layers = [(name, layer) for name, layer in quantized_layers(model) if layer.quantized]
-    reason = why_no_integers()
-    return IntegerLayers(
-        tuple(name for name, layer in layers if layer.integers),
-        {name: reason or why_float(layer.geometry, layer.weight_quantizer, layer.input_quantizer)
-         or 'it was not asked for' for name, layer in layers if not layer.integers})
+    """What of a model is computed with integers now, products as far as they have been run."""
+    reason, why = why_no_integers(), {}
+    for name, layer in _layers(model):
+        why[name] = None if layer.integers else reason or _why_float(layer) or NOT_ASKED
+    for name, product in quantized_products(model):
+        why[name] = product.too_small if product.integers \
+            else reason or _why_float_product(product) or NOT_ASKED
+    return IntegerLayers(tuple(name for name in why if why[name] is None),
+                         {name: said for name, said in why.items() if said is not None})
+
+
+def _take_back(model: nn.Module) -> None:
+    for _, layer in _layers(model):
+        if layer.integers:
+            layer.weight_quantizer = layer.weight_quantizer.plain()
+    for _, product in quantized_products(model):
+        product.integers = False
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
+    return ((name, layer) for name, layer in quantized_layers(model) if layer.quantized)
+
+
+def _why_float(layer: QuantizedLayer) -> str | None:
+    return why_float(layer.geometry, layer.weight_quantizer, layer.input_quantizer)
+
+
+def _why_float_product(product: Product) -> str | None:
+    return why_float_product(*product.in_use().values())
 
 
 def check_mode(integer: object) -> None:
