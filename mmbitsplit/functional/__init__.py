@@ -51,6 +51,7 @@ from mmbitsplit.functional.quantizers.input_ranges import ActivationSamples
 from mmbitsplit.functional.quantizers.integer_bias import whole_steps
 from mmbitsplit.functional.quantizers.nesting import (
     input_factor,
+    is_midrise,
     midrise_codes,
     midrise_offset,
     narrower_codes,
@@ -91,7 +92,8 @@ __all__ = [
     'correct_weights', 'default_ridge', 'dequantize', 'entropy_threshold', 'explicit_padding',
     'fake_quantize', 'fake_quantize_ste', 'feedback_factor', 'gather_outputs', 'gather_patches',
     'in_steps', 'input_factor', 'interpolate_qparams', 'layer_statistics', 'leading_planes',
-    'midrise_codes', 'midrise_offset', 'narrower_codes', 'narrower_qparams', 'odd_codes',
+    'is_midrise', 'midrise_codes', 'midrise_offset', 'narrower_codes', 'narrower_qparams',
+    'odd_codes',
     'output_size', 'pack_codes', 'packed_bytes', 'payload_bytes', 'per_input', 'per_output',
     'place_once', 'powell_minimum', 'product_input', 'product_input_ste', 'quadratic_minimum',
     'quadratic_objective', 'quantization_error', 'quantize', 'round_nested', 'round_weight',

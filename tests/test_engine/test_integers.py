@@ -1,15 +1,17 @@
 """A loaded model and an evaluation multiply bytes where they are asked to, and say so."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from width_solutions import CONV, several
 
 from mmbitsplit.calibration import calibrate
 from mmbitsplit.engine import QuantizedModel
 from mmbitsplit.engine.run.integers import IntegerUse, evaluated_with_integers
-from mmbitsplit.models import describe, quantized_layers
+from mmbitsplit.models import QuantizedLayer, describe, quantized_layers, set_bits
 from mmbitsplit.models.layers.integer_support import why_no_integers, why_no_products
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.structures import QParams, QuantSpec
@@ -59,6 +61,29 @@ def test_an_evaluation_leaves_the_model_as_it_was(wrapped):
                for (_, layer), one in zip(quantized_layers(model), before))
     with evaluated_with_integers(nn.Linear(1, 1), False) as use:
         assert use.to_dict()['layers'] == 0
+
+
+def test_an_evaluation_of_several_widths():
+    def unit(qparams):
+        return replace(qparams, unit=True)
+
+    solution, x = several(), torch.rand(1, 6, 9, 9)
+    layer = QuantizedLayer(CONV, torch.zeros(CONV.weight_shape), None)
+    layer.install(replace(solution, qparams=unit(solution.qparams),
+                          narrower_inputs=tuple(map(unit, solution.narrower_inputs))))
+    net = nn.Sequential(layer.eval())
+    net.test_step = net.forward
+    set_bits(net, weight=3, activation=8)
+    expected, before = net(x), layer.weight_quantizer
+    with evaluated_with_integers(net, 'auto') as use:
+        assert layer.integers
+        set_bits(net, weight=5)
+        assert net.test_step(x).isfinite().all()
+        set_bits(net, weight=3)
+        assert (net.test_step(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert use.layers == ['0']
+    assert layer.weight_quantizer is before and before.active.hard_weight is not None
+    assert torch.equal(net(x), expected)
 
 
 @pytest.mark.parametrize('asked', ['auto', True])

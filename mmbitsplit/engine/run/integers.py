@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mmbitsplit.models import quantized_layers, quantized_products, to_integer
+from mmbitsplit.models.layers.integer_widths import IntegerWidths
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.surgery.integers import check_mode
 
@@ -31,7 +32,7 @@ class IntegerUse:
     asked: IntegerMode
     layers: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
-    _products: dict[str, Product] = field(default_factory=dict)  # that are asked to
+    _may_change: dict[str, Product | IntegerWidths] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for ``results.json``."""
@@ -41,8 +42,11 @@ class IntegerUse:
         """Lets a model's layers and products multiply bytes."""
         done = to_integer(model, self.asked)
         self.layers, self.left = list(done.integer), dict(done.left)
-        self._products = {name: product for name, product in quantized_products(model)
-                          if name in self.layers}
+        self._may_change = {name: product for name, product in quantized_products(model)
+                            if product.integers}
+        self._may_change.update(
+            (name, layer.weight_quantizer) for name, layer in quantized_layers(model)
+            if isinstance(layer.weight_quantizer, IntegerWidths))
         if self.layers:
             several = ' and products' if any(True for _ in quantized_products(model)) else ''
             print_log(f'mmbitsplit: {len(self.layers)} of {len(self.layers) + len(self.left)} '
@@ -59,7 +63,7 @@ class IntegerUse:
         """
         try:
             found = step(*args, **kwargs)
-            self._note_products()
+            self._note_changes()
             return found
         except RuntimeError as error:
             if self.asked != 'auto' or not self.layers or _VIEWED not in str(error):
@@ -69,19 +73,20 @@ class IntegerUse:
         print_log(f'mmbitsplit: computed in float: {reason}', logger='current', level=30)
         to_integer(model, False)
         self.left.update(dict.fromkeys(self.layers, reason))
-        self.layers, self._products = [], {}
+        self.layers, self._may_change = [], {}
         return step(*args, **kwargs)
 
-    def _note_products(self) -> None:
-        """Products say what they are computed with once they have met their matrices."""
-        for name, product in self._products.items():
-            reason = product.too_small
-            if reason is not None and name not in self.left:
-                self.layers.remove(name)
-                self.left[name] = reason
-            elif reason is None and name in self.left:  # larger ones came
-                self.layers.append(name)
+    def _note_changes(self) -> None:
+        """Products say what they are computed with once they have met their matrices, layers of
+        several widths once they are switched."""
+        for name, part in self._may_change.items():
+            if part.left is not None:
+                self.left[name] = part.left
+                if name in self.layers:
+                    self.layers.remove(name)
+            elif name in self.left:
                 del self.left[name]
+                self.layers.append(name)
 
 
 @contextmanager
@@ -110,6 +115,8 @@ def evaluated_with_integers(model: nn.Module, asked: IntegerMode) -> Iterator[In
         if own is not None:
             model.test_step = own
         for layer, quantizer in zip(layers, before):  # the very same: others may hold it
+            if isinstance(layer.weight_quantizer, IntegerWidths):
+                layer.weight_quantizer.plain()
             layer.weight_quantizer = quantizer
         for product, integers in products:
             product.integers = integers

@@ -8,10 +8,10 @@ stays, which no runtime's integer kernels add, so the layer multiplies in float.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from mmbitsplit.functional import midrise_offset, odd_codes
+from mmbitsplit.functional import is_midrise as is_midrise_offset
+from mmbitsplit.functional import odd_codes
 from mmbitsplit.models import QuantizedLayer
 
 
@@ -44,9 +44,8 @@ def stored_weight(layer: QuantizedLayer) -> StoredWeight:
 
 def is_midrise(layer: QuantizedLayer) -> bool:
     """Whether its codes are ``'floor'`` codes with half a step for an offset."""
-    return (layer.weight_quantizer.nesting == 'floor' and layer.weight_offset is not None
-            and torch.allclose(layer.weight_offset, midrise_offset(layer.weight_scale),
-                               rtol=1e-5, atol=0))
+    return layer.weight_quantizer.nesting == 'floor' and is_midrise_offset(
+        layer.weight_scale, layer.weight_offset)
 
 
 def keeps_offset(layer: QuantizedLayer) -> bool:

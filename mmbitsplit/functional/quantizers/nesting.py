@@ -41,6 +41,16 @@ def midrise_offset(scale: Tensor) -> Tensor:
     return scale / 2
 
 
+def is_midrise(scale: Tensor, offset: Tensor | None) -> bool:
+    """Whether an offset is the half step of ``'floor'`` codes, but for the rounding of float32.
+
+    Args:
+        scale: (out_channels,) real units a code step.
+        offset: (out_channels,) or ``None``.
+    """
+    return offset is not None and torch.allclose(offset, midrise_offset(scale), rtol=1e-5, atol=0)
+
+
 def midrise_codes(weight: Tensor, scale: Tensor, num_bits: int) -> Tensor:
     """The ``'floor'`` codes nearest to real weights: ``clamp(floor(weight / scale))``.
 

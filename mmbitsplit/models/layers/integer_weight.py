@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmbitsplit.functional import per_output, weight_rows
+from mmbitsplit.functional import is_midrise, odd_codes, per_output, weight_rows
 from mmbitsplit.functional.patches import explicit_padding
 from mmbitsplit.functional.saturation import pairs_saturate
 from mmbitsplit.models.layers.integer_packing import PackedCodes
@@ -21,7 +21,7 @@ from mmbitsplit.models.layers.integer_support import (
     saturates_pairs,
     traced,
 )
-from mmbitsplit.models.layers.quantizers import ActivationQuantizer, WeightQuantizer
+from mmbitsplit.models.layers.quantizers import ActivationQuantizer, WeightQuantizer, times
 from mmbitsplit.models.layers.quantizers.learning import check_width
 from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
 
@@ -29,20 +29,18 @@ SATURATES = ('two products of its weights and inputs may leave 16 bits, where th
              'VNNI) saturates')
 
 
-def why_float(geometry: LayerGeometry, weight: nn.Module | None,
+def why_never(geometry: LayerGeometry, weight: nn.Module | None,
               inputs: nn.Module | None) -> str | None:
-    """Why a layer cannot be computed with integers, ``None`` where it can.
+    """Why a layer cannot be computed with integers at any width, ``None`` where it can at some.
 
     Args:
         geometry: Of the layer.
-        weight, inputs: Its quantizers.
+        weight, inputs: Its quantizers, of one width or several.
     """
     if geometry.kind not in ('conv2d', 'linear'):
         return f'torch has no integer {geometry.kind}'
-    if not isinstance(weight, WeightQuantizer):
-        return 'its weight has several widths; keep one to compute with integers'
-    if not isinstance(inputs, ActivationQuantizer):
-        return 'its inputs are float' if inputs is None else 'its inputs have several widths'
+    if inputs is None:
+        return 'its inputs are float'
     if weight.soft or inputs.soft:
         return 'its codes or scales are being learned'
     qparams = inputs.qparams
@@ -51,6 +49,17 @@ def why_float(geometry: LayerGeometry, weight: nn.Module | None,
                 "(mode='per_channel')")
     if any(value.device.type != 'cpu' for value in (weight.scale, qparams.scale)):
         return 'it is not on the CPU'
+    return None
+
+
+def why_float(geometry: LayerGeometry, codes: Tensor, qparams: QParams) -> str | None:
+    """Why a layer cannot be computed with integers at a width, ``None`` where it can.
+
+    Args:
+        geometry: Of the layer, for which ``why_never`` has no reason.
+        codes: int8, of the weight in use.
+        qparams: Of the input in use.
+    """
     points = qparams.zero_point
     if bool(((points < qparams.quant_min) | (points > qparams.limits()[1])).any()):
         return 'a zero point of its inputs is none of their codes'
@@ -59,9 +68,11 @@ def why_float(geometry: LayerGeometry, weight: nn.Module | None,
         return 'its inputs have more than 8 bits'
     if geometry.inputs_per_output * reach * 128 >= 2 ** 31:
         return 'its sums may leave 32 bits'
-    if saturates_pairs() and pairs_saturate(weight_rows(weight.codes, geometry), reach):
-        return SATURATES
-    return None
+    return SATURATES if _saturates(codes, geometry, reach) else None
+
+
+def _saturates(codes: Tensor, geometry: LayerGeometry, reach: int) -> bool:
+    return saturates_pairs() and pairs_saturate(weight_rows(codes, geometry), reach)
 
 
 class IntegerWeight(nn.Module):
@@ -71,22 +82,29 @@ class IntegerWeight(nn.Module):
     ``codes`` and ``weight()`` are made of it for others to read. ``plain`` gives the quantizer
     back as it was.
 
+    ``'floor'`` codes, which half a step is added to, are multiplied as ``2 q + 1`` at half the
+    scale where that fits into a byte and does not saturate. Another offset takes the sum of the
+    inputs, by a product of its own.
+
     Args:
         quantizer: Of one width, hard.
-        inputs: Of the layer's input.
+        inputs: Of the layer's input, of one width.
+        factor: See ``WeightQuantizer.weight``.
     """
 
     soft = False
     learning = None
+    left = None
 
-    def __init__(self, quantizer: WeightQuantizer, inputs: ActivationQuantizer):
+    def __init__(self, quantizer: WeightQuantizer, inputs: ActivationQuantizer,
+                 factor: float = 1.0):
         super().__init__()
         self.geometry, self.num_bits = quantizer.geometry, quantizer.num_bits
         self.nesting = quantizer.nesting
         self.register_parameter('bias', quantizer.bias)
-        self.register_buffer('scale', quantizer.scale.detach())
-        self.register_buffer('offset', None if quantizer.offset is None
-                             else quantizer.offset.detach())
+        for name in ('scale', 'offset'):
+            value = times(getattr(quantizer, name), factor)
+            self.register_buffer(name, None if value is None else value.detach())
         self._prepare(quantizer.codes, inputs.qparams)
 
     @property
@@ -98,7 +116,8 @@ class IntegerWeight(nn.Module):
     def codes(self) -> Tensor:
         """int8, shape of the weight; made anew each time."""
         codes = self._codes.dense()
-        return codes.t().contiguous() if self.geometry.kind == 'linear' else codes
+        codes = codes.t().contiguous() if self.geometry.kind == 'linear' else codes
+        return codes >> 1 if self._odd else codes
 
     def weight(self, factor: float = 1.0) -> Tensor:
         """What codes stand for, float32; made anew each time. Inputs have one width, and so one
@@ -197,34 +216,43 @@ class IntegerWeight(nn.Module):
         self._channels = count > 1
         self._zero_byte = int(shift[0]) if bool((shift == shift[0]).all()) else None
         step = 1.0 if qparams.unit else float(qparams.scale)
-        self._scale = self.scale * step
+        self._scale, self._odd = self.scale * step, self._fits_odd(codes, qparams)
+        if self._odd:
+            codes, self._scale = odd_codes(codes), self._scale / 2
         self._zeros = torch.zeros(geometry.out_channels, dtype=torch.int64)
         rows = weight_rows(codes, geometry)  # (G, M, N)
         self._bias = _less_zeros(self.bias, rows, self._scale, shift)
         self._codes, self._sums = _packed(codes, geometry, bool(shift.any())), None
-        if self.offset is not None:
+        if self.offset is not None and not self._odd:
             self._sums = InputSums(codes, geometry, step, shift)
+
+    def _fits_odd(self, codes: Tensor, qparams: QParams) -> bool:
+        """Whether codes are multiplied as ``2 q + 1``."""
+        return self.num_bits < 8 and self.nesting == 'floor' \
+            and is_midrise(self.scale, self.offset) and not _saturates(
+                odd_codes(codes), self.geometry, qparams.quant_max - qparams.quant_min)
 
     # It moves and is stored as the quantizer that it was made of.
 
     def _apply(self, fn, *args, **kwargs):
-        moved = fn(torch.empty(0))
-        if moved.device.type != 'cpu' or moved.dtype != torch.float32:
-            raise ValueError(f'Layers that are computed with integers stay on the CPU in float32, '
-                             f'not on {moved.device} in {moved.dtype}; take them back first with '
-                             'to_integer(model, False).')
+        check_stays(fn)
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + 'codes'] = self.codes
 
-    def _load_from_state_dict(self, *args, **kwargs):
-        raise ValueError('This layer is computed with integers; take it back before a state is '
-                         'loaded, with to_integer(model, False).')
-
     def extra_repr(self) -> str:
         return f'num_bits={self.num_bits}, integers'
+
+
+def check_stays(fn: Callable[[Tensor], Tensor]) -> None:
+    """Raises ``ValueError`` where what ``nn.Module._apply`` does would move codes or round them."""
+    moved = fn(torch.empty(0))
+    if moved.device.type != 'cpu' or moved.dtype != torch.float32:
+        raise ValueError(f'Layers that are computed with integers stay on the CPU in float32, '
+                         f'not on {moved.device} in {moved.dtype}; take them back first with '
+                         'to_integer(model, False).')
 
 
 class InputSums:

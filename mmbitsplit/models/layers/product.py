@@ -103,7 +103,7 @@ class Product(nn.Module):
         return self._bytes
 
     @property
-    def too_small(self) -> str | None:
+    def left(self) -> str | None:
         """Why it was multiplied in float so far though it ``integers``, ``None`` where it was
         not."""
         found = self._bytes

@@ -13,6 +13,7 @@ from mmbitsplit.functional.kernels.precision import autocast_dtype, full_float32
 from mmbitsplit.models.layers.float_weights import FloatWeights
 from mmbitsplit.models.layers.in_place_base import InPlaceModule, must_be_called
 from mmbitsplit.models.layers.integer_weight import IntegerWeight
+from mmbitsplit.models.layers.integer_widths import IntegerWidths
 from mmbitsplit.models.layers.layer_state import (
     NAMES,
     blank_solution,
@@ -42,6 +43,7 @@ from mmbitsplit.structures.solution import Nesting
 
 _OF_NORM = ('norm_scale', 'norm_shift')
 SIDES = ('weight', 'input', 'output')  # whose quantizers there are
+Integers = IntegerWeight | IntegerWidths
 
 
 class QuantizedLayer(InPlaceModule):
@@ -72,7 +74,7 @@ class QuantizedLayer(InPlaceModule):
 
     geometry: LayerGeometry
     declared: LayerGeometry | None
-    weight_quantizer: WeightQuantizer | WeightQuantizerSet | IntegerWeight | None
+    weight_quantizer: WeightQuantizer | WeightQuantizerSet | Integers | None
     input_quantizer: ActivationQuantizer | ActivationQuantizerSet | None
     output_quantizer: ActivationQuantizer | ActivationQuantizerSet | None
     _has_bias: bool
@@ -143,8 +145,7 @@ class QuantizedLayer(InPlaceModule):
         self.quantize_input(solution.qparams, solution.narrower_inputs)
         self.quantize_output(solution.output_qparams, solution.narrower_outputs)
 
-    def install_weight(self, quantizer: WeightQuantizer | WeightQuantizerSet | IntegerWeight,
-                       ) -> None:
+    def install_weight(self, quantizer: WeightQuantizer | WeightQuantizerSet | Integers) -> None:
         """Computes with this weight, of one width or several, and its bias."""
         if not self.quantized:
             self._kept = self.float_weights()
@@ -153,8 +154,8 @@ class QuantizedLayer(InPlaceModule):
 
     @property
     def integers(self) -> bool:
-        """Whether it multiplies bytes (``models.to_integer``)."""
-        return isinstance(self.weight_quantizer, IntegerWeight)
+        """Whether it multiplies bytes (``models.to_integer``), at widths that can."""
+        return isinstance(self.weight_quantizer, Integers)
 
     def quantize_input(self, qparams: QParams | None, narrower: Sequence[QParams] = ()) -> None:
         """Rounds inputs from now on, whether codes are installed or not; ``None`` leaves them.
@@ -353,6 +354,9 @@ class QuantizedLayer(InPlaceModule):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys,
                               *args):
+        if self.integers:
+            raise ValueError(f"Layer '{prefix.removesuffix('.')}' is computed with integers; take "
+                             'it back before a state is loaded, with to_integer(model, False).')
         if self.quantized:
             self.check_whole(prefix.removesuffix('.'), 'its state is saved or loaded')
         if self.quantized and self.several:

@@ -8,9 +8,11 @@ from torch import nn
 
 from mmbitsplit.models.layers.integer_product import why_float_product
 from mmbitsplit.models.layers.integer_support import why_no_integers
-from mmbitsplit.models.layers.integer_weight import IntegerWeight, why_float
+from mmbitsplit.models.layers.integer_weight import IntegerWeight, why_float, why_never
+from mmbitsplit.models.layers.integer_widths import IntegerWidths
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
+from mmbitsplit.models.layers.quantizers import ActivationQuantizerSet, WeightQuantizerSet
 from mmbitsplit.models.surgery.install import quantized_layers, quantized_products
 
 NOT_ASKED = 'it was not asked for'
@@ -58,8 +60,7 @@ def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True) -> Inte
         return IntegerLayers((), {})
     if reason is None:
         for _, layer in _layers(model):
-            if not layer.integers and _why_float(layer) is None:
-                layer.install_weight(IntegerWeight(layer.weight_quantizer, layer.input_quantizer))
+            _turn(layer)
         for _, product in quantized_products(model):
             product.integers = _why_float_product(product) is None
     found = integer_layers(model)
@@ -72,9 +73,10 @@ def integer_layers(model: nn.Module) -> IntegerLayers:
     """What of a model is computed with integers now, products as far as they have been run."""
     reason, why = why_no_integers(), {}
     for name, layer in _layers(model):
-        why[name] = None if layer.integers else reason or _why_float(layer) or NOT_ASKED
+        why[name] = layer.weight_quantizer.left if layer.integers \
+            else reason or _why_float(layer) or NOT_ASKED
     for name, product in quantized_products(model):
-        why[name] = product.too_small if product.integers \
+        why[name] = product.left if product.integers \
             else reason or _why_float_product(product) or NOT_ASKED
     return IntegerLayers(tuple(name for name in why if why[name] is None),
                          {name: said for name, said in why.items() if said is not None})
@@ -92,8 +94,21 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     return ((name, layer) for name, layer in quantized_layers(model) if layer.quantized)
 
 
+def _turn(layer: QuantizedLayer) -> None:
+    """Lets a layer multiply bytes where it can, at some of its widths at least."""
+    weight, inputs = layer.weight_quantizer, layer.input_quantizer
+    if layer.integers or why_never(layer.geometry, weight, inputs) is not None:
+        return
+    if isinstance(weight, WeightQuantizerSet) or isinstance(inputs, ActivationQuantizerSet):
+        layer.install_weight(IntegerWidths(weight, inputs, layer.input_factor))
+    elif why_float(layer.geometry, weight.codes, inputs.qparams) is None:
+        layer.install_weight(IntegerWeight(weight, inputs))
+
+
 def _why_float(layer: QuantizedLayer) -> str | None:
-    return why_float(layer.geometry, layer.weight_quantizer, layer.input_quantizer)
+    weight, inputs = layer.weight_quantizer, layer.input_quantizer
+    return why_never(layer.geometry, weight, inputs) or why_float(
+        layer.geometry, weight.codes, inputs.qparams)
 
 
 def _why_float_product(product: Product) -> str | None:

@@ -101,17 +101,17 @@ def test_where_floats_are_taken():
     before = product(x, y)
     to_integer(product)
     multiplied = product.byte_product()
-    assert multiplied.product(x[..., :8, :], y) is None and 'so small' in product.too_small
+    assert multiplied.product(x[..., :8, :], y) is None and 'so small' in product.left
     assert integer_layers(product).left.keys() == {''}
     assert multiplied.product(x, y[0]) is None  # one matrix for several
     assert multiplied.product(x.double(), y) is None
     missing = x.clone()
     missing[0, 0, 0, 0] = float('nan')
-    assert product(missing, y).isnan().any() and product.too_small is not None
+    assert product(missing, y).isnan().any() and product.left is not None
     assert product(x.requires_grad_(), y).requires_grad
     with torch.no_grad():
         assert (product(x, y) - before).abs().max() <= 1e-5 * before.abs().max()
-    assert product.too_small is None and integer_layers(product).integer == ('',)
+    assert product.left is None and integer_layers(product).integer == ('',)
 
 
 @exact_here

@@ -70,11 +70,22 @@ class WeightQuantizerSet(nn.Module):
         if num_bits == self.num_bits and factor == left.made_for:
             return
         room = left.give_room()  # one weight in memory, whatever the number of widths
-        if num_bits != self.num_bits:
-            self._take_back(left)
-            self.num_bits = num_bits
-            self._lend()
+        self.switch(num_bits)
         self.active.refresh(factor, room)
+
+    def switch(self, num_bits: int) -> None:
+        """Switches codes and scales alone; see ``use``, which makes the weight, too."""
+        if num_bits != self.num_bits:
+            self._take_back(self.active)
+            self.num_bits = num_bits
+            self.lend()
+
+    def give_back(self) -> None:
+        """Forgets what was made of the widest's codes for the width in use: its own codes, where
+        they are nested, and the weight. ``refresh`` makes them anew."""
+        self.active.give_room()
+        if self.num_bits in self.nested and self.active.codes is self._lent:
+            self.active.codes = self._lent = None
 
     def _take_back(self, left: WeightQuantizer) -> None:
         """Forgets codes that were made of the widest's for a width that was in use."""
@@ -85,7 +96,8 @@ class WeightQuantizerSet(nn.Module):
                 self.nested -= {left.num_bits}
         self._lent = None
 
-    def _lend(self) -> None:
+    def lend(self) -> None:
+        """Makes codes for the width in use of the widest's, where they are nested."""
         if self.num_bits in self.nested:
             self._lent = self._nested(self.num_bits)
             self.active.codes = self._lent
@@ -93,7 +105,7 @@ class WeightQuantizerSet(nn.Module):
     def refresh(self, factor: float | None = None) -> None:
         """Makes the weight in use anew, after codes or scales have been written to."""
         if self.num_bits in self.nested and self.active.codes is self._lent:
-            self._lend()
+            self.lend()
         self.active.refresh(factor)
 
     def keep(self, num_bits: int) -> WeightQuantizer:
