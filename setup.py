@@ -46,11 +46,15 @@ EXTRAS_REQUIRE = {
     # Models of Hugging Face, and benchmarks/sentences.py; tried: transformers 4.57 and 5.24. With 5
     # onedl-mmpretrain 1.3.6 cannot be imported, and mmdet with it, unless mmbitsplit is before.
     'language': ['transformers>=4.57,<5', 'tokenizers', 'safetensors', 'scipy>=1.9,<2'],
+    # Integers on a GPU; torch for CUDA on Linux brings it. Here it is for a CPU's interpreter, which
+    # the tests of kernels run in (a wheel of 290 MB, and so in none of the others); tried: 3.9.
+    'gpu': ['triton>=3.4; platform_system == "Linux"'],
     'test': ['pytest>=7', 'pytest-cov>=7,<8', 'pytest-xdist>=3.8,<4', 'ruff', 'mypy>=2.4,<3',
              'hypothesis>=6.170,<7', 'nbclient>=0.11,<0.12', 'nbformat>=5.11,<6',
              'ipykernel>=7.4,<8', 'tensorboard>=2.19', 'mlflow-skinny>=3.1'],
 }
-EXTRAS_REQUIRE['all'] = sorted({name for names in EXTRAS_REQUIRE.values() for name in names})
+EXTRAS_REQUIRE['all'] = sorted({name for extra, names in EXTRAS_REQUIRE.items() if extra != 'gpu'
+                                for name in names})
 
 
 class BuildWithMim(build_py):

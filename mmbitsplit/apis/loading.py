@@ -31,9 +31,9 @@ def load_quantized(config: str | Path, checkpoint: str | Path | Sequence[str | P
             (its path or its contents). When not given, ``model.quantized_bits`` of the config, and
             the widest where that says nothing. ``model.set_bits`` and ``model.set_plan`` switch
             later.
-        integer: ``True``: quantized layers multiply bytes on the CPU, with what float computing
-            gives but for the rounding of float32; ``model.integers`` says which layers do, and why
-            the others do not. ``'auto'``: where torch and processor can. Given nothing, as
+        integer: ``True``: quantized layers multiply bytes, on a CPU or a CUDA device, with what
+            float computing gives but for the rounding of float32; ``model.integers`` says which
+            layers do, and why the others do not. ``'auto'``: where torch and device can. Given nothing, as
             ``model.integer`` of the config says, ``False`` where it says nothing.
 
     Raises:

@@ -37,7 +37,7 @@ class QuantizedModel(BaseModel):
         quantized_bits: Of a checkpoint of several widths, which to use from the start: ``4``,
             ``dict(weight=3, activation=8)``, or a plan (its path or its contents). The widest when
             not given.
-        integer: Whether quantized layers multiply bytes on the CPU from the first call on
+        integer: Whether quantized layers multiply bytes from the first call on
             (``models.to_integer``): ``True``, ``'auto'`` (where torch and processor can) or
             ``False``.
         parts: The rest of the config of the upstream model. They stand beside ``type`` because

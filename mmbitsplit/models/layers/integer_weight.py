@@ -47,19 +47,27 @@ def why_never(geometry: LayerGeometry, weight: nn.Module | None,
     if not qparams.unit and qparams.scale.numel() > 1:
         return ('its inputs have a scale a channel that its weights do not carry '
                 "(mode='per_channel')")
-    if any(value.device.type != 'cpu' for value in (weight.scale, qparams.scale)):
-        return 'it is not on the CPU'
+    if weight.scale.device != qparams.scale.device:
+        return 'its weights and inputs are on two devices'
     return None
 
 
 def why_float(geometry: LayerGeometry, codes: Tensor, qparams: QParams) -> str | None:
-    """Why a layer cannot be computed with integers at a width, ``None`` where it can.
+    """Why a layer cannot be computed with integers at a width on the CPU, ``None`` where it can.
 
     Args:
         geometry: Of the layer, for which ``why_never`` has no reason.
         codes: int8, of the weight in use.
         qparams: Of the input in use.
     """
+    reason = why_no_bytes(geometry, qparams)
+    if reason is None and _saturates(codes, geometry, qparams.quant_max - qparams.quant_min):
+        return SATURATES
+    return reason
+
+
+def why_no_bytes(geometry: LayerGeometry, qparams: QParams) -> str | None:
+    """Why no product of bytes is the layer, on any device, ``None`` where one is."""
     points = qparams.zero_point
     if bool(((points < qparams.quant_min) | (points > qparams.limits()[1])).any()):
         return 'a zero point of its inputs is none of their codes'
@@ -68,7 +76,7 @@ def why_float(geometry: LayerGeometry, codes: Tensor, qparams: QParams) -> str |
         return 'its inputs have more than 8 bits'
     if geometry.inputs_per_output * reach * 128 >= 2 ** 31:
         return 'its sums may leave 32 bits'
-    return SATURATES if _saturates(codes, geometry, reach) else None
+    return None
 
 
 def _saturates(codes: Tensor, geometry: LayerGeometry, reach: int) -> bool:
@@ -235,7 +243,7 @@ class IntegerWeight(nn.Module):
     # It moves and is stored as the quantizer that it was made of.
 
     def _apply(self, fn, *args, **kwargs):
-        check_stays(fn)
+        check_stays(fn, self.scale)
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -246,13 +254,18 @@ class IntegerWeight(nn.Module):
         return f'num_bits={self.num_bits}, integers'
 
 
-def check_stays(fn: Callable[[Tensor], Tensor]) -> None:
-    """Raises ``ValueError`` where what ``nn.Module._apply`` does would move codes or round them."""
-    moved = fn(torch.empty(0))
-    if moved.device.type != 'cpu' or moved.dtype != torch.float32:
-        raise ValueError(f'Layers that are computed with integers stay on the CPU in float32, '
-                         f'not on {moved.device} in {moved.dtype}; take them back first with '
-                         'to_integer(model, False).')
+def check_stays(fn: Callable[[Tensor], Tensor], scale: Tensor) -> None:
+    """Raises ``ValueError`` where what ``nn.Module._apply`` does would move codes or round them.
+
+    Args:
+        fn: What it does.
+        scale: Of the codes.
+    """
+    moved = fn(torch.empty(0, device=scale.device))
+    if moved.device != scale.device or moved.dtype != torch.float32:
+        raise ValueError(f'Layers that are computed with integers stay on {scale.device} in '
+                         f'float32, not on {moved.device} in {moved.dtype}; take them back first '
+                         'with to_integer(model, False).')
 
 
 class InputSums:

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmbitsplit.models.layers.integer_weight import IntegerWeight, check_stays, why_float
+from mmbitsplit.models.layers.integer_devices import integer_weight, why_float_there
+from mmbitsplit.models.layers.integer_weight import IntegerWeight, check_stays
 from mmbitsplit.models.layers.quantizers import (
     ActivationQuantizer,
     ActivationQuantizerSet,
@@ -59,8 +60,8 @@ class IntegerWidths(nn.Module):
             self.kept.switch(num_bits)
             self.kept.lend()
         quantizer, inputs = self._active, getattr(self.inputs, 'active', self.inputs)
-        self.left = why_float(quantizer.geometry, quantizer.codes, inputs.qparams)
-        made = None if self.left else IntegerWeight(quantizer, inputs, factor)
+        self.left = why_float_there(quantizer.geometry, quantizer.codes, inputs.qparams)
+        made = None if self.left else integer_weight(quantizer, inputs, factor)
         self.__dict__['integer'] = made
         quantizer.made_for, self._made_for = factor, wanted
         if made is None:
@@ -93,7 +94,7 @@ class IntegerWidths(nn.Module):
         return getattr(self.kept, 'active', self.kept)
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
-        check_stays(fn)
+        check_stays(fn, self._active.scale)
         return self
 
     def __getattr__(self, name: str) -> Any:

@@ -4,11 +4,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
+from mmbitsplit.models.layers.integer_devices import (
+    integer_weight,
+    why_float_there,
+    why_no_integers_on,
+)
 from mmbitsplit.models.layers.integer_product import why_float_product
-from mmbitsplit.models.layers.integer_support import why_no_integers
-from mmbitsplit.models.layers.integer_weight import IntegerWeight, why_float, why_never
+from mmbitsplit.models.layers.integer_weight import why_never
 from mmbitsplit.models.layers.integer_widths import IntegerWidths
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
@@ -32,16 +37,17 @@ class IntegerLayers:
 
 
 def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True) -> IntegerLayers:
-    """Lets quantized layers and products of a model multiply bytes on the CPU from now on.
+    """Lets quantized layers and products of a model multiply bytes from now on, where they are.
 
     Layers stay the modules that they are, with their hooks. What they give is what they gave, but
     for the rounding of float32: rounded inputs are the same codes, and sums are whole numbers. A
     layer that cannot (float inputs, sums that would saturate) stays as it is, and a product in each
-    call whose matrices are small.
+    call whose matrices are small. On CUDA devices Triton's kernels do it; where there is no Triton,
+    torch's, and a warning says so.
 
     Args:
         model: Quantized, in eval mode; changed in place.
-        integer: ``True``; ``'auto'``: where this torch and processor can, else nothing is done;
+        integer: ``True``; ``'auto'``: where this torch and device can, else nothing is done;
             ``False``: takes it back.
 
     Returns:
@@ -51,7 +57,7 @@ def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True) -> Inte
         ValueError: ``True``, and there is no layer that can.
     """
     check_mode(integer)
-    reason = why_no_integers() if integer else None
+    reason = why_no_integers_on(_device(model)) if integer else None
     if reason is not None and integer is True:
         raise ValueError(f"integer=True: {reason}. Give integer='auto' to compute in float where "
                          'there are no integers, or export to ONNX.')
@@ -71,7 +77,7 @@ def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True) -> Inte
 
 def integer_layers(model: nn.Module) -> IntegerLayers:
     """What of a model is computed with integers now, products as far as they have been run."""
-    reason, why = why_no_integers(), {}
+    reason, why = why_no_integers_on(_device(model)), {}
     for name, layer in _layers(model):
         why[name] = layer.weight_quantizer.left if layer.integers \
             else reason or _why_float(layer) or NOT_ASKED
@@ -101,18 +107,24 @@ def _turn(layer: QuantizedLayer) -> None:
         return
     if isinstance(weight, WeightQuantizerSet) or isinstance(inputs, ActivationQuantizerSet):
         layer.install_weight(IntegerWidths(weight, inputs, layer.input_factor))
-    elif why_float(layer.geometry, weight.codes, inputs.qparams) is None:
-        layer.install_weight(IntegerWeight(weight, inputs))
+    elif why_float_there(layer.geometry, weight.codes, inputs.qparams) is None:
+        layer.install_weight(integer_weight(weight, inputs))
 
 
 def _why_float(layer: QuantizedLayer) -> str | None:
     weight, inputs = layer.weight_quantizer, layer.input_quantizer
-    return why_never(layer.geometry, weight, inputs) or why_float(
+    return why_never(layer.geometry, weight, inputs) or why_float_there(
         layer.geometry, weight.codes, inputs.qparams)
 
 
 def _why_float_product(product: Product) -> str | None:
     return why_float_product(*product.in_use().values())
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where the layers of a model are; of one that is spread over several, its first layer."""
+    first = next(_layers(model), None)
+    return torch.device('cpu') if first is None else first[1].weight_scale.device
 
 
 def check_mode(integer: object) -> None:

@@ -1,0 +1,33 @@
+"""What multiplies bytes for a layer or a product where it is: oneDNN on CPUs, kernels on GPUs."""
+
+import torch
+from torch import Tensor
+
+from mmbitsplit.models.layers.gpu_support import why_no_gpu_integers
+from mmbitsplit.models.layers.gpu_weight import GpuWeight, why_float_on_gpu
+from mmbitsplit.models.layers.integer_support import why_no_integers
+from mmbitsplit.models.layers.integer_weight import IntegerWeight, why_float
+from mmbitsplit.models.layers.quantizers import ActivationQuantizer, WeightQuantizer
+from mmbitsplit.structures import LayerGeometry, QParams
+
+
+def why_no_integers_on(device: torch.device) -> str | None:
+    """Why a device has no product of bytes, ``None`` where it has one."""
+    if device.type == 'cpu':
+        return why_no_integers()
+    return why_no_gpu_integers(device) if device.type == 'cuda' else \
+        f'there are integers on CPUs and CUDA devices, not on {device}'
+
+
+def why_float_there(geometry: LayerGeometry, codes: Tensor, qparams: QParams) -> str | None:
+    """``why_float`` on the device of the codes."""
+    if codes.device.type != 'cpu':
+        return why_no_integers_on(codes.device) or why_float_on_gpu(geometry, qparams)
+    return why_float(geometry, codes, qparams)
+
+
+def integer_weight(quantizer: WeightQuantizer, inputs: ActivationQuantizer,
+                   factor: float = 1.0) -> IntegerWeight:
+    """``IntegerWeight`` on the device of the quantizer."""
+    made = IntegerWeight if quantizer.scale.device.type == 'cpu' else GpuWeight
+    return made(quantizer, inputs, factor)
