@@ -2,6 +2,7 @@
 
 Weights are random, each layer gets all widths in one set of codes, and inputs have the same widths.
 Neither codes nor scales change the time. Switches and forwards take turns; figures are medians.
+The processor's time of a switch does not grow where other programs run beside.
 """
 
 import argparse
@@ -36,6 +37,7 @@ class Timing:
     widths: tuple[int, ...]
     layers: int
     switch_ms: float
+    processor_us: float  # a layer, of all threads
     largest_us: float
     forward_ms: float
     ratio: float
@@ -59,11 +61,11 @@ def widen(layer: QuantizedLayer, widths: list[int]) -> None:
     layer.release_float()
 
 
-def seconds(call, *args) -> float:
-    """What a call takes."""
-    started = time.perf_counter()
+def seconds(call, *args) -> tuple[float, float]:
+    """What a call takes, and what of it processors work."""
+    started, worked = time.perf_counter(), time.process_time()
     call(*args)
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - worked
 
 
 def measure(name: str, args: argparse.Namespace) -> Timing:
@@ -77,19 +79,21 @@ def measure(name: str, args: argparse.Namespace) -> Timing:
         widen(layer, args.widths)
     module = export_requests(model, shape)[0].module
     image = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(2))
-    switches, forwards, single = [], [], {layer: [] for layer in layers}
+    switches, worked, forwards, single = [], [], [], {layer: [] for layer in layers}
     with torch.inference_mode():
         for turn, num_bits in zip(range(WARM_UP + args.repeats), cycle(args.widths)):
-            found = seconds(set_bits, module, num_bits), seconds(module, image)
+            switch, forward = seconds(set_bits, module, num_bits), seconds(module, image)
             if turn >= WARM_UP:
-                switches.append(found[0])
-                forwards.append(found[1])
+                switches.append(switch[0])
+                worked.append(switch[1])
+                forwards.append(forward[0])
         for _, num_bits in zip(range(2 * len(args.widths)), cycle(args.widths)):
             for layer in layers:
-                single[layer].append(seconds(layer.use, num_bits))
+                single[layer].append(seconds(layer.use, num_bits)[0])
     return Timing(
         name, shape, torch.get_num_threads(), tuple(args.widths), len(layers),
-        1e3 * statistics.median(switches), 1e6 * max(map(statistics.median, single.values())),
+        1e3 * statistics.median(switches), 1e6 * statistics.median(worked) / len(layers),
+        1e6 * max(map(statistics.median, single.values())),
         1e3 * statistics.median(forwards),
         statistics.median(one / other for one, other in zip(switches, forwards)),
         sum(layer.codes.numel() for layer in layers),
@@ -101,11 +105,13 @@ def row(timing: Timing) -> str:
     height, width = timing.shape
     return (f'| {timing.model} {height}x{width} | {timing.threads} | {timing.layers} '
             f'| {timing.switch_ms:.1f} | {1000 * timing.switch_ms / timing.layers:.0f} '
-            f'| {timing.largest_us:.0f} | {timing.forward_ms:.0f} | {timing.ratio:.2f} |')
+            f'| {timing.processor_us:.0f} | {timing.largest_us:.0f} | {timing.forward_ms:.0f} '
+            f'| {timing.ratio:.2f} |')
 
 
-HEADER = ('| Model | Threads | Layers | Switch, ms | a layer, us | largest layer, us | Forward, ms '
-          '| Switch to forward |\n|---|---:|---:|---:|---:|---:|---:|---:|')
+HEADER = ('| Model | Threads | Layers | Switch, ms | a layer, us | processor, us '
+          '| largest layer, us | Forward, ms | Switch to forward |\n'
+          '|---|---:|---:|---:|---:|---:|---:|---:|---:|')
 
 
 def main() -> None:

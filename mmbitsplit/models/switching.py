@@ -12,9 +12,12 @@ from typing import Any
 
 from torch import nn
 
-from mmbitsplit.models.layers.streams import rounded_streams, stream_widths, use_stream
+from mmbitsplit.models.layers.layer_view import SIDES as LAYER_SIDES
+from mmbitsplit.models.layers.product import Product
+from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
+from mmbitsplit.models.layers.streams import is_rounded, stream_widths, use_stream
 from mmbitsplit.models.surgery.embedding import QuantizedEmbedding
-from mmbitsplit.models.surgery.install import quantized_layers, quantized_products
+from mmbitsplit.models.surgery.install import layer_name
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import BitPlan, PlanSpec, read_plan
 from mmbitsplit.structures.products import SIDES
@@ -218,16 +221,20 @@ def _places(model: nn.Module) -> Iterator[_Place]:
     inside = getattr(type(model), 'names_inside', None)  # of a wrapper: plans leave its name out
     if inside is not None:
         model = getattr(model, inside)
-    for name, layer in quantized_layers(model):
-        yield from _of(name, layer.use, {side: getattr(layer, f'{side}_quantizer')
-                                         for side in ('weight', 'input', 'output')})
-    for name, module in model.named_modules():
+    modules = dict(model.named_modules())  # once: it takes as long as small layers
+    for name, module in modules.items():
+        if isinstance(module, QuantizedLayer):
+            yield from _of(layer_name(name, modules), module.use, {
+                side: module._modules[f'{side}_quantizer'] for side in LAYER_SIDES})
+    for name, module in modules.items():
         if isinstance(module, QuantizedEmbedding):
             yield _Place(name, 'weight', (module.num_bits,), module.num_bits, module.use)
-    for name, product in quantized_products(model):
-        yield from _of(name, product.use, product.quantizers())
-    for name, module in rounded_streams(model):
-        yield _Place(name, 'stream', *stream_widths(module), partial(use_stream, module))
+    for name, module in modules.items():
+        if isinstance(module, Product) and module.quantized:
+            yield from _of(name, module.use, module.quantizers())
+    for name, module in modules.items():
+        if is_rounded(module):
+            yield _Place(name, 'stream', *stream_widths(module), partial(use_stream, module))
 
 
 def _of(name: str, use: Callable[..., None], quantizers: Mapping[str, Any]) -> Iterator[_Place]:

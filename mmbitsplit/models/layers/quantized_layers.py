@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from mmbitsplit.functional import apply_layer, channel_dim, weight_rows
 from mmbitsplit.functional.kernels.precision import autocast_dtype, full_float32
 from mmbitsplit.models.layers.float_weights import FloatWeights
-from mmbitsplit.models.layers.in_place_base import InPlaceModule, must_be_called
-from mmbitsplit.models.layers.integer_weight import IntegerWeight
-from mmbitsplit.models.layers.integer_widths import IntegerWidths
+from mmbitsplit.models.layers.in_place_base import must_be_called
 from mmbitsplit.models.layers.layer_state import (
     NAMES,
     blank_solution,
@@ -22,12 +20,8 @@ from mmbitsplit.models.layers.layer_state import (
     to_file,
     to_memory,
 )
-from mmbitsplit.models.layers.outside_view import (
-    OutsideView,
-    Remembered,
-    float_bias,
-    float_weight,
-)
+from mmbitsplit.models.layers.layer_view import OF_NORM, SIDES, Integers, LayerView
+from mmbitsplit.models.layers.outside_view import OutsideView, Remembered
 from mmbitsplit.models.layers.quantizers import (
     ActivationQuantizer,
     ActivationQuantizerSet,
@@ -35,18 +29,13 @@ from mmbitsplit.models.layers.quantizers import (
     WeightQuantizerSet,
     check_widths,
     of_widths,
-    times,
 )
 from mmbitsplit.models.layers.width_loading import load_widths, save_widths
 from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, QParams
 from mmbitsplit.structures.solution import Nesting
 
-_OF_NORM = ('norm_scale', 'norm_shift')
-SIDES = ('weight', 'input', 'output')  # whose quantizers there are
-Integers = IntegerWeight | IntegerWidths
 
-
-class QuantizedLayer(InPlaceModule):
+class QuantizedLayer(LayerView):
     """A Conv2d, ConvTranspose2d or Linear that multiplies integer codes.
 
     A layer of a model takes this class in place (``surgery/turned.py``), or it stands by itself.
@@ -72,14 +61,8 @@ class QuantizedLayer(InPlaceModule):
 
     in_place_name = 'Quantized'
 
-    geometry: LayerGeometry
     declared: LayerGeometry | None
-    weight_quantizer: WeightQuantizer | WeightQuantizerSet | Integers | None
-    input_quantizer: ActivationQuantizer | ActivationQuantizerSet | None
-    output_quantizer: ActivationQuantizer | ActivationQuantizerSet | None
-    _has_bias: bool
     _kept: FloatWeights | None
-    _as_read: Remembered
 
     def __init__(self, geometry: LayerGeometry, weight: Tensor, bias: Tensor | None,
                  declared: LayerGeometry | None = None, outside: OutsideView | None = None):
@@ -98,16 +81,11 @@ class QuantizedLayer(InPlaceModule):
         self._has_bias = outside.has_bias
         if outside.norm_scale is not None:
             self._buffers.update({name: getattr(outside, name).to(weight.dtype, copy=True)
-                                  for name in _OF_NORM})
+                                  for name in OF_NORM})
             if not outside.stored:
-                self._non_persistent_buffers_set.update(_OF_NORM)
+                self._non_persistent_buffers_set.update(OF_NORM)
         self.register_forward_pre_hook(must_be_called)
         self._register_state_dict_hook(_as_in_a_file)
-
-    @property
-    def quantized(self) -> bool:
-        """Whether codes are installed."""
-        return self.weight_quantizer is not None
 
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
         if output_size is not None:
@@ -207,22 +185,6 @@ class QuantizedLayer(InPlaceModule):
             quantizers[0].use(quantizers[0].num_bits if weight is None else weight,
                               factor if isinstance(factor, float) else None)
 
-    @property
-    def several(self) -> bool:
-        """Whether there is something to switch: several widths of the weight, input or output."""
-        return any(len(quantizer.widths) > 1 for quantizer in self.quantizers().values())
-
-    def quantizers(self) -> dict[str, Any]:
-        """Those that there are, by side: of weight, input, output."""
-        return {side: quantizer for side in SIDES
-                if (quantizer := self._modules[f'{side}_quantizer']) is not None}
-
-    @property
-    def input_factor(self) -> Tensor | float:
-        """The scale of the input in use in parts of that which the weight's scale carries."""
-        inputs = self._modules['input_quantizer']
-        return inputs.factor() if isinstance(inputs, ActivationQuantizerSet) else 1.0
-
     def solution(self) -> LayerSolution:
         """What the quantizers stand for now, as ``install`` takes it: whole codes, all copied."""
         found, inputs, outputs = self.weight_quantizer.solution(), *(
@@ -266,84 +228,12 @@ class QuantizedLayer(InPlaceModule):
         """Gives the memory of the float weights back; there is no way back to float then."""
         self._kept = None
 
-    # What it multiplies by, and how that looks to others.
-
-    @property
-    def product_weight(self) -> Tensor:
-        """What it multiplies by: of the weight quantizer once there is one."""
-        quantizer = self._modules['weight_quantizer']
-        if quantizer is None:
-            return self._parameters['weight']
-        inputs = self._modules['input_quantizer']
-        return quantizer.weight(inputs.factor()) if isinstance(inputs, ActivationQuantizerSet) \
-            else quantizer.weight()
-
-    @property
-    def product_bias(self) -> Tensor | None:
-        """(out_channels,) what it adds."""
-        quantizer = self._modules['weight_quantizer']
-        return self._parameters['bias'] if quantizer is None else quantizer.bias
-
-    @property
-    def weight(self) -> Tensor:
-        """For others to read: the weight in units of the float model's layer, dequantized."""
-        weight, inputs = self.product_weight, self.input_quantizer
-        scale = inputs.scale if self.quantized and inputs is not None and inputs.unit else None
-        norm = self._buffers.get('norm_scale')
-        if scale is None and norm is None:
-            return weight
-        return self._as_read.of((weight, scale, norm), lambda: float_weight(
-            weight, self.geometry, scale, norm))
-
-    @property
-    def bias(self) -> Tensor | None:
-        """For others to read: the bias in the same units, ``None`` where the float layer has
-        none."""
-        bias, norm = self.product_bias, [self._buffers.get(name) for name in _OF_NORM]
-        if not self._has_bias or bias is None:
-            return None
-        return bias if norm[0] is None else float_bias(bias, *norm)
-
-    # What others read of the quantizers.
-
-    @property
-    def codes(self) -> Tensor | None:
-        """int8, shape of the weight."""
-        return None if self.weight_quantizer is None else self.weight_quantizer.codes
-
-    @property
-    def num_bits(self) -> int | None:
-        """Width of a weight code."""
-        return None if self.weight_quantizer is None else self.weight_quantizer.num_bits
-
-    @property
-    def weight_scale(self) -> Tensor | None:
-        """(out_channels,) real units a step of the product, with the input in use."""
-        quantizer = self.weight_quantizer
-        return None if quantizer is None else times(quantizer.scale, self.input_factor)
-
-    @property
-    def weight_offset(self) -> Tensor | None:
-        """(out_channels,) added to every weight of a channel, with the input in use."""
-        quantizer = self.weight_quantizer
-        return None if quantizer is None else times(quantizer.offset, self.input_factor)
-
-    @property
-    def qparams(self) -> QParams | None:
-        """Of the input."""
-        return None if self.input_quantizer is None else self.input_quantizer.qparams
-
-    @property
-    def output_qparams(self) -> QParams | None:
-        """Of the output."""
-        return None if self.output_quantizer is None else self.output_quantizer.qparams
-
     # Checkpoints.
 
     def plan_row(self, plan: LayerPlan | None = None) -> dict[str, Any]:
         """What a checkpoint must say besides tensors to build this layer again."""
         row = plan_row(self.solution(), self.geometry, self.declared, plan)
-        stored = set(_OF_NORM) <= self._buffers.keys() - self._non_persistent_buffers_set
+        stored = set(OF_NORM) <= self._buffers.keys() - self._non_persistent_buffers_set
         return {**row, 'norm': True} if stored else row
 
     def expect(self, row: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def leave_stream(module: nn.Module) -> None:
 
 def stream_qparams(module: nn.Module) -> QParams | None:
     """How a module's output is rounded now, ``None`` where it is not."""
-    if getattr(module, _LIMITS, None) is None:
+    if not is_rounded(module):
         return None
     return _of_index(module, getattr(module, _IN_USE))
 
@@ -123,7 +123,12 @@ def describe_stream(module: nn.Module) -> dict[str, Any]:
 def rounded_streams(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yields the modules of a model that give rounded tensors, with their names."""
     return ((name, module) for name, module in model.named_modules()
-            if stream_qparams(module) is not None)
+            if is_rounded(module))
+
+
+def is_rounded(module: nn.Module) -> bool:
+    """Whether what a module gives is rounded."""
+    return _LIMITS in vars(module)  # not by getattr: torch takes long to say that there is none
 
 
 def _as_it_is(module: nn.Module, x: Tensor) -> Tensor:

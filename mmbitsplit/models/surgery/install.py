@@ -1,6 +1,6 @@
 """Writes solutions into layers, and finds the layers that hold them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
@@ -26,5 +26,10 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
     modules = dict(model.named_modules())
     for name, module in modules.items():
         if isinstance(module, QuantizedLayer):
-            parent = name.rpartition('.')[0]
-            yield parent if isinstance(modules.get(parent), SteppedLayer) else name, module
+            yield layer_name(name, modules), module
+
+
+def layer_name(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """The name of a quantized layer in the float model, from its name and all modules by name."""
+    parent = name.rpartition('.')[0]
+    return parent if isinstance(modules.get(parent), SteppedLayer) else name

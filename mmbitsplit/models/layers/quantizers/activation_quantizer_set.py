@@ -4,24 +4,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmbitsplit.functional import input_factor
 from mmbitsplit.models.layers.quantizers.activation_quantizer import ActivationQuantizer
 from mmbitsplit.models.layers.quantizers.learned_values import Form
 from mmbitsplit.models.layers.quantizers.learning import check_width
 from mmbitsplit.models.layers.quantizers.log2_quantizer import Log2Quantizer
+from mmbitsplit.models.layers.quantizers.width_set import WidthSet
 from mmbitsplit.structures import Log2Params, QParams
 
 Quantizer = ActivationQuantizer | Log2Quantizer
 
 
-class ActivationQuantizerSet(nn.Module):
-    """Activation quantizers of one place, by width; answers as the one in use does.
+class ActivationQuantizerSet(WidthSet):
+    """Activation quantizers of one place, by width; see ``WidthSet``.
 
     Where a weight carries the scale of the input (``unit``), it carries that which the widest had
-    when it was put in here; ``factor`` says what the one in use is in parts of it. The widest is
-    in use first.
+    when it was put in here; ``factor`` says what the one in use is in parts of it.
 
     Args:
         quantizers: Of the same place, each of another width.
@@ -34,31 +34,14 @@ class ActivationQuantizerSet(nn.Module):
     base: Tensor | None
 
     def __init__(self, quantizers: Iterable[Quantizer], carried: bool = False):
-        super().__init__()
-        ordered = sorted(quantizers, key=lambda quantizer: quantizer.num_bits)
-        self.quantizers = nn.ModuleDict({str(one.num_bits): one for one in ordered})
-        if len(self.quantizers) < len(ordered):
-            raise ValueError(f'activation widths {[one.num_bits for one in ordered]} hold one '
-                             'twice; give each width once.')
-        widest = ordered[-1]
-        self.num_bits = widest.num_bits
-        self.register_buffer('base', widest.scale.detach().clone() if carried else None,
+        super().__init__(quantizers, 'activation')
+        self.register_buffer('base', self.widest.scale.detach().clone() if carried else None,
                              persistent=False)
         self._factor: float | None = None  # of the width in use, once it has been asked for
         if carried:
-            for one in ordered:
-                input_factor(one.qparams, widest.qparams)
+            for one in self.quantizers.values():
+                input_factor(one.qparams, self.widest.qparams)
         self.register_load_state_dict_post_hook(_after_loading)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """The widths there are, rising."""
-        return tuple(map(int, self.quantizers))
-
-    @property
-    def active(self) -> Quantizer:
-        """The quantizer in use."""
-        return self.quantizers[str(self.num_bits)]
 
     @property
     def soft(self) -> bool:
@@ -66,19 +49,10 @@ class ActivationQuantizerSet(nn.Module):
         return any(one.soft for one in self.quantizers.values())
 
     def use(self, num_bits: int) -> None:
-        """Switches to another width.
-
-        Raises:
-            ValueError: There is no such width.
-        """
-        check_width(num_bits, self.widths)
+        """See ``WidthSet.use``."""
         if num_bits != self.num_bits:
-            self.num_bits, self._factor = num_bits, None
-
-    def keep(self, num_bits: int) -> Quantizer:
-        """One width by itself."""
-        self.use(num_bits)
-        return self.active
+            super().use(num_bits)
+            self._factor = None
 
     def factor(self) -> Tensor | float:
         """What the weight is to be multiplied by for the width in use; (1,) while it is learned."""
@@ -87,15 +61,14 @@ class ActivationQuantizerSet(nn.Module):
         if self.active.soft:
             return (self.active.scale[:1].double() / self.base[:1].double()).float()
         if self._factor is None:
-            self._factor = float(self.active.scale[0].double() / self.base[0].double())
+            self._factor = self.active.scale[0].item() / self.base[0].item()
         return self._factor
 
     def carried(self) -> float:
         """The widest's scale in parts of that which the weight carries: 1 until it is learned."""
         if self.base is None:
             return 1.0
-        widest = self.quantizers[str(self.widths[-1])]
-        return float(widest.scale[0].detach().double() / self.base[0].double())
+        return float(self.widest.scale[0].detach().double() / self.base[0].double())
 
     def learn(self, scale: Form | None = None, zero_point: bool = False,
               gradient_factor: bool = False, carrier: Any = None) -> None:
@@ -124,14 +97,6 @@ class ActivationQuantizerSet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As the one in use."""
         return self.active(x)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if 'quantizers' not in self.__dict__.get('_modules', ()):
-                raise
-            return getattr(self.active, name)
 
 
 def of_widths(quantizers: Sequence[Quantizer], carried: bool = False,
@@ -178,4 +143,4 @@ def _after_loading(quantizers: ActivationQuantizerSet, _: Any) -> None:
     """A hook: in a state that is loaded, the weight carries the widest's scale."""
     quantizers._factor = None
     if quantizers.base is not None:
-        quantizers.base = quantizers.quantizers[str(quantizers.widths[-1])].scale.detach().clone()
+        quantizers.base = quantizers.widest.scale.detach().clone()

@@ -6,13 +6,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mmbitsplit.functional import code_range, per_output
+from mmbitsplit.functional import code_range, narrower_codes, per_output
 from mmbitsplit.functional.quantizers.shared_rounding import shared_codes
 from mmbitsplit.functional.quantizers.soft_rounding import (
     harden_codes,
     rectified_sigmoid,
     soften_codes,
 )
+from mmbitsplit.functional.quantizers.weight_codes import write_weight
 from mmbitsplit.models.layers.quantizers.learned_values import (
     Form,
     LearnedCodes,
@@ -26,8 +27,8 @@ from mmbitsplit.structures.solution import Nesting
 # How far from half a step a loose position keeps, so that it rounds to its code; and how far beyond
 # the range it counts as at its end.
 CLEAR = 1e-4
-# References to a tensor that is in one variable alone, and in the call that counts.
-_OURS = 2
+# References to a tensor that is in one variable alone, in the call that asks, and that counts.
+_OURS = 3
 
 
 class WeightQuantizer(Learning):
@@ -266,34 +267,38 @@ class WeightQuantizer(Learning):
         if factor is not None and factor != self.made_for:
             self.refresh(factor)
 
-    def refresh(self, factor: float | None = None, room: Tensor | None = None) -> None:
+    def refresh(self, factor: float | None = None, room: Tensor | None = None,
+                wider: tuple[Tensor, int, Nesting] | None = None) -> None:
         """Makes the weight anew, after codes, scale or offset have been written to.
 
         Args:
             factor: See ``weight``; as before when not given.
             room: Float32 of the weight's shape, to make it in; its own when not given.
+            wider: What codes are made of, into the memory that they have; see ``write_weight``.
         """
         if factor is not None:
             self.made_for = factor
         room, self.hard_weight = self.give_room() if room is None else room, None
-        if self.codes is None:
+        codes = self.codes
+        if codes is None:
             return
         with torch.inference_mode(False), torch.no_grad():
-            if self.soft or room is None or room.shape != self.codes.shape \
-                    or room.device != self.codes.device:
-                self.hard_weight = self._make(self.made_for)
-            else:  # new memory would take longer than all of this
-                room.copy_(self.codes).mul_(per_output(times(self.scale, self.made_for),
-                                                       self.geometry))
-                self.hard_weight = room if self.offset is None else room.add_(
-                    per_output(times(self.offset, self.made_for), self.geometry))
+            plain = not self.soft and room is not None and room.shape == codes.shape \
+                and room.device == codes.device
+            if plain:  # new memory would take longer than all of this
+                write_weight(room, codes, times(self.scale, self.made_for),
+                             times(self.offset, self.made_for), self.geometry, wider)
+                self.hard_weight = room
+                return
+            if wider is not None:
+                source, shift, nesting = wider
+                codes.copy_(narrower_codes(source, 8, 8 - shift, nesting))
+            self.hard_weight = self._make(self.made_for)
 
     def give_room(self) -> Tensor | None:
         """Takes the weight's memory away, for another; ``None`` where somebody else reads it."""
         room, self.hard_weight = self.hard_weight, None
-        free = room is not None and not room.is_inference() and not room.requires_grad \
-            and room.dtype == torch.float32 and sys.getrefcount(room) <= _OURS
-        return room if free else None
+        return room if is_free(room, torch.float32) else None
 
     def _factors(self) -> tuple[Tensor, Tensor | None]:
         """Scale and offset of the weight that the layer multiplies by."""
@@ -345,3 +350,9 @@ def times(values: Tensor | None, factor: Tensor | float) -> Tensor | None:
     """Values times a factor; the values themselves where it is 1."""
     return values if values is None or isinstance(factor, float) and factor == 1.0 \
         else values * factor
+
+
+def is_free(room: Tensor | None, dtype: torch.dtype) -> bool:
+    """Whether a tensor that one variable of the caller has may be written over."""
+    return room is not None and not room.is_inference() and not room.requires_grad \
+        and room.dtype == dtype and sys.getrefcount(room) <= _OURS
