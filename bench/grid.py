@@ -105,7 +105,7 @@ def plan_cells(model: BenchModel, cells: Sequence[Cell], data: str | None = None
     Raises:
         ValueError: The config, the data or the weights are missing, or a request is refused.
     """
-    base = _read_config(model)
+    base = read_config(model)
     if data is not None:
         move_data(base, data)
     base.merge_from_dict(dict(options or {}))
@@ -226,7 +226,12 @@ def _load(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _read_config(model: BenchModel) -> Config:
+def read_config(model: BenchModel) -> Config:
+    """The quantization config of a model.
+
+    Raises:
+        ValueError: It is not there, or needs a module that is not.
+    """
     if not Path(model.config).is_file():
         raise ValueError(f"The config {model.config} of model '{model.name}' does not exist; run "
                          "in the repository's root, or pass the path of a config as --model.")

@@ -18,14 +18,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from mmbitsplit.cli.config_arguments import ConfigOptions
 
     parser.add_argument('--paper', choices=['bitsplit', 'ptmq'], default='bitsplit',
-                        help='ptmq: one run for all widths on CIFAR networks; its tables 1 and 3, '
-                        'and 5 for Figure 5; --model, --data, --work-dir, --seeds and '
-                        '--iterations go with it; default bitsplit')
-    parser.add_argument('--table', type=int, required=True, choices=sorted(TABLES),
-                        help='number of the table in the paper; 6: learned rounding')
+                        help='ptmq: one run for all widths; its tables 1 to 3, and --figure 3 to '
+                        '5; default bitsplit')
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--table', type=int, choices=sorted(TABLES),
+                      help='number of the table in the paper; 6: learned rounding; with --paper '
+                      'ptmq 1 to 3, and 5 for its Figure 5')
+    what.add_argument('--figure', type=int, choices=[3, 4, 5],
+                      help='of --paper ptmq: 3 and 4, plans of a Pareto front; 5, its ablations')
     parser.add_argument('--model', nargs='+', metavar='MODEL',
                         help=f'{", ".join(BENCH_MODELS)}, or paths of quantization configs; '
-                        'default: the demo models, or all of the data set in --data')
+                        'default: the demo models, or all of the data set in --data. With '
+                        '--paper ptmq one of them, resnet20 (default), resnet56 or fashion_vit '
+                        '(default of table 2)')
     parser.add_argument('--data', help='folder of ImageNet, COCO or the CIFAR set, known by what '
                         "lies in it; default: where the models' configs say")
     parser.add_argument('--work-dir', default='work_dirs/paper',
@@ -34,9 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='mean and standard deviation are over these; default 0')
     parser.add_argument('--bits', nargs='+', default=[], metavar='BITS',
                         help="such as w4a8, w4a32 (float activations), or in tables 1 to 3 one "
-                        "number; default: the table's")
+                        "number; with --paper ptmq widths that go into one run; default: the "
+                        "table's")
     parser.add_argument('--methods', nargs='+', default=[], metavar='METHOD',
-                        help=f"default: the table's, of {', '.join(METHOD_ROWS)}")
+                        help=f"default: the table's, of {', '.join(METHOD_ROWS)}; with --paper "
+                        'ptmq its rows: qdrop, ptmq; in table 3 dq_3, dq_4, pq_up, pq_down')
     parser.add_argument('--iterations', type=int, metavar='STEPS',
                         help='steps of methods that learn, instead of as many as published (their '
                         'further stages in proportion; NAME@STEPS in --methods sets them for one '
@@ -49,6 +56,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='run finished cells again instead of taking them over')
     parser.add_argument('--keep', '--keep-checkpoints', action='store_true',
                         help='keep quantized.pth of every cell and leave its report.html')
+    parser.add_argument('--num-images', type=int, default=1024,
+                        help='of --paper ptmq: to calibrate on; default 1024')
+    parser.add_argument('--test-images', type=int,
+                        help='of --paper ptmq: to judge on; default all')
+    parser.add_argument('--options', nargs='+', default=[], metavar='KEY=VALUE',
+                        help='of --paper ptmq: options of its methods in every row, such as '
+                        'learning_rate=0.01 for few steps')
+    parser.add_argument('--weights', help='of --paper ptmq: folder of the weights; default --data')
+    parser.add_argument('--evaluations', type=int, default=200,
+                        help='of --figure 3 and 4: most plans measured a budget; default 200')
     add_debug(parser)
 
 
@@ -58,6 +75,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.paper == 'ptmq':
         return run_ptmq(args)
+    for name in ('figure', 'options', 'weights', 'test_images'):
+        if getattr(args, name):
+            raise ValueError(f'--{name.replace("_", "-")} is not supported with --paper bitsplit; '
+                             'it goes with --paper ptmq.')
     planned = plan(args)
     work_dir = Path(args.work_dir)
     outcomes: list[Mapping[str, Any]] = []
@@ -72,34 +93,56 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_ptmq(args: argparse.Namespace) -> int:
-    """Runs a table of PTMQ, row after row, and writes it after each.
+    """Runs a table or figure of PTMQ, and writes it after each row.
 
     Raises:
-        ValueError: Another option of the grid is given, or a table, network or data set is refused.
+        ValueError: An option of the other grid is given, or a row, width, model or data set is
+            refused.
     """
-    from bench.paper.models import data_kind
-    from bench.paper.ptmq import PTMQRun, markdown, ptmq_table
+    from bench.paper.ptmq import chosen_rows, ptmq_table, with_widths
+    from bench.paper.ptmq_pictures import FRONT_WIDTHS, front_figures
+    from bench.paper.ptmq_run import Cells, PTMQRun
+    from bench.paper.ptmq_subjects import FASHION, subject_of
 
-    table = ptmq_table(args.table)
-    for name in ('bits', 'methods', 'scopes', 'cfg_options', 'redo', 'keep'):
+    for name in ('scopes', 'cfg_options', 'keep'):
         if getattr(args, name):
-            raise ValueError(f'--{name.replace("_", "-")} is not supported with --paper ptmq; its '
-                             'rows and widths are those of the paper.')
-    if args.data is None or data_kind(args.data) != 'cifar':
-        raise ValueError('--paper ptmq needs --data, the folder of the CIFAR set; see '
-                         'benchmarks/cifar.py for what lies in it.')
-    (network,) = args.model or ['resnet20']
-    if network not in ('resnet20', 'resnet56'):
-        raise ValueError(f"--model '{network}' is not supported with --paper ptmq; allowed are "
-                         'resnet20 and resnet56.')
-    run = PTMQRun(data=Path(args.data), iterations=args.iterations, seeds=args.seeds,
-                  network=network)
-    path = Path(args.work_dir) / f'ptmq_table{args.table}.md'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[Mapping[str, Any]] = []
-    for row in run.of(table, lambda line: print(line, flush=True)):
-        rows.append(row)
-        path.write_text(markdown(table, rows, run), encoding='utf-8')
+            raise ValueError(f'--{name.replace("_", "-")} is not supported with --paper ptmq.')
+    front = args.figure in (3, 4)
+    if front and args.methods:
+        raise ValueError(f'--methods is not supported with --figure {args.figure}; it is of PTMQ.')
+    table = ptmq_table(1 if front else args.figure or args.table)
+    if args.bits or front:
+        table = with_widths(table, args.bits or [str(bits) for bits in FRONT_WIDTHS])
+    rows = chosen_rows(table, args.methods)
+    if args.model is not None and len(args.model) != 1:
+        raise ValueError('--paper ptmq takes one --model at a time.')
+    (name,) = args.model or [FASHION if table.transformers else 'resnet20']
+    work_dir = Path(args.work_dir)
+    subject = subject_of(name, args.data, args.weights, work_dir / 'logs', args.test_images)
+    run = PTMQRun(subject=subject, iterations=args.iterations, seeds=args.seeds,
+                  options=args.options, num_images=args.num_images)
+    if front:
+        front_figures(run, [one.weight for one in table.widths], args.evaluations, work_dir,
+                      lambda line: print(line, flush=True))
+        print(f'\nThe file is {work_dir}/figure_{args.figure}.svg, its data pareto.json')
+        return 0
+    return _write_ptmq(table, rows, Cells(work_dir / 'ptmq_cells.json', run, args.redo), work_dir)
+
+
+def _write_ptmq(table, rows: Sequence, cells, work_dir: Path) -> int:
+    """Runs rows; writes the table after each, and Figure 5 when all are done."""
+    from bench.paper.ptmq import ABLATIONS, markdown
+    from bench.paper.ptmq_pictures import mixer_figure
+    from bench.paper.ptmq_run import run_rows
+
+    run, figure = cells.run, table.number == ABLATIONS
+    path = work_dir / f'ptmq_{"figure" if figure else "table"}{table.number}.md'
+    found: list[Mapping[str, Any]] = []
+    for row in run_rows(table, rows, cells, lambda line: print(line, flush=True)):
+        found.append(row)
+        path.write_text(markdown(table, found, run.heading, run.subject.paper), encoding='utf-8')
+    if figure:
+        mixer_figure(table, found, run.subject.metric, path.with_suffix('.png'))
     print(f'\n{path.read_text(encoding="utf-8")}\nThe file is {path}')
     return 0
 

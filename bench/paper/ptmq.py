@@ -1,18 +1,16 @@
-"""The tables of PTMQ (Xu et al., AAAI 2024) on CIFAR: one run for all widths beside others.
+"""The tables of PTMQ (Xu et al., AAAI 2024): their rows, and how they are printed."""
 
-The paper's models are ImageNet's; its figures stand below ours with the name of their model, and
-are comparable in their order alone.
-"""
-
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-FIGURES = (5,)
+from mmbitsplit.structures import Widths
+
+ABLATIONS = 5  # Figure 5, a table here
+ALONE = 'qdrop'  # the row that is calibrated once a width
 
 
 @dataclass(frozen=True)
@@ -20,14 +18,16 @@ class Row:
     """One row of a table.
 
     Args:
+        key: For ``--methods``.
         name: As the paper has it.
         options: Of ``PTMQ``, one run for all widths; ``None`` for QDrop, a run a width.
-        published: The paper's figures for ResNet-18 on ImageNet, by width.
+        published: The paper's figures by model, in the order of the table's widths.
     """
 
+    key: str
     name: str
     options: Mapping[str, Any] | None = field(default_factory=dict)
-    published: Mapping[int, float] = field(default_factory=dict)
+    published: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,25 @@ class PTMQTable:
     Args:
         number: In ``--table``; of a figure its number, which no table of the paper has.
         title: What it shows.
-        widths: Of weights and inputs alike.
+        widths: Of weights and inputs, rising.
         rows: In order.
+        transformers: Whether its models are.
     """
 
     number: int
     title: str
-    widths: tuple[int, ...]
+    widths: tuple[Widths, ...]
     rows: tuple[Row, ...]
+    transformers: bool = False
+
+    @property
+    def name(self) -> str:
+        """Such as 'Table 3'."""
+        return f'{"Figure" if self.number == ABLATIONS else "Table"} {self.number}'
+
+
+def _same(*bits: int) -> tuple[Widths, ...]:
+    return tuple(Widths(one, one) for one in bits)
 
 
 def _compared(**options: Any) -> dict[str, Any]:
@@ -52,27 +63,43 @@ def _compared(**options: Any) -> dict[str, Any]:
     return dict(fallback=False, **options)
 
 
+def _resnet18(*figures: float) -> dict[str, Sequence[float]]:
+    return {'ResNet-18': figures}
+
+
+QDROP = Row(ALONE, 'QDrop, each width by itself', None)
+
 PTMQ_TABLES = {table.number: table for table in (
-    PTMQTable(1, 'One run for all widths, and QDrop at each width by itself', (3, 4, 6, 8), (
-        Row('QDrop', None, {3: 66.26, 4: 69.54, 6: 70.52, 8: 70.83}),
-        Row('PTMQ', {}, {3: 64.92, 4: 67.57, 6: 70.23, 8: 70.79}))),
-    PTMQTable(3, 'Direct and progressive quantization, and PTMQ', (3, 4, 5), (
-        Row('D-Q, only 3-bit', _compared(strategy='direct', direct_bits=3),
-            {3: 66.10, 4: 39.24, 5: 63.06}),
-        Row('D-Q, only 4-bit', _compared(strategy='direct', direct_bits=4),
-            {3: 3.32, 4: 69.54, 5: 65.56}),
-        Row('P-Q, low to high', _compared(strategy='low_to_high'),
-            {3: 13.71, 4: 39.38, 5: 57.16}),
-        Row('P-Q, high to low', _compared(strategy='high_to_low'),
-            {3: 59.59, 4: 62.59, 5: 65.82}),
-        Row('PTMQ', _compared(), {3: 64.92, 4: 67.57, 5: 69.00}))),
+    PTMQTable(1, 'One run for all widths, and QDrop at each width by itself', _same(3, 4, 6, 8), (
+        Row(ALONE, QDROP.name, None, {
+            'ResNet-18': (66.26, 69.54, 70.52, 70.83), 'ResNet-50': (71.07, 74.98, 76.44, 76.65)}),
+        Row('ptmq', 'PTMQ', {}, {
+            'ResNet-18': (64.92, 67.57, 70.23, 70.79),
+            'ResNet-50': (69.67, 73.93, 76.11, 76.52)}))),
+    PTMQTable(2, 'Vision transformers', (
+        Widths(4, 6), Widths(5, 6), Widths(6, 6), Widths(7, 7), Widths(8, 8)), (
+        QDROP,
+        Row('ptmq', 'PTMQ', {}, {
+            'DeiT-S': (77.20, 78.24, 78.74, 79.30, 79.53),
+            'DeiT-B': (80.00, 80.62, 80.81, 81.35, 81.54)})), transformers=True),
+    PTMQTable(3, 'Direct and progressive quantization, and PTMQ', _same(3, 4, 5), (
+        QDROP,
+        Row('dq_3', 'D-Q, only 3-bit', _compared(strategy='direct', direct_bits=3),
+            _resnet18(66.10, 39.24, 63.06)),
+        Row('dq_4', 'D-Q, only 4-bit', _compared(strategy='direct', direct_bits=4),
+            _resnet18(3.32, 69.54, 65.56)),
+        Row('pq_up', 'P-Q, low to high', _compared(strategy='low_to_high'),
+            _resnet18(13.71, 39.38, 57.16)),
+        Row('pq_down', 'P-Q, high to low', _compared(strategy='high_to_low'),
+            _resnet18(59.59, 62.59, 65.82)),
+        Row('ptmq', 'PTMQ', _compared(), _resnet18(64.92, 67.57, 69.00)))),
     # The paper's figure prints no numbers.
-    PTMQTable(5, 'Mixers, and the loss with and without distillation', (3, 4, 5), (
-        Row('mixer, case 1', _compared(mixer='case1')),
-        Row('mixer, case 2', _compared(mixer='case2')),
-        Row('mixer, case 3', _compared(mixer='case3')),
-        Row('case 3 without GD-Loss', _compared(gammas=(1.0, 0.0, 0.0))),
-        Row('case 3, high group not detached', _compared(detach_high=False)))),
+    PTMQTable(5, 'Mixers, and the loss with and without distillation', _same(3, 4, 5), (
+        Row('case1', 'mixer, case 1', _compared(mixer='case1')),
+        Row('case2', 'mixer, case 2', _compared(mixer='case2')),
+        Row('case3', 'mixer, case 3', _compared(mixer='case3')),
+        Row('no_gd', 'case 3 without GD-Loss', _compared(gammas=(1.0, 0.0, 0.0))),
+        Row('not_detached', 'case 3, high group not detached', _compared(detach_high=False)))),
 )}
 
 
@@ -80,118 +107,83 @@ def ptmq_table(number: int) -> PTMQTable:
     """A table by its number.
 
     Raises:
-        ValueError: There is none, or its models are not at hand.
+        ValueError: There is none.
     """
     if number not in PTMQ_TABLES:
-        why = ' Table 2 is of vision transformers for ImageNet, which are not at hand; learn one ' \
-              "with method=dict(type='PTMQ', widths=[4, 5, 6, 7, 8], " \
-              'activation_widths=[6, 7, 8]).' if number == 2 else ''
-        raise ValueError(f'--table {number} is not supported with --paper ptmq; allowed are 1, 3 '
-                         f'and 5 (Figure 5).{why}')
+        raise ValueError(f'--table {number} is not supported with --paper ptmq; allowed are 1, 2, '
+                         '3 and 5 (Figure 5), or --figure 3, 4 or 5.')
     return PTMQ_TABLES[number]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PTMQRun:
-    """How the cells of a table are run.
+def with_widths(table: PTMQTable, texts: Sequence[str]) -> PTMQTable:
+    """A table at other widths: such as 4, or w4a8. Rows of a width that is not among
+    them are left out.
+
+    Raises:
+        ValueError: A text is no width.
+    """
+    found = []
+    for text in texts:
+        match = re.fullmatch(r'(?:w(\d)a(\d)|(\d))', text.lower())
+        if match is None:
+            raise ValueError(f"--bits '{text}' is not supported with --paper ptmq; it must be one "
+                             'digit, or such as w4a6.')
+        weight, activation, both = match.groups()
+        found.append(Widths(int(weight or both), int(activation or both)))
+    widths = tuple(sorted(found))
+    held = {one.weight for one in widths}
+    rows = tuple(replace(row, published={} if widths != table.widths else row.published)
+                 for row in table.rows
+                 if row.options is None or row.options.get('direct_bits', widths[0].weight) in held)
+    return replace(table, widths=widths, rows=rows)
+
+
+def chosen_rows(table: PTMQTable, keys: Sequence[str]) -> tuple[Row, ...]:
+    """Rows of a table by their keys, all without any.
+
+    Raises:
+        ValueError: It has no such row.
+    """
+    known = {row.key: row for row in table.rows}
+    for key in keys:
+        if key not in known:
+            raise ValueError(f"--methods '{key}' is not in {table.name} of PTMQ; allowed are "
+                             f'{", ".join(known)}.')
+    return tuple(row for row in table.rows if not keys or row.key in keys)
+
+
+def markdown(table: PTMQTable, rows: Sequence[Mapping[str, Any]], heading: str,
+             model: str | None = None) -> str:
+    """The table as Markdown.
 
     Args:
-        data: Folder of the CIFAR set, see ``benchmarks/cifar.py``.
-        iterations: Steps for each block, of all methods; ``None`` for as many as published.
-        options: Of all methods, such as a learning rate for few steps.
-        num_images: To calibrate on.
-        seeds: Of the calibrations.
-        network: Of ``benchmarks.cifar.NETWORKS``.
+        table: Which.
+        rows: Each with ``name``, ``figures`` (by width, of each seed), ``seconds`` of processors
+            for all widths together, and ``runs`` that they are of. The float model's comes first.
+        heading: What was run.
+        model: The paper's name of this model on these data, whose figures then stand below ours.
     """
+    labels = [f'W{one.weight}A{one.activation}' for one in table.widths]
+    lines = [f'{table.name} of PTMQ. {table.title}: {heading}', '',
+             '| Method | ' + ' | '.join(labels) + ' | mean | processor seconds |',
+             '|---|' + '---:|' * (len(labels) + 2)]
 
-    data: Path
-    iterations: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    num_images: int = 1024
-    seeds: Sequence[int] = (0,)
-    network: str = 'resnet20'
-
-    def of(self, table: PTMQTable, told: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-        """Yields a row of results after another: name, top-1 by width and seed, seconds.
-
-        Args:
-            table: Which.
-            told: Called with a line about each row.
-        """
-        from benchmarks.cifar import NETWORKS, accuracy, load_images, load_model, predict
-
-        network = NETWORKS[self.network]
-        calib, _ = load_images(self.data / 'calib', None, network.mean, network.std)
-        images, labels = load_images(self.data / 'test', None, network.mean, network.std)
-        full = accuracy(predict(load_model(network, [self.data]), images), labels)
-        told(f'{network.label}, float: {full:.2f}')
-        yield {'name': 'float', 'top1': {bits: [full] for bits in table.widths}, 'seconds': 0.0}
-        for row in table.rows:
-            found: dict[int, list[float]] = {bits: [] for bits in table.widths}
-            seconds = 0.0
-            for seed in self.seeds:
-                for bits, spent, model in self._models(row, table, network, calib, seed):
-                    found[bits].append(accuracy(predict(model, images), labels))
-                    seconds += spent / len(self.seeds)
-            told(f'{row.name}: ' + ', '.join(
-                f'W{bits}A{bits} {np.mean(top1):.2f}' for bits, top1 in found.items())
-                + f' ({seconds:.0f} s)')
-            yield {'name': row.name, 'top1': found, 'seconds': seconds}
-
-    def _models(self, row: Row, table: PTMQTable, network: Any, calib: Any, seed: int,
-                ) -> Iterator[tuple[int, float, Any]]:
-        """Models of a row at each width, with the seconds that each has taken beyond the last."""
-        import torch
-
-        from benchmarks.cifar import load_model
-        from mmbitsplit.apis import quantize_model
-        from mmbitsplit.models import set_bits
-
-        chosen = torch.randperm(len(calib), generator=torch.Generator().manual_seed(seed))
-        batches = calib[chosen[:self.num_images]].split(64)
-
-        def calibrated(request: dict[str, Any]) -> tuple[Any, float]:
-            model = load_model(network, [self.data])
-            started = time.perf_counter()
-            quantize_model(model, batches, {**request, 'calibration': dict(seed=seed)})
-            return model, time.perf_counter() - started
-
-        steps = {} if self.iterations is None else dict(iterations=self.iterations)
-        shared = {**steps, **self.options}
-        if row.options is None:
-            for bits in table.widths:
-                model, spent = calibrated(dict(
-                    weight=dict(num_bits=bits), activation=dict(num_bits=bits),
-                    method=dict(type='QDrop', **shared)))
-                yield bits, spent, model
-            return
-        model, spent = calibrated(dict(method=dict(
-            type='PTMQ', widths=[*table.widths], **{**shared, **row.options})))
-        for bits in table.widths:
-            set_bits(model, bits)
-            yield bits, spent, model
-            spent = 0.0
-
-
-def markdown(table: PTMQTable, rows: Sequence[Mapping[str, Any]], run: PTMQRun) -> str:
-    """The table as Markdown: ours, and the paper's figures of its model below."""
-    widths = table.widths
-    name = 'Figure' if table.number in FIGURES else 'Table'
-    steps = 'as many steps as published' if run.iterations is None else \
-        f'{run.iterations} steps for each block'
-    lines = [f'{name} {table.number} of PTMQ. {table.title}: {run.network}, '
-             f'CIFAR-10, {run.num_images} images, {steps}, {len(run.seeds)} seed(s), top-1 in %.',
-             '', '| Method | ' + ' | '.join(f'W{bits}A{bits}' for bits in widths)
-             + ' | mean | seconds |', '|---|' + '---|' * (len(widths) + 2)]
-
-    def line(label: str, values: Mapping[int, float], seconds: str) -> str:
-        cells = [f'{values[bits]:.2f}' for bits in widths]
-        return f'| {label} | ' + ' | '.join(
-            [*cells, f'{np.mean([*values.values()]):.2f}', seconds]) + ' |'
+    def line(name: str, values: Sequence[float], seconds: str) -> str:
+        cells = [f'{value:.2f}' for value in (*values, np.mean(values))]
+        return f'| {name} | ' + ' | '.join([*cells, seconds]) + ' |'
 
     for row in rows:
-        means = {bits: float(np.mean(row['top1'][bits])) for bits in widths}
-        lines.append(line(row['name'], means, f'{row["seconds"]:.0f}' if row['seconds'] else ''))
-    lines += [line(f'*the paper, ResNet-18, ImageNet: {row.name}*', row.published, '')
-              for row in table.rows if row.published]
+        lines.append(line(row['name'], [float(np.mean(row['figures'][label])) for label in labels],
+                          _seconds(row)))
+    lines += [line(f'*the paper: {row.name}*', row.published[model], '')
+              for row in table.rows if model in row.published]
     return '\n'.join(lines) + '\n'
+
+
+def _seconds(row: Mapping[str, Any]) -> str:
+    """Of all widths; beside it how many calibrations these are."""
+    if not row['runs']:
+        return ''
+    total = f'{row["seconds"]:.0f}'
+    return f'{total} once' if row['runs'] == 1 else \
+        f'{total} in {row["runs"]} runs of {row["seconds"] / row["runs"]:.0f}'

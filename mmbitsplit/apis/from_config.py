@@ -101,13 +101,14 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
     with only_run_in(work_dir, is_first(cfg)):
         if not resume:
             _forget_results(work_dir)
-        runner = _ready_runner(cfg, spec.calibration.seed, untrained)
+        runner = ready_runner(cfg, spec.calibration.seed, untrained)
         return _quantize(runner, cfg, spec, config_name, untrained=untrained, resume=resume,
                          float_metrics=float_metrics, report=report, integer=integer)
 
 
-def _ready_runner(cfg: Config, seed: int, untrained: bool) -> Runner:
-    """Builds the Runner with weights and evaluation, the same in all processes."""
+def ready_runner(cfg: Config, seed: int, untrained: bool) -> Runner:
+    """Builds the Runner of a config that ``settle_weights`` was called for, with weights and
+    evaluation, the same in all processes."""
     runner = runner_with_weights(cfg, seed, untrained)
     build_evaluation(runner)
     unite(runner)

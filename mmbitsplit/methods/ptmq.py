@@ -67,10 +67,13 @@ class PTMQ(RoundingMethod):
     widths 3, 4, 6 and 8.
 
     Differs from source: what ``QDrop`` says of placement, zero points and held-out images, but
-    codes have the full range; residual streams, outputs and products of activations have one width
-    each; the supplement is not public, so groups, lambdas, gammas, steps, where R begins, and
-    whether the high group is detached, are options. Which layers have 8 bits is ``first_last``,
-    not the method's; such layers have one width.
+    codes have the full range. As what enters layers is quantized, features are mixed as they leave
+    the units before, and each of the three runs quantizes the mix at its own input width; in the
+    paper features have been quantized before they are mixed. Squared errors are summed over
+    channels, as QDrop's are, so that ``regularization`` means the same. Residual streams, outputs
+    and products of activations have one width each; the supplement is not public, so groups,
+    lambdas, gammas, steps, where R begins, and whether the high group is detached, are options.
+    Which layers have 8 bits is ``first_last``, not the method's; such layers have one width.
 
     Args:
         widths: Of the weights. The request's ``weight.num_bits`` is not used for layers that have
@@ -98,7 +101,7 @@ class PTMQ(RoundingMethod):
         strategy: ``'mixed'`` is PTMQ; the others are what the paper compares with, all with
             QDrop's mix of one width and float: ``'direct'`` learns R at ``direct_bits`` alone,
             ``'low_to_high'`` and ``'high_to_low'`` at one width after another, ``iterations`` at
-            each, going on with R as it is.
+            each, going on with R as it is, but at least 0.05 from 0 and 1.
         direct_bits: Of ``strategy='direct'``; the lowest when not given.
         fallback: Whether each width of a block is rounded by itself where what was learned is no
             better on held-out images, on average over the widths. ``False`` takes it anyhow, to
@@ -234,9 +237,12 @@ class PTMQ(RoundingMethod):
         drawn = [group[int(torch.randint(len(group), (), generator=generator))]
                  for group in places(self._groups(), problem.widths)]
         x = mix([draw.width_inputs[index] for index in drawn], lambda: draw.float_input, generator)
-        outputs = [self._output(problem, widths, index, x, generator) for index in drawn]
-        mixed = mix(outputs, lambda: draw.float_output, generator)
-        return group_distillation_loss(outputs, mixed, draw.float_output, self.gammas, distance,
+        # As others read them, which is how they will be mixed for the next unit.
+        outputs = [problem.as_read(self._output(problem, widths, index, x, generator))
+                   for index in drawn]
+        wanted = problem.as_read(draw.float_output)
+        mixed = mix(outputs, lambda: wanted, generator)
+        return group_distillation_loss(outputs, mixed, wanted, self.gammas, distance,
                                        self.detach_high)
 
     def _of_one(self, index: int, widths: LearnedWidths, problem: UnitProblem, draw: Draw,

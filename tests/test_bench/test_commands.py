@@ -30,14 +30,33 @@ def call(monkeypatch, capsys):
     (['--table', 3, '--data', 'data/digits', '--model', 'resnet18'], 'is digits, model'),
     (['--table', 5, '--methods', 'tflite', '--scopes', 'neck'], "scope='neck'"),
     (['--table', 3, '--model', 'classifier', '--seeds', -1], 'seed=-1 is not supported'),
-    (['--paper', 'ptmq', '--table', 2], 'Table 2 is of vision transformers'),
+    (['--paper', 'ptmq', '--table', 2], '--model fashion_vit needs --data'),
     (['--paper', 'ptmq', '--table', 3], 'needs --data'),
-    (['--paper', 'ptmq', '--table', 3, '--methods', 'mse'], '--methods is not supported'),
+    (['--paper', 'ptmq', '--table', 4], '--table 4 is not supported'),
+    (['--paper', 'ptmq', '--table', 3, '--methods', 'mse'], 'allowed are qdrop, dq_3'),
+    (['--paper', 'ptmq', '--figure', 4, '--model', 'classifier'], 'take mmbitsplit pareto'),
+    (['--figure', 3], '--figure is not supported with --paper bitsplit'),
 ])
 def test_what_is_refused_is_one_line_and_nothing_is_run(options, message, call, tmp_path):
     code, printed = call('paper_tables', *options, '--work-dir', tmp_path / 'paper')
     assert code == 2 and message in printed.err and printed.err.count('\n') == 1
     assert not (tmp_path / 'paper').exists()
+
+
+def test_a_table_of_ptmq_is_made_for_the_model_of_a_config(call, tmp_path):
+    """Once calibrated, a second call takes everything over."""
+    args = ('--paper', 'ptmq', '--table', 1, '--model', 'classifier', '--methods', 'ptmq',
+            '--bits', 'w4a8', 8, '--iterations', 1, '--num-images', 32, '--work-dir', tmp_path)
+    code, printed = call('paper_tables', *args)
+    assert code == 0, printed.err
+    rows = (tmp_path / 'ptmq_table1.md').read_text().splitlines()[4:]
+    figures = [[float(cell) for cell in row.split('|')[2:4]] for row in rows]
+    assert figures[0][0] == figures[0][1] > 80.0  # float
+    assert all(abs(figure - figures[0][0]) < 5.0 for figure in figures[1])
+    assert len(rows) == 2 and rows[1].startswith('| PTMQ |')
+    before = (tmp_path / 'ptmq_cells.json').read_bytes()
+    call('paper_tables', *args)
+    assert (tmp_path / 'ptmq_cells.json').read_bytes() == before
 
 
 def test_default_models_are_those_at_hand_that_fit():

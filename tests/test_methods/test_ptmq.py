@@ -8,8 +8,9 @@ from pyramids import Detector, LevelHead
 from thread_team import together
 
 from mmbitsplit.calibration import calibrate, read_request
-from mmbitsplit.methods import PTMQ
-from mmbitsplit.methods.unit_learning_widths import default_groups, one_width
+from mmbitsplit.methods import PTMQ, ptmq
+from mmbitsplit.methods.unit_learning_draws import Draws
+from mmbitsplit.methods.unit_learning_widths import LearnedWidths, default_groups, one_width
 from mmbitsplit.methods.unit_problem import Snapshots
 from mmbitsplit.passes.width_inputs import WidthInputs
 from mmbitsplit.structures import Widths
@@ -257,3 +258,76 @@ def test_a_shared_head_is_given_its_levels_at_each_width(images, run_model, prob
     torch.manual_seed(0)
     calibrate(Detector(LevelHead()).eval(), images(), request({'scope': 'all'}), run=run_model)
     assert {count for _, count in seen} == {1, 3}, seen
+
+
+def quantized(x, qparams):
+    """What a layer is given of its input: codes times scale; gradients pass within the range."""
+    codes = torch.clamp(x / qparams.scale + qparams.zero_point, qparams.quant_min,
+                        qparams.quant_max)
+    codes = codes + (codes.round() - codes).detach()
+    return (codes - qparams.zero_point) * qparams.scale
+
+
+def by_hand(layers, rounding, widths, x):
+    """A residual block at a pair of widths by the paper's Eq. 3, with soft roundings; the layers
+    have that pair."""
+    def conv(name, x):
+        layer, start = layers[name]
+        one = one_width(start, widths)
+        scale = (one.weight_scale / one.qparams.scale).view(-1, 1, 1, 1)
+        up = (1.2 * torch.sigmoid(rounding[f'{name}.rounding']) - 0.1).clamp(0, 1)
+        low, high = -2 ** (widths.weight - 1), 2 ** (widths.weight - 1) - 1
+        place = layer.weight / scale  # whole where it ends a range: up to the last bit
+        floor = torch.where((place - place.round()).abs() > 1e-4, torch.floor(place),
+                            layer.weight_quantizer.base)
+        weight = scale * torch.clamp(floor + up, low, high)
+        return torch.conv2d(quantized(x, one.qparams), weight, layer.bias, padding=1)
+
+    first, second = layers
+    return (conv(second, conv(first, x).relu()) + x).relu()
+
+
+def test_a_step_minimises_the_papers_loss(residual_net, images, run_model, problems, monkeypatch):
+    """Eq. 3, 5 and 6 together on a block of the model, against arithmetic of its own: one width of
+    each group, the inputs of these widths mixed, the three outputs mixed alike, the high group as
+    a target. Nothing is left to chance but which widths (p = 0)."""
+    learn, use, seen, lows = ptmq.learn, LearnedWidths.use, {}, set()
+    lambdas, gammas = (0.2, 0.3, 0.5), (1.0, 2.0, 3.0)
+
+    def look(problem):
+        seen[problem.unit.name] = {name: (layer, layer.solution())
+                                   for name, layer in problem.layers.items()}
+
+    def once(problem, widths, rounding, x):
+        problem.use(widths)
+        return by_hand(seen[problem.unit.name], rounding, widths, x)
+
+    def watched(problem, what, before):
+        rounding, drawn = what.groups[0].parameters, []
+        draw, = Draws(problem.fit, 4, float_inputs=True)(torch.Generator().manual_seed(0))
+        for step in range(4):
+            with monkeypatch.context() as patch:
+                patch.setattr(LearnedWidths, 'use', lambda self, widths: (
+                    drawn.append(widths), use(self, widths))[1])
+                loss = what.objective(draw, problem.generator(step),
+                                      lambda one, other: (one - other).square().sum())
+            three = drawn[-3:]
+            assert len(drawn) == 3 * (step + 1) and [one.weight for one in three][1:] == [6, 8]
+            x = sum(weight * draw.width_inputs[problem.widths.index(one)]
+                    for weight, one in zip(lambdas, three))
+            low, middle, high = (once(problem, one, rounding, x) for one in three)
+            mixed = lambdas[0] * low + lambdas[1] * middle + lambdas[2] * high
+            parts = [mixed - draw.float_output, middle - high.detach(), low - high.detach()]
+            wanted = sum(gamma * part.square().sum() for gamma, part in zip(gammas, parts))
+            torch.testing.assert_close(loss, wanted, rtol=0.01, atol=0.0)
+            for ours, theirs in zip(*(torch.autograd.grad(one, [*rounding.values()])
+                                      for one in (loss, wanted))):
+                assert float((ours - theirs).norm()) <= 0.02 * float(theirs.norm())
+        lows.update(one.weight for one in drawn[::3])
+        return learn(problem, what, before)
+
+    problems(look)
+    monkeypatch.setattr(ptmq, 'learn', watched)
+    calibrate(residual_net(), images(), request(
+        drop_probability=0.0, lambdas=lambdas, gammas=gammas), run=run_model)
+    assert lows == {3, 4}
