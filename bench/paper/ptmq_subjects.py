@@ -212,8 +212,8 @@ def _cifar(name: str, data: Path, folders: Sequence[Path], test_images: int | No
     network = NETWORKS[name]
     calib, _ = load_images(data / 'calib', None, network.mean, network.std)
     images, labels = load_images(data / 'test', test_images, network.mean, network.std)
-    return ModuleSubject(label=f'{network.label}, CIFAR-10{_part(test_images)}', calib=calib, images=images,
-                         labels=labels, load=lambda: load_model(network, folders))
+    return ModuleSubject(label=f'{network.label}, CIFAR-10{_part(test_images)}', calib=calib,
+                         images=images, labels=labels, load=lambda: load_model(network, folders))
 
 
 def _fashion(data: Path, folder: Path, test_images: int | None) -> ModuleSubject:

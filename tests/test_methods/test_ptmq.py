@@ -269,8 +269,8 @@ def quantized(x, qparams):
 
 
 def by_hand(layers, rounding, widths, x):
-    """A residual block at a pair of widths by the paper's Eq. 3, with soft roundings; the layers
-    have that pair."""
+    """A residual block, or a layer as others read it, at a pair of widths by the paper's Eq. 3,
+    with soft roundings; the layers have that pair."""
     def conv(name, x):
         layer, start = layers[name]
         one = one_width(start, widths)
@@ -283,11 +283,16 @@ def by_hand(layers, rounding, widths, x):
         weight = scale * torch.clamp(floor + up, low, high)
         return torch.conv2d(quantized(x, one.qparams), weight, layer.bias, padding=1)
 
+    if len(layers) == 1:
+        (name, (layer, _)), = layers.items()
+        return conv(name, x).relu() if layer.plan.rectified else conv(name, x)
     first, second = layers
     return (conv(second, conv(first, x).relu()) + x).relu()
 
 
-def test_a_step_minimises_the_papers_loss(residual_net, images, run_model, problems, monkeypatch):
+@pytest.mark.parametrize('granularity', ['block', 'layer'])
+def test_a_step_minimises_the_papers_loss(granularity, residual_net, images, run_model, problems,
+                                          monkeypatch):
     """Eq. 3, 5 and 6 together on a block of the model, against arithmetic of its own: one width of
     each group, the inputs of these widths mixed, the three outputs mixed alike, the high group as
     a target. Nothing is left to chance but which widths (p = 0)."""
@@ -317,8 +322,9 @@ def test_a_step_minimises_the_papers_loss(residual_net, images, run_model, probl
                     for weight, one in zip(lambdas, three))
             low, middle, high = (once(problem, one, rounding, x) for one in three)
             mixed = lambdas[0] * low + lambdas[1] * middle + lambdas[2] * high
-            parts = [mixed - draw.float_output, middle - high.detach(), low - high.detach()]
-            wanted = sum(gamma * part.square().sum() for gamma, part in zip(gammas, parts))
+            target, teacher = problem.as_read(draw.float_output), high.detach()
+            wanted = sum(gamma * part.square().sum() for gamma, part in zip(
+                gammas, (mixed - target, middle - teacher, low - teacher)))
             torch.testing.assert_close(loss, wanted, rtol=0.01, atol=0.0)
             for ours, theirs in zip(*(torch.autograd.grad(one, [*rounding.values()])
                                       for one in (loss, wanted))):
@@ -329,5 +335,6 @@ def test_a_step_minimises_the_papers_loss(residual_net, images, run_model, probl
     problems(look)
     monkeypatch.setattr(ptmq, 'learn', watched)
     calibrate(residual_net(), images(), request(
-        drop_probability=0.0, lambdas=lambdas, gammas=gammas), run=run_model)
+        drop_probability=0.0, lambdas=lambdas, gammas=gammas, granularity=granularity),
+        run=run_model)
     assert lows == {3, 4}
