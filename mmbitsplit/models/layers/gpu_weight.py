@@ -120,15 +120,14 @@ class GpuWeight(IntegerWeight):
 
 
 def byte_rounding(qparams: QParams, along: str = 'channel') -> Rounding:
-    """How inputs become bytes: codes less zero point as they are, or moved down as far as their
-    largest asks for.
+    """How inputs become bytes: codes less zero point as they are, or moved as far as it takes.
 
     Args:
         qparams: Of the inputs, at most 8 bits.
         along: See ``Rounding``.
     """
     low, high = (bound - qparams.zero_point for bound in qparams.limits())
-    shift = (127 - high).clamp(max=0)
+    shift = torch.zeros_like(high - low).clamp(-128 - low, 127 - high)
     scale = qparams.scale.detach().to(torch.float32)
     values = torch.broadcast_tensors(scale, low, high, shift)
     scale, low, high, shift = (value.contiguous() for value in values)

@@ -1,11 +1,13 @@
 """What multiplies bytes for a layer or a product where it is: oneDNN on CPUs, kernels on GPUs."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmbitsplit.models.layers.gpu_product import GpuProduct
 from mmbitsplit.models.layers.gpu_support import why_no_gpu_integers
 from mmbitsplit.models.layers.gpu_weight import GpuWeight, why_float_on_gpu
-from mmbitsplit.models.layers.integer_support import why_no_integers
+from mmbitsplit.models.layers.integer_product import IntegerProduct, why_float_product
+from mmbitsplit.models.layers.integer_support import why_no_integers, why_no_products
 from mmbitsplit.models.layers.integer_weight import IntegerWeight, why_float
 from mmbitsplit.models.layers.quantizers import ActivationQuantizer, WeightQuantizer
 from mmbitsplit.structures import LayerGeometry, QParams
@@ -31,3 +33,18 @@ def integer_weight(quantizer: WeightQuantizer, inputs: ActivationQuantizer,
     """``IntegerWeight`` on the device of the quantizer."""
     made = IntegerWeight if quantizer.scale.device.type == 'cpu' else GpuWeight
     return made(quantizer, inputs, factor)
+
+
+def why_float_product_there(a: nn.Module | None, b: nn.Module | None) -> str | None:
+    """``why_float_product`` on the device of both quantizers."""
+    reason = why_float_product(a, b)
+    if reason is not None:
+        return reason
+    device = a.scale.device
+    return why_no_products() if device.type == 'cpu' else why_no_integers_on(device)
+
+
+def byte_product(a: ActivationQuantizer, b: ActivationQuantizer) -> IntegerProduct:
+    """``IntegerProduct`` on the device of both quantizers."""
+    made = IntegerProduct if a.scale.device.type == 'cpu' else GpuProduct
+    return made(a, b)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmbitsplit.models.layers.integer_support import integer_product, traced, why_no_products
+from mmbitsplit.models.layers.integer_support import integer_product, traced
 from mmbitsplit.models.layers.quantizers import ActivationQuantizer
 from mmbitsplit.models.layers.quantizers.log2_quantizer import Log2Quantizer
 from mmbitsplit.structures import QParams
@@ -16,7 +16,7 @@ LONGEST = 2 ** 31 // 255 ** 2
 
 
 def why_float_product(a: nn.Module | None, b: nn.Module | None) -> str | None:
-    """Why a product cannot be computed with integers, ``None`` where it can.
+    """Why a product cannot be computed with integers on any device, ``None`` where it can.
 
     Args:
         a, b: Quantizers of its inputs that are in use.
@@ -28,8 +28,8 @@ def why_float_product(a: nn.Module | None, b: nn.Module | None) -> str | None:
         return "torch has no integer product of powers of two (softmax='log2')"
     if any(side.soft for side in sides):
         return 'its scales are being learned'
-    if any(side.scale.device.type != 'cpu' for side in sides):
-        return 'it is not on the CPU'
+    if sides[0].scale.device != sides[1].scale.device:
+        return 'the scales of its inputs are on two devices'
     qparams = [side.qparams for side in sides]
     for one in qparams:
         points = one.zero_point
@@ -37,7 +37,7 @@ def why_float_product(a: nn.Module | None, b: nn.Module | None) -> str | None:
             return 'a zero point of its inputs is none of their codes'
         if one.quant_max - one.quant_min > 255:
             return 'its inputs have more than 8 bits'
-    return why_no_products()
+    return None
 
 
 class IntegerProduct:
@@ -51,14 +51,20 @@ class IntegerProduct:
         used: Whether some were multiplied as bytes.
     """
 
+    least = LEAST_MULTIPLICATIONS
+
     def __init__(self, a: ActivationQuantizer, b: ActivationQuantizer):
         self._made_of = [value for side in (a, b) for value in (side.scale, side.zero_point)]
-        self._a, self._b = (_grid(side.qparams, signed) for side, signed in ((a, False), (b, True)))
         self._factor = (a.scale.detach() * b.scale.detach()).to(torch.float32).contiguous()
         self._heads = self._factor.numel()
-        self._sums = tuple(bool(grid.zero.any()) for grid in (self._b, self._a))
+        self._prepare(a.qparams, b.qparams)
         self.too_small: tuple[int, int, int] | None = None
         self.used = False
+
+    def _prepare(self, a: QParams, b: QParams) -> None:
+        """Makes of the grids of both inputs what they are rounded by."""
+        self._a, self._b = (_grid(side, signed) for side, signed in ((a, False), (b, True)))
+        self._sums = tuple(bool(grid.zero.any()) for grid in (self._b, self._a))
 
     def is_for(self, *sides: nn.Module | None) -> bool:
         """Whether it multiplies as these quantizers say now."""
@@ -78,14 +84,14 @@ class IntegerProduct:
             are no numbers, other dtypes, matrices that are multiplied by several, in a trace, and
             for matrices so small that it would take longer.
         """
-        if any(x.dtype != torch.float32 or x.device.type != 'cpu' or not x.numel() or
+        if any(x.dtype != torch.float32 or x.device != self._factor.device or not x.numel() or
                x.requires_grad and torch.is_grad_enabled() for x in (a, b)) or traced():
             return None
         batch, rows, inner, columns = a.shape[:-2], a.shape[-2], a.shape[-1], b.shape[-1]
         if batch != b.shape[:-2] or inner > LONGEST or self._heads > 1 and (
                 not batch or batch[-1] != self._heads):
             return None
-        if rows * inner * columns < LEAST_MULTIPLICATIONS:
+        if rows * inner * columns < self.least:
             self.too_small = rows, inner, columns
             return None
         y = self._multiply(_matrices(a), _matrices(b))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mmbitsplit.functional.kernels.precision import autocast_dtype, full_float32
-from mmbitsplit.models.layers.integer_product import IntegerProduct, why_float_product
+from mmbitsplit.models.layers.integer_devices import byte_product, why_float_product_there
+from mmbitsplit.models.layers.integer_product import IntegerProduct
 from mmbitsplit.models.layers.quantizers.activation_quantizer import ActivationQuantizer
 from mmbitsplit.models.layers.quantizers.activation_quantizer_set import (
     ActivationQuantizerSet,
@@ -99,7 +100,7 @@ class Product(nn.Module):
         """What multiplies bytes for the widths in use; ``None`` where it cannot."""
         sides = self.in_use().values()
         if self._bytes is None or not self._bytes.is_for(*sides):
-            self._bytes = None if why_float_product(*sides) else IntegerProduct(*sides)
+            self._bytes = None if why_float_product_there(*sides) else byte_product(*sides)
         return self._bytes
 
     @property

@@ -9,10 +9,10 @@ from torch import nn
 
 from mmbitsplit.models.layers.integer_devices import (
     integer_weight,
+    why_float_product_there,
     why_float_there,
     why_no_integers_on,
 )
-from mmbitsplit.models.layers.integer_product import why_float_product
 from mmbitsplit.models.layers.integer_weight import why_never
 from mmbitsplit.models.layers.integer_widths import IntegerWidths
 from mmbitsplit.models.layers.product import Product
@@ -118,7 +118,7 @@ def _why_float(layer: QuantizedLayer) -> str | None:
 
 
 def _why_float_product(product: Product) -> str | None:
-    return why_float_product(*product.in_use().values())
+    return why_float_product_there(*product.in_use().values())
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -6,6 +6,8 @@ Without a GPU torch's own kernels run on the CPU; ``test_triton_products`` holds
 import copy
 import importlib.util
 import pickle
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,10 +15,13 @@ from torch import nn
 
 from mmbitsplit.functional import apply_layer, code_range, product_input
 from mmbitsplit.models import QuantizedLayer, integer_layers, to_integer
-from mmbitsplit.models.layers import gpu_support
+from mmbitsplit.models.layers import gpu_support, integer_devices
+from mmbitsplit.models.layers.gpu_product import GpuProduct
 from mmbitsplit.models.layers.gpu_weight import GpuWeight, why_float_on_gpu
 from mmbitsplit.models.layers.integer_weight import why_never
+from mmbitsplit.models.layers.product import Product
 from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
+from mmbitsplit.structures.products import ProductSolution
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = 'cuda' if HAS_GPU else 'cpu'
@@ -36,7 +41,8 @@ LAYERS = {
     'linear': LayerGeometry('linear', 64, 17)}
 INPUTS = {  # zero points, lowest and highest code, unit, scale a channel
     'relu': (0, 0, 255, True, False), 'asymmetric': (93, 0, 255, True, False),
-    'signed': (0, -128, 127, True, False), 'narrow': (5, 0, 15, True, False),
+    'signed': (0, -128, 127, True, False), 'high': (200, 0, 255, True, False),
+    'narrow': (5, 0, 15, True, False),
     'real': (17, 0, 255, False, False), 'ecaq': (11, 0, 255, True, True)}
 
 
@@ -103,6 +109,28 @@ def test_layers(geometry, inputs, kernels):
             assert_close(layer(other), exact(layer, other))
 
 
+@pytest.mark.parametrize('kernels', KERNELS)
+@pytest.mark.parametrize('b', ['signed', 'a head'])
+@pytest.mark.parametrize('a', ['softmax', 'asymmetric', 'a head'])
+def test_products(a, b, kernels):
+    sides = {'softmax': ([1 / 255], 0, 0, 255), 'signed': ([0.03], 0, -128, 127),
+             'asymmetric': ([0.03], 77, 0, 255), 'a head': ([0.02, 0.03, 0.05], 200, 0, 255)}
+    product = Product()
+    product.install(ProductSolution(*(QParams(
+        torch.tensor(scales), torch.full((len(scales),), point), low, high, unit=True)
+        for scales, point, low, high in (sides[a], sides[b]))), DEVICE)
+    generator = torch.Generator().manual_seed(0)
+    x = 3 * torch.randn(2, 3, 7, 40, generator=generator).to(DEVICE)
+    y = 3 * torch.randn(2, 9, 3, 40, generator=generator).to(DEVICE).permute(0, 2, 3, 1)
+    expected = product(x, y)
+    product._bytes = GpuProduct(product.a_quantizer, product.b_quantizer, kernels)
+    product.integers = True
+    with torch.no_grad():
+        assert_close(product(x, y), expected)
+        assert_close(product(x[:1], y[:1]), expected[:1])
+    assert product._bytes.used and product.left is None
+
+
 def test_codes_of_four_bits_take_half_a_byte():
     for num_bits, share in ((4, 0.5), (5, 1.0)):
         layer, _ = layer_of(LAYERS['linear'], INPUTS['relu'], num_bits, False)
@@ -167,8 +195,18 @@ def test_kernels_that_are_wrong_are_refused(monkeypatch):
     assert chosen is None and 'pip install triton; torch gives wrong products' in why
 
 
-@pytest.mark.skipif(not HAS_GPU, reason='needs a GPU')
-def test_to_integer_on_a_gpu():
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Without a GPU: the CPU is taken for one."""
+    if not HAS_GPU:
+        for name, made in (('IntegerWeight', GpuWeight), ('IntegerProduct', GpuProduct)):
+            monkeypatch.setattr(integer_devices, name, partial(made, kernels='torch'))
+        monkeypatch.setattr(integer_devices, 'why_no_integers', lambda: None)
+        monkeypatch.setattr(integer_devices, 'why_float',
+                            lambda geometry, codes, qparams: why_float_on_gpu(geometry, qparams))
+
+
+def test_to_integer_on_a_gpu(as_on_a_gpu):
     layer, x = layer_of(LAYERS['plain'], INPUTS['asymmetric'], 4, False)
     apart, _ = layer_of(LayerGeometry('conv2d', 16, 16, kernel_size=(3, 3), groups=16),
                         INPUTS['relu'], 4, False)
@@ -180,3 +218,18 @@ def test_to_integer_on_a_gpu():
         assert integer_layers(model).integer == ('0',)
         assert isinstance(layer.weight_quantizer, GpuWeight)
         assert_close(model(x), expected)
+
+
+def test_several_widths_on_a_gpu(as_on_a_gpu):
+    """Switching makes the bytes of the width in use there, too."""
+    layer, x = layer_of(LAYERS['plain'], INPUTS['asymmetric'], 8, False)
+    whole = layer.solution()
+    narrow = replace(whole, codes=whole.codes >> 4, num_bits=4,
+                     weight_scale=16 * whole.weight_scale)
+    layer.install(replace(whole, narrower=(narrow,)))
+    to_integer(layer)
+    for num_bits in (8, 4):
+        layer.use(num_bits)
+        with torch.no_grad():
+            assert layer.weight_quantizer.integer.num_bits == num_bits
+            assert_close(layer(x), exact(layer, x))

@@ -86,7 +86,7 @@ def test_orders_in_memory(a, b):
 
 @exact_here
 def test_matrices_without_heads_and_with_more_dimensions(monkeypatch):
-    monkeypatch.setattr(integer_product, 'LEAST_MULTIPLICATIONS', 0)
+    monkeypatch.setattr(integer_product.IntegerProduct, 'least', 0)
     product, x, y = product_of()
     to_integer(product)
     for shape in (lambda t: t[0, 0], lambda t: t[0], lambda t: t.unsqueeze(1)):
@@ -153,7 +153,7 @@ def test_what_cannot():
 
 @exact_here
 def test_masks_stay_what_they_are(monkeypatch):
-    monkeypatch.setattr(integer_product, 'LEAST_MULTIPLICATIONS', 0)
+    monkeypatch.setattr(integer_product.IntegerProduct, 'least', 0)
     torch.manual_seed(0)
     attention, x = Attention().eval(), torch.randn(2, 20, 16)
     attention.scores.install(ProductSolution(qparams('asymmetric'), qparams('signed')))
