@@ -31,8 +31,8 @@ from mmbitsplit.report.budget import plan_page
 from mmbitsplit.report.budget_figures import UNITS, cost_value
 from mmbitsplit.report.tables import text_table
 from mmbitsplit.structures import QuantSpec, Widths, plan_text
+from mmbitsplit.structures.given_plan import PLAN_FORMAT
 from mmbitsplit.structures.plan_choice import MIXED, UNIFORM, PlanFound
-from mmbitsplit.structures.spec import PLAN_FORMAT
 
 STEM = 'plans'
 Budgets = Mapping[str, Mapping[str, float]]

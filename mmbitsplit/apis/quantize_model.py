@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from mmbitsplit.apis.batches import ModelCall, arrays_to_tensors, read_batches
-from mmbitsplit.apis.words import are_images, reword_report, reworded
+from mmbitsplit.apis.sample_words import are_images, reword_report, reworded
 from mmbitsplit.calibration import Progress, ReplayPoint, calibrate, read_request
-from mmbitsplit.calibration.budget import Told, calibrate_within
+from mmbitsplit.calibration.budget import Callbacks, calibrate_within
 from mmbitsplit.calibration.plan_loss import Given
 from mmbitsplit.calibration.plan_trials import MetricTarget
 from mmbitsplit.structures import BitPlan, PlanSpec, QuantizationReport, QuantSpec, read_plan
@@ -69,7 +69,7 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
                           replay_points=replay_points, labels=labels)
             _, report = calibrate_within(
                 given, spec, target=None if evaluate is None else _target(model, evaluate),
-                told=Told(progress=progress))
+                callbacks=Callbacks(progress=progress))
     except Exception as error:
         refusal = call.refusal(model)
         if refusal is None:

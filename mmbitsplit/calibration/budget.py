@@ -43,8 +43,8 @@ class NoPlanHolds(ValueError):
 
 
 @dataclass(frozen=True)
-class Told:
-    """Whom a search tells what.
+class Callbacks:
+    """What a search calls on its way.
 
     Args:
         progress: Every step of measuring and of calibrations.
@@ -59,7 +59,8 @@ class Told:
 
 def calibrate_within(given: Given, spec: QuantSpec, *, measuring: Measuring | None = None,
                      target: MetricTarget | None = None, journal: Journal | None = None,
-                     told: Told = Told()) -> tuple[PreparedModel, QuantizationReport]:
+                     callbacks: Callbacks = Callbacks(),
+                     ) -> tuple[PreparedModel, QuantizationReport]:
     """Quantizes a model in place with widths chosen within the request's budget.
 
     An error or Ctrl-C on the way leaves the model as it was.
@@ -70,7 +71,7 @@ def calibrate_within(given: Given, spec: QuantSpec, *, measuring: Measuring | No
         measuring: Measures what layers lose at each width; ``measured_widths`` when not given.
         target: How the metric is measured, where the budget says ``max_drop``.
         journal: Keeps the table, plans and solved layers; the first process of a team has it.
-        told: Whom to tell.
+        callbacks: Called on the way.
 
     Returns:
         The prepared model and the report, whose ``budget`` is ``PlanChoice.to_json()``.
@@ -90,13 +91,13 @@ def calibrate_within(given: Given, spec: QuantSpec, *, measuring: Measuring | No
     before = ModelState(given.model)
     try:
         search = _Search(given, spec, before, measuring or (lambda given, spec: measured_widths(
-            given, spec, journal, told.progress)), target, journal, told)
+            given, spec, journal, callbacks.progress)), target, journal, callbacks)
         kept = search.run()
         kept.state.put_back()
     except BaseException:
         before.put_back()
         raise
-    told.planned(kept.bit_plan)
+    callbacks.planned(kept.bit_plan)
     kept.report.budget = search.choice(kept.plan).to_json()
     return kept.prepared, kept.report
 
@@ -117,15 +118,15 @@ class _Search:
 
     def __init__(self, given: Given, spec: QuantSpec, float_state: ModelState,
                  measuring: Measuring, target: MetricTarget | None, journal: Journal | None,
-                 told: Told):
+                 callbacks: Callbacks):
         assert spec.budget is not None
-        self.budget, self.told, self.target = spec.budget, told, target
+        self.budget, self.callbacks, self.target = spec.budget, callbacks, target
         self.memory = Remembered(journal, given.team or Team())
         if journal is not None and not self.memory.facts:
             forget_plans(journal, measured=True)
             self.memory.put('begun', True)
         self.finder = PlanFinder(given, spec, lambda: measuring(given, spec), self.memory,
-                                 float_state, told.line)
+                                 float_state, callbacks.line)
         self._given = given, spec, float_state, journal
         self._trials: PlanTrials | None = None
         self.tried: list[PlanFound] = []
@@ -138,7 +139,7 @@ class _Search:
             given, spec, float_state, journal = self._given
             kind = self.budget.loss if self.budget.loss in ('kl', 'raw') else 'auto'
             self._trials = PlanTrials(given, spec, PlanLoss.of(given, spec, kind), float_state,
-                                      journal, self.told.progress)
+                                      journal, self.callbacks.progress)
         return self._trials
 
     def run(self) -> Calibrated:
@@ -202,15 +203,15 @@ class _Search:
         key = f'trial of {sorted((name, str(own)) for name, own in plan.widths.items())}'
         plan.trial = self._known_trial(key)
         if plan.trial is not None:
-            self.told.line(f'{self._line(plan)} (by an earlier run)')
+            self.callbacks.line(f'{self._line(plan)} (by an earlier run)')
             return plan
-        self.told.line(f'plan {len(self.tried)}, {self._what(plan)}: calibrating')
+        self.callbacks.line(f'plan {len(self.tried)}, {self._what(plan)}: calibrating')
         calibrated = self.trials.calibrate(plan)
         self.trials.judge(calibrated, self.target)
         if self.kept is None or self._rank(plan) <= min(map(self._rank, self.tried)):
             self.kept = calibrated
         self.memory.put(key, plan.to_json())
-        self.told.line(self._line(plan))
+        self.callbacks.line(self._line(plan))
         return plan
 
     def _known_trial(self, key: str) -> PlanTrial | None:

@@ -128,7 +128,7 @@ def _find(model: nn.Module, given: Given, options: FrontOptions, reference: Give
     problem = PlanProblem(table, losses.of(losses.widest), costs, common_choices(blocks))
     search = FrontSearch(problem, losses, options.search, replace(
         options.genetic, seed=options.seed), options.evaluations)
-    search.tell = _Told(search, losses, len(budgets), progress)
+    search.tell = _Counter(search, losses, len(budgets), progress)
     uniform = search.uniform()
     plans = [plan for name, limits in budgets.items() for plan in search.within(name, limits)]
     if known is not None:
@@ -172,7 +172,7 @@ def _left(losses: BlockLosses, plans: int) -> float | None:
     return plans * losses.seconds / losses.measured if losses.measured else None
 
 
-class _Told:
+class _Counter:
     """Counts the plans of evolutionary searches."""
 
     def __init__(self, search: FrontSearch, losses: BlockLosses, budgets: int,

@@ -20,7 +20,8 @@ from mmbitsplit.models.surgery.undo import as_it_was_on_error
 from mmbitsplit.passes.repeated_calls import Owner, find_owners
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.team import Team, Tell
-from mmbitsplit.passes.twin_lockstep import BatchesDiffer, TwinLockstep, UnitWork, WaitingUnit
+from mmbitsplit.passes.twin_branches import BatchesDiffer
+from mmbitsplit.passes.twin_lockstep import TwinLockstep, UnitWork, WaitingUnit
 from mmbitsplit.passes.unit_evidence import UNIT_BYTES, Collection, UnitEvidence
 from mmbitsplit.passes.unit_exchange import gather_calls
 from mmbitsplit.passes.watching import Watching

@@ -33,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              'detector needs --end2end')
     parser.add_argument('--output', help='folder of the files; default: onnx_<format> beside '
                                          'the checkpoint')
-    parser.add_argument('--check', choices=['onnxruntime', 'openvino'], nargs='*', default=[],
-                        help='say how many convolutions these runtimes run in integers')
+    parser.add_argument('--check', choices=['onnxruntime', 'openvino'], nargs='*',
+                        help='say how many convolutions these runtimes run in integers; both '
+                             'where none is named')
     add_width_arguments(parser)
     add_debug(parser)
 
@@ -64,15 +65,16 @@ def run(args: argparse.Namespace) -> int:
         warnings.simplefilter('ignore', SaturationWarning)  # told below, file by file
         files = export_onnx(model, folder, format=args.format, shape=shape, dynamic=args.dynamic,
                             end2end=args.end2end, layout=args.layout)
+    checked = [] if args.check is None else args.check or RUNTIMES
     for file in files:
         print(f'{file.path}: {file.layers} quantized layers, {len(file.folds)} calls with scales '
               f'folded, {file.bytes / 1e6:.2f} MB')
         if file.storage_note:
             print(f'  note: {file.storage_note}')
-        for runtime in args.check:
+        for runtime in checked:
             print(f'  {runtime}: {executed_operators(file.path, runtime)}')
         if file.saturating:
-            here = any(map(saturates, args.check or RUNTIMES))
+            here = any(map(saturates, checked or RUNTIMES))
             print(f'  warning: {saturation_warning(file.saturating, here=here)}')
     return 0
 

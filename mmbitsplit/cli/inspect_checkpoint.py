@@ -11,7 +11,7 @@ from mmbitsplit.cli.command import add_debug, run_module
 from mmbitsplit.export import read_checkpoint, summarise
 from mmbitsplit.report.multiplications import multiplications_text
 from mmbitsplit.structures import plan_text
-from mmbitsplit.structures.spec import PLAN_FORMAT
+from mmbitsplit.structures.given_plan import PLAN_FORMAT
 
 EXAMPLE = 'work_dirs/retinanet/quantized.pth'
 COLUMNS = ('Layer', 'Kind', 'Shape', 'Bits', 'Input bits', 'Input mode', 'Output bits',

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, and prints the plan of each budget."""
     from mmbitsplit.apis.plans import plan_config, plans_text
-    from mmbitsplit.cli.requests import read_request_config
+    from mmbitsplit.cli.complete_request import read_request_config
     from mmbitsplit.engine.run.quantize_runner import read_spec
     from mmbitsplit.structures.widths import LIMITS, read_limits
 

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Quantizes, in each of the processes that a launcher started, and prints the figures."""
     from mmbitsplit.apis import quantize_config
     from mmbitsplit.cli.budget_arguments import apply_budget, budget_text
-    from mmbitsplit.cli.requests import read_request_config
+    from mmbitsplit.cli.complete_request import read_request_config
     from mmbitsplit.engine.results.report_files import REPORT
     from mmbitsplit.engine.run.distributed import Processes, work_together
     from mmbitsplit.engine.run.integers import WORDS

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, telling a line a layer, and writes table and heat map."""
     from mmbitsplit.apis.sensitivity import SensitivityOptions, measure_sensitivity
-    from mmbitsplit.cli.requests import read_request_config
+    from mmbitsplit.cli.complete_request import read_request_config
     from mmbitsplit.engine.run.quantize_runner import read_spec
 
     if args.launcher != 'none':

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the float model on a few images and prints its units."""
     from mmbitsplit.apis.units import units_of_config
-    from mmbitsplit.cli.requests import note, read_request_config
+    from mmbitsplit.cli.complete_request import note, read_request_config
     from mmbitsplit.engine.run.preflight import missing_data
     from mmbitsplit.engine.run.quantize_runner import read_spec
 

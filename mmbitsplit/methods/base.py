@@ -21,8 +21,8 @@ from mmbitsplit.structures import (
     from_mapping,
     read_plan,
 )
+from mmbitsplit.structures.given_plan import AS_REQUESTED
 from mmbitsplit.structures.solution import Nesting
-from mmbitsplit.structures.spec import AS_REQUESTED
 
 Granularity = Literal['layer', 'block', 'stage', 'net']
 Need = Literal['sums', 'rows', 'unit_io', 'importance', 'model_loss']
@@ -224,6 +224,10 @@ class Method(Options):
 
 
 METHODS: dict[str, type] = {}
+# Names that the field has for some of them.
+OTHER_NAMES = {'gptq': 'ErrorFeedback', 'optq': 'ErrorFeedback', 'rtn': 'RoundToNearest',
+               'minmax': 'RoundToNearest', 'kl': 'KLDivergence', 'entropy': 'KLDivergence',
+               'bit-split': 'BitSplit'}
 
 
 def register_method(cls: type) -> type:
@@ -271,7 +275,9 @@ def build_method(config: Mapping[str, Any]) -> Method:
         raise ValueError(f"method.type='{name}' is a pipeline, a method and what comes after it: "
                          f"write quantization.pipeline='{name}'.")
     if name not in METHODS:
-        raise ValueError(f"method.type='{name}' is not known; {nearest(name, METHODS)}.")
+        other = OTHER_NAMES.get(str(name).lower())
+        hint = f"here it is '{other}'" if other else nearest(name, METHODS)
+        raise ValueError(f"method.type='{name}' is not known; {hint}.")
     method = from_mapping(METHODS[name], options, f'quantization.method ({name})')
     check_declared(method)
     return method

@@ -21,7 +21,7 @@ from mmbitsplit.structures import (
     RowStatistics,
     WeightSolution,
 )
-from mmbitsplit.structures.spec import AS_REQUESTED
+from mmbitsplit.structures.given_plan import AS_REQUESTED
 
 FEW_BITS = 4  # of inputs: with more, the solver's codes are as good (docs/measured.md)
 LEARNING = dict(type='OutputTuning', codes=True, learning_rate=2e-3, mirrored='auto',

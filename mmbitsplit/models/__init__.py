@@ -17,7 +17,8 @@ from mmbitsplit.models.switching import (
 )
 from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.roles import last_layers, layer_role
-from mmbitsplit.models.watch.watcher import layer_input, watch
+from mmbitsplit.models.watch.watch_model import watch
+from mmbitsplit.models.watch.watcher import layer_input
 
 __all__ = ['DataFlow', 'IntegerLayers', 'LayerBits', 'LayerWidths', 'PreparedModel',
            'QuantizedLayer', 'SteppedLayer', 'apply', 'bits_of', 'describe', 'integer_layers',

@@ -20,8 +20,8 @@ from mmbitsplit.models.surgery.embedding import QuantizedEmbedding
 from mmbitsplit.models.surgery.install import layer_name
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import BitPlan, PlanSpec, read_plan
+from mmbitsplit.structures.given_plan import AS_REQUESTED
 from mmbitsplit.structures.products import SIDES
-from mmbitsplit.structures.spec import AS_REQUESTED
 
 _NAMED = 3  # places that an error names
 

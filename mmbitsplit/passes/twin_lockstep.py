@@ -26,41 +26,12 @@ from mmbitsplit.passes.float_pass import FloatRecord, check_called_again, check_
 from mmbitsplit.passes.lockstep import Lockstep, Worker
 from mmbitsplit.passes.replay import ReplayPoint, patched, recording_or_replaying
 from mmbitsplit.passes.thread_state import GENERATORS
+from mmbitsplit.passes.twin_branches import BatchesDiffer, FloatBranch, QuantizedBranch
 from mmbitsplit.passes.unit_decisions import UnitDecisions
 from mmbitsplit.passes.unit_evidence import Collection, UnitEvidence
-from mmbitsplit.passes.unit_module import NoUnit, OpenCall, UnitModule, open_call
+from mmbitsplit.passes.unit_module import NoUnit, UnitModule, open_call
 from mmbitsplit.passes.unit_progress import STATION, UnitProgress, UnitsInside
 from mmbitsplit.structures import Unit
-
-
-class BatchesDiffer(Exception):
-    """A batch calls other layers than was expected, or calls them more or less often."""
-
-
-class FloatBranch(Branch):
-    """A batch on its way through the float model.
-
-    Attributes:
-        open: Calls of units that have begun and not ended.
-    """
-
-    def __init__(self, batch: int, work: Callable[['FloatBranch'], None], state: Any):
-        super().__init__(batch, work, state)
-        self.open: dict[str, OpenCall] = {}
-
-
-class QuantizedBranch(Worker):
-    """A batch on its way through the quantized model.
-
-    Attributes:
-        behind: It waits for a result that the float branch has not recorded yet.
-        open: Calls of units that have begun and not ended.
-    """
-
-    def __init__(self, batch: int, work: Callable[[Any], None], state: Any):
-        super().__init__(batch, work, state)
-        self.behind = False
-        self.open: dict[str, OpenCall] = {}
 
 
 @dataclass(frozen=True)

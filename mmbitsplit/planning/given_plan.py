@@ -15,7 +15,7 @@ from mmbitsplit.structures import (
     QuantSpec,
     merge,
 )
-from mmbitsplit.structures.spec import AS_REQUESTED
+from mmbitsplit.structures.given_plan import AS_REQUESTED
 
 IN_FLOAT_BY_PLAN = 'left in float by the plan'
 _MOST_NAMED = 4

@@ -15,7 +15,7 @@ from mmbitsplit.models.surgery.modules import get_module
 from mmbitsplit.models.watch.data_flow import DataFlow
 from mmbitsplit.models.watch.output_readers import Reading
 from mmbitsplit.structures import LayerPlan, OutputPlan, PlanRow, PlanSpec
-from mmbitsplit.structures.spec import AS_REQUESTED
+from mmbitsplit.structures.given_plan import AS_REQUESTED
 
 
 def plan_outputs(layers: Sequence[LayerPlan], model: nn.Module, flow: DataFlow,

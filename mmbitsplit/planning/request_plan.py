@@ -1,4 +1,4 @@
-"""Finds the first and last layers from the data flow, and turns a request into a plan."""
+"""Turns a request into a plan: what is done with each layer that was watched."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from mmbitsplit.planning.given_plan import IN_FLOAT_BY_PLAN, given_in_float, row_of
 from mmbitsplit.structures import QuantSpec, WeightSpec, merge
-from mmbitsplit.structures.spec import AS_REQUESTED
+from mmbitsplit.structures.given_plan import AS_REQUESTED
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -6,7 +6,7 @@ from mmbitsplit.methods import build_method
 from mmbitsplit.planning.given_plan import row_of
 from mmbitsplit.planning.request_rules import matches
 from mmbitsplit.structures import LayerPlan, QuantSpec
-from mmbitsplit.structures.spec import AS_REQUESTED
+from mmbitsplit.structures.given_plan import AS_REQUESTED
 
 
 def with_widths(layer: LayerPlan, spec: QuantSpec) -> LayerPlan:

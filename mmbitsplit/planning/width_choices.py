@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from mmbitsplit.methods import build_method
 from mmbitsplit.structures import BitPlan, LayerPlan, PlanRow, PlanSpec, QuantSpec, Widths
-from mmbitsplit.structures.spec import AS_REQUESTED, REDUCED_BITS
+from mmbitsplit.structures.given_plan import AS_REQUESTED
+from mmbitsplit.structures.spec import REDUCED_BITS
 
 WidthPlan = Mapping[str, Widths]
 PROBES = (2, 3)  # widths of two requests: what differs between their plans follows the request

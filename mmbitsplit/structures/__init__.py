@@ -1,6 +1,7 @@
 """Frozen dataclasses that the other rooms exchange."""
 
 from mmbitsplit.structures.geometry import LayerGeometry
+from mmbitsplit.structures.given_plan import PlannedProduct, PlannedStream, PlanRow, PlanSpec
 from mmbitsplit.structures.norms import FoldedNorm
 from mmbitsplit.structures.options import Options, Range, from_mapping
 from mmbitsplit.structures.plan import (
@@ -28,10 +29,6 @@ from mmbitsplit.structures.spec import (
     CalibrationSpec,
     FirstLastSpec,
     OverrideSpec,
-    PlannedProduct,
-    PlannedStream,
-    PlanRow,
-    PlanSpec,
     QuantSpec,
     WeightSpec,
     merge,

@@ -11,16 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mmbitsplit.structures.given_plan import AS_REQUESTED, PLAN_FORMAT, PLAN_SETTINGS, PlanSpec
 from mmbitsplit.structures.options import from_mapping
 from mmbitsplit.structures.plan import BitPlan
-from mmbitsplit.structures.spec import (
-    AS_REQUESTED,
-    PLAN_FORMAT,
-    PLAN_SETTINGS,
-    ActivationSpec,
-    PlanSpec,
-    WeightSpec,
-)
+from mmbitsplit.structures.spec import ActivationSpec, WeightSpec
 
 PLAN = 'plan.json'
 PRODUCT = 'Product'  # the kind of a product that stays float

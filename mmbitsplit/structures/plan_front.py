@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmbitsplit.structures.given_plan import PlanSpec
 from mmbitsplit.structures.plan_choice import PlanFound
-from mmbitsplit.structures.spec import PlanSpec
 from mmbitsplit.structures.widths import WidthTable
 
 

@@ -10,7 +10,7 @@ import torch
 from thread_team import together
 
 from mmbitsplit.calibration import Journal, Progress, Team, calibrate
-from mmbitsplit.calibration.budget import NoPlanHolds, Told, calibrate_within
+from mmbitsplit.calibration.budget import Callbacks, NoPlanHolds, calibrate_within
 from mmbitsplit.calibration.plan_loss import Given, PlanLoss
 from mmbitsplit.calibration.plan_trials import MetricTarget, PlanTrials
 from mmbitsplit.functional import payload_bytes
@@ -51,7 +51,7 @@ class Table:
 @pytest.fixture
 def within(residual_net, images, make_spec, run_model):
     """Calibrates a fresh model within a budget; ``opened`` counts how often it was measured."""
-    def go(budget, table=Table, model=None, journal=None, target=None, told=None, opened=None,
+    def go(budget, table=Table, model=None, journal=None, target=None, callbacks=None, opened=None,
            **request):
         spec = make_spec(**{'method': METHOD, **request, 'budget': {
             'widths': [2, 4, 8], **budget}})
@@ -66,7 +66,7 @@ def within(residual_net, images, make_spec, run_model):
         given = Given(model=model, batches=images(8), run=run_model)
         prepared, report = calibrate_within(
             given, spec, measuring=measuring, target=target, journal=journal,
-            told=told or Told())
+            callbacks=callbacks or Callbacks())
         return model, spec, prepared, report
     return go
 
@@ -83,7 +83,8 @@ def test_the_model_is_the_one_that_its_plan_gives(within, residual_net, images, 
                                                   assert_same_state):
     told = []
     model, spec, prepared, report = within(
-        {'weight_bits': 5}, lambda spec: Table(spec, first=1000.0), told=Told(line=told.append))
+        {'weight_bits': 5}, lambda spec: Table(spec, first=1000.0),
+        callbacks=Callbacks(line=told.append))
     plans = plans_of(report)
     assert list(plans) == ['mixed', 'uniform W4']
     chosen = report.budget['plans'][report.budget['chosen']]
@@ -232,7 +233,7 @@ def test_an_interrupted_search_goes_on_where_it_was(stop, budget, within, residu
         model = residual_net()
         target, calls = metric(lambda: widths_of(model), (4, 4, 4, 4))
         result = within(budget, model=model, target=target, journal=journal, opened=opened,
-                        told=Told(progress=progress))
+                        callbacks=Callbacks(progress=progress))
         return result, calls
 
     def counting(step: Progress):

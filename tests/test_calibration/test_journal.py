@@ -11,6 +11,7 @@ from journal_entries import IDENTITY, assert_entries, changed, entry, names, pla
 from torch import nn
 
 from mmbitsplit.calibration.journal import Journal
+from mmbitsplit.calibration.journal import entries as entries_module
 from mmbitsplit.calibration.journal import journal as journal_module
 from mmbitsplit.calibration.journal.plain_solutions import (
     solution_to_plain,
@@ -36,14 +37,14 @@ def test_an_entry_comes_back_in_every_field(qparams, bias, tmp_path):
 
 
 def test_entries_from_before_outputs_were_quantized_are_read(tmp_path, monkeypatch):
-    to_plain, to_dict = journal_module.solution_to_plain, journal_module.asdict
+    to_plain, to_dict = entries_module.solution_to_plain, entries_module.asdict
 
     def without(key, value):
         return {name: item for name, item in value.items() if name != key}
     newer = ('output_qparams', 'narrower', 'narrower_inputs', 'narrower_outputs', 'nesting')
-    monkeypatch.setattr(journal_module, 'solution_to_plain', lambda value: functools.reduce(
+    monkeypatch.setattr(entries_module, 'solution_to_plain', lambda value: functools.reduce(
         lambda plain, key: without(key, plain), newer, to_plain(value)))
-    monkeypatch.setattr(journal_module, 'asdict', lambda row: without('output_bits', to_dict(row)))
+    monkeypatch.setattr(entries_module, 'asdict', lambda row: without('output_bits', to_dict(row)))
     write(tmp_path, [entry(1), entry(3)])
     assert b'output_' not in (tmp_path / '0000.layer').read_bytes()
     journal = resume(tmp_path)

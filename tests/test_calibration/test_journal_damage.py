@@ -9,7 +9,7 @@ import pytest
 import torch
 from journal_entries import IDENTITY, assert_entries, changed, entry, names, resume, write
 
-from mmbitsplit.calibration.journal import journal as journal_module
+from mmbitsplit.calibration.journal.entries import to_payload
 from mmbitsplit.calibration.journal.frames import framed
 
 
@@ -135,7 +135,7 @@ def test_an_entry_of_another_journal_is_detected(index, identity, first, tmp_pat
 
 def test_an_entry_with_the_fields_of_another_version_is_solved_again(tmp_path):
     journal = write(tmp_path, [entry(0)])
-    payload = journal_module._to_payload(entry(1), journal._last)
+    payload = to_payload(entry(1), journal._last)
     content = torch.load(io.BytesIO(payload), weights_only=True)
     content['report']['later_field'] = 1
     buffer = io.BytesIO()

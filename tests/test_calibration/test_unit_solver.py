@@ -14,7 +14,7 @@ from mmbitsplit.calibration.unit_solver import counting_if_batches_differ
 from mmbitsplit.methods.unit_problem import UnitCandidate
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.passes.team import Team
-from mmbitsplit.passes.twin_lockstep import BatchesDiffer
+from mmbitsplit.passes.twin_branches import BatchesDiffer
 
 LEARNED = dict(weight=dict(num_bits=2), first_last=dict(weight_bits=2),
                method=dict(type='LearnedScale', steps=30))

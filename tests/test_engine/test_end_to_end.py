@@ -16,7 +16,7 @@ from torch import nn
 
 from mmbitsplit.apis import export_onnx
 from mmbitsplit.engine.onnx.end_to_end import check_end_to_end
-from mmbitsplit.engine.onnx.mmdeploy_layout import layout_files
+from mmbitsplit.engine.onnx.mmdeploy_layout import _classifier_step, layout_files
 
 pytestmark = pytest.mark.slow  # torch's exporter takes seconds a model
 
@@ -178,6 +178,32 @@ def test_images_that_are_padded_before_are_so_in_the_layout(yolox):
     cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='Mosaic'))
     with pytest.raises(ValueError, match="the step 'Mosaic'"):
         layout_files(yolox, cfg, 'end2end.onnx', SIZE)
+
+
+def test_images_that_are_stretched_are_so_in_the_layout(yolox):
+    cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=[
+        dict(type='mmdet.Resize', scale=SIZE, keep_ratio=False)]))))
+    steps = layout_files(yolox, cfg, 'end2end.onnx', SIZE)['pipeline.json']['pipeline'][
+        'tasks'][0]['transforms']
+    assert steps[1]['keep_ratio'] is False
+
+
+@pytest.mark.parametrize('step, said', [
+    (dict(type='CenterCrop', crop_size=(40, 32)), {'type': 'CenterCrop', 'crop_size': (32, 40)}),
+    (dict(type='ResizeEdge', scale=40, interpolation='bicubic'),
+     {'type': 'Resize', 'size': [40, -1], 'keep_ratio': True, 'interpolation': 'bicubic'}),
+    (dict(type='Resize', scale=(48, 40)),
+     {'type': 'Resize', 'size': [48, 40], 'keep_ratio': False})])
+def test_steps_of_classifiers_have_the_runtimes_order_of_sizes(step, said):
+    assert _classifier_step(step) == said
+
+
+@pytest.mark.parametrize('step', [
+    dict(type='ResizeEdge', scale=40, edge='long'), dict(type='Resize', scale_factor=2),
+    dict(type='CenterCrop', crop_size=40, auto_pad=True)])
+def test_settings_that_the_runtime_has_not_are_refused(step):
+    with pytest.raises(ValueError, match=f"the step '{step['type']}\\("):
+        _classifier_step(step)
 
 
 def test_the_layout_of_a_classifier(tmp_path):

@@ -9,7 +9,7 @@ from attention_nets import Encoder
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.layers.quantizers.log2_quantizer import log2_round_trip
 from mmbitsplit.models.layers.streams import streams_through
-from mmbitsplit.models.watch.watcher import watch
+from mmbitsplit.models.watch.watch_model import watch
 from mmbitsplit.structures import Log2Params, ProductSolution, QParams
 
 

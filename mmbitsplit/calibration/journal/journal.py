@@ -2,87 +2,34 @@
 
 A folder holds ``header.json`` (what was asked for) and one file a solved layer, ``0000.layer``,
 ``0001.layer`` and so on, in the order they were solved, and for a unit that is being learned its
-state (``unit_state``). Each file names the digest of the one
-before it, because a layer is calibrated on the outputs of the layers before it: what follows a
-damaged or foreign file is worth nothing. One process at a time writes a journal.
+state (``unit_state``). Each file names the digest of the one before it, because a layer is
+calibrated on the outputs of the layers before it: what follows a damaged or foreign file is worth
+nothing. One process at a time writes a journal.
 """
 
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from mmbitsplit.calibration.journal.entries import MAGIC, Entry, from_bytes, to_payload
 from mmbitsplit.calibration.journal.frames import (
     FORMAT,
     Damaged,
     digest,
     framed,
-    unframed,
     write_whole,
 )
 from mmbitsplit.calibration.journal.identity import AGAIN, check_identity
-from mmbitsplit.calibration.journal.plain_solutions import (
-    solution_to_plain,
-    to_plain,
-    to_product_solution,
-    to_solution,
-)
 from mmbitsplit.calibration.journal.unit_state import FILE as STATE
 from mmbitsplit.calibration.journal.unit_state import UnitState
 from mmbitsplit.files import sync_folder
-from mmbitsplit.functional import ActivationSamples
-from mmbitsplit.structures import (
-    LayerReport,
-    LayerSolution,
-    ProductReport,
-    ProductSolution,
-)
 
 HEADER = 'header.json'
-_MAGIC = b'mmbs-lyr'
 _LAYER_NAME = re.compile(r'([0-9]{4}|[1-9][0-9]{4,})\.layer')
 _TEMPORARY_NAME = re.compile(r'\.([0-9]{4,}\.layer|header\.json|unit\.state)\..+\.tmp')
-
-
-@dataclass(frozen=True)
-class JournalEntry:
-    """A solved layer; tensors that come back from disk are on the CPU.
-
-    Args:
-        name: Dotted name in the model.
-        solution: What ``models.apply`` writes into the layer.
-        report: Its row of ``layers.json``.
-        samples: Of its inputs, for a method that needs them when all layers are solved.
-    """
-
-    name: str
-    solution: LayerSolution
-    report: LayerReport
-    samples: ActivationSamples | None = None
-
-
-@dataclass(frozen=True)
-class ProductEntry:
-    """A solved product of activations.
-
-    Args:
-        name: Dotted name of its module.
-        solution: How its inputs are rounded.
-        report: Its row of ``layers.json``.
-    """
-
-    name: str
-    solution: ProductSolution
-    report: ProductReport
-
-
-Entry = JournalEntry | ProductEntry
 
 
 class Journal:
@@ -152,10 +99,10 @@ class Journal:
         """
         assert not self.finished, 'a finished journal takes no entries'
         path = self._path(self._count)
-        payload = _to_payload(entry, self._last)
-        data = framed(_MAGIC, payload)
+        payload = to_payload(entry, self._last)
+        data = framed(MAGIC, payload)
         try:
-            _from_bytes(data, self._last)
+            from_bytes(data, self._last)
         except Damaged as error:  # such as a numpy scalar, which weights_only refuses
             raise ValueError(f"Layer '{entry.name}' cannot be kept in {path}: the entry "
                              f'{error}. Its fields must be plain numbers, strings and '
@@ -276,7 +223,7 @@ class Journal:
             try:
                 if data is None:
                     raise Damaged('is missing')
-                entry, last = _from_bytes(data, self._last)
+                entry, last = from_bytes(data, self._last)
             except Damaged as error:
                 reason = str(error)
                 break
@@ -288,52 +235,6 @@ class Journal:
             self.problems.append(f'{path} {reason}; its layer is solved again, and with it '
                                  f'{later} later layer(s), which build on it.')
             _remove(self.folder, rest)
-
-
-def _to_payload(entry: Entry, previous: str) -> bytes:
-    buffer = io.BytesIO()
-    more: dict[str, Any] = {'product': True} if isinstance(entry, ProductEntry) else \
-        {} if entry.samples is None else {'samples': to_plain(entry.samples)}
-    torch.save({'previous': previous, 'name': entry.name,
-                'solution': solution_to_plain(entry.solution), 'report': asdict(entry.report),
-                **more}, buffer)
-    return buffer.getvalue()
-
-
-def _to_entry(stored: Mapping[str, Any]) -> Entry:
-    if stored.get('product'):
-        return ProductEntry(stored['name'], to_product_solution(stored['solution']),
-                            ProductReport(**stored['report']))
-    samples = ActivationSamples(**stored['samples']) if 'samples' in stored else None
-    return JournalEntry(stored['name'], to_solution(stored['solution']),
-                        LayerReport(**stored['report']), samples)
-
-
-def _from_bytes(data: bytes, previous: str) -> tuple[Entry, bytes]:
-    """Reads an entry.
-
-    Args:
-        data: Content of a layer file.
-        previous: Digest (hex) that the entry must name as the one before it.
-
-    Returns:
-        The entry and its own digest.
-
-    Raises:
-        Damaged: It is truncated, changed, unreadable, or follows something else.
-    """
-    payload = unframed(_MAGIC, data)
-    try:
-        stored = torch.load(io.BytesIO(payload), map_location='cpu', weights_only=True)
-        follows = stored['previous']
-        entry = _to_entry(stored)
-    except Exception as error:  # torch and pickle raise all kinds; any means: solve it again
-        reason = str(error).strip() or type(error).__name__
-        raise Damaged(f'cannot be parsed ({reason.splitlines()[0]})') from error
-    if follows != previous:
-        raise Damaged('does not follow the entry before it (moved, or of another '
-                            'calibration)')
-    return entry, digest(payload)
 
 
 def through_json(what: str, value: Any) -> Any:
@@ -388,7 +289,6 @@ def _remove(folder: Path, paths: list[Path]) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
         sync_folder(folder)
-
 
 
 @contextmanager

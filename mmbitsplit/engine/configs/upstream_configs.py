@@ -50,7 +50,7 @@ def find_upstream(config: str) -> Path:
     if file.is_file() and path.endswith('.py'):
         return file
     raise ValueError(f'{package} has no config {path or "without a name"}; '
-                     f'{_nearest(path, configs, package)}.')
+                     f'{_nearest(path, configs, package)}')
 
 
 def published_weights(config: str) -> PublishedWeights:
@@ -110,5 +110,5 @@ def _nearest(path: str, configs: Path, package: str) -> str:
             or close_names(path, names, most=SHOWN)
             or sorted(name for name in names if name.startswith(path.split('/')[0] + '/')))
     if not near:
-        return f'its configs are in {configs}'
+        return f'its configs are in {configs}.'
     return 'did you mean ' + ' or '.join(f"'{package}{MARK}{name}'" for name in near[:SHOWN]) + '?'

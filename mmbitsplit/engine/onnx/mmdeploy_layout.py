@@ -4,6 +4,7 @@ Source: what mmdeploy 1.3.1 documents and its runtime takes: ``deploy.json`` nam
 ``pipeline.json`` the steps from an image to results, ``detail.json`` where the model is from.
 """
 
+import importlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,15 +83,6 @@ def check_layout(model: nn.Module) -> str:
     return kind
 
 
-def keeps_ratio(shape: tuple[int, int]) -> bool:
-    """Whether images keep their proportions in a graph of this shape and are padded.
-
-    A square takes any image so. In another shape, images of the other orientation would not fit:
-    they are stretched to it, as in static models of mmdeploy.
-    """
-    return shape[0] == shape[1]
-
-
 def _pipeline(model: nn.Module, cfg: Config, name: str, kind: str, shape: tuple[int, int],
               ) -> dict[str, Any]:
     steps = _detector_steps(model, cfg, shape) if kind == SINGLE_STAGE \
@@ -120,44 +112,57 @@ def _pipeline(model: nn.Module, cfg: Config, name: str, kind: str, shape: tuple[
 
 def _detector_steps(model: nn.Module, cfg: Config, shape: tuple[int, int]) -> list[dict[str, Any]]:
     """Resizing and padding to the graph's shape. mmdet pads either images (YOLOX) or, in the
-    preprocessor, what is normalised."""
+    preprocessor, what is normalised.
+
+    A square takes any image in its proportions, if the test pipeline keeps these (SSD's does not).
+    Another shape would not hold images of the other orientation: they are stretched to it, as in
+    static models of mmdeploy.
+    """
     height, width = shape
-    steps: list[dict[str, Any]] = [
-        {'type': 'Resize', 'size': [width, height], 'keep_ratio': keeps_ratio(shape)}]
-    pad: dict[str, Any] = {'type': 'Pad', 'size': [width, height]}
-    value = None
+    keep_ratio, value = height == width, None
     for step in _test_pipeline(cfg):
-        kind = str(step['type']).rpartition('.')[2]
+        kind = _kind(step)
         if kind == 'Pad':
             value = step.get('pad_val', 0)
-        elif kind not in (*LEFT_OUT, 'Resize'):
+        elif kind == 'Resize':
+            keep_ratio = keep_ratio and step.get('keep_ratio', False)
+        elif kind not in LEFT_OUT:
             raise _unknown(kind)
+    resize = {'type': 'Resize', 'size': [width, height], 'keep_ratio': keep_ratio}
+    pad: dict[str, Any] = {'type': 'Pad', 'size': [width, height]}
     if value is None:
-        return [*steps, _normalize(model), pad]
+        return [resize, _normalize(model), pad]
     inside = value.get('img', 0) if isinstance(value, Mapping) else value
     first = inside[0] if isinstance(inside, Sequence) else inside
-    return [*steps, {**pad, 'pad_val': first}, _normalize(model)]
+    return [resize, {**pad, 'pad_val': first}, _normalize(model)]
 
 
 def _classifier_steps(model: nn.Module, cfg: Config) -> list[dict[str, Any]]:
-    steps: list[dict[str, Any]] = []
-    for step in _test_pipeline(cfg):
-        kind = str(step['type']).rpartition('.')[2]
-        if kind == 'ResizeEdge':
-            # A side of -1: the other edge is given, the longer follows.
-            steps.append({'type': 'Resize', 'size': [step['scale'], -1], 'keep_ratio': True})
-        elif kind == 'Resize':
-            scale = step['scale']
-            steps.append({'type': 'Resize', 'keep_ratio': step.get('keep_ratio', False),
-                          'size': [scale, scale] if isinstance(scale, int) else list(scale)})
-        elif kind == 'CenterCrop':
-            steps.append({'type': 'CenterCrop', 'crop_size': step['crop_size']})
-        elif kind not in LEFT_OUT:
-            raise _unknown(kind)
-        for name in ('interpolation', 'backend'):
-            if kind in ('Resize', 'ResizeEdge') and name in step and name == 'interpolation':
-                steps[-1][name] = step[name]
-    return [*steps, _normalize(model)]
+    return [*(_classifier_step(step) for step in _test_pipeline(cfg)
+              if _kind(step) not in LEFT_OUT), _normalize(model)]
+
+
+def _classifier_step(step: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the runtime's step. Upstream's sizes are (width, height), and so are the runtime's
+    but in crops."""
+    kind = _kind(step)
+    if kind == 'CenterCrop' and not step.get('auto_pad'):
+        size = step['crop_size']
+        return {'type': 'CenterCrop', 'crop_size': size if isinstance(size, int) else size[::-1]}
+    scale = step.get('scale')
+    if kind == 'ResizeEdge' and step.get('edge', 'short') == 'short':
+        found = {'type': 'Resize', 'size': [scale, -1], 'keep_ratio': True}  # the shorter edge
+    elif kind == 'Resize' and scale is not None:
+        found = {'type': 'Resize', 'keep_ratio': step.get('keep_ratio', False),
+                 'size': [scale, scale] if isinstance(scale, int) else list(scale)}
+    else:
+        settings = ', '.join(f'{key}={value!r}' for key, value in step.items() if key != 'type')
+        raise _unknown(f'{kind}({settings})')
+    return found | {key: step[key] for key in ('interpolation',) if key in step}
+
+
+def _kind(step: Mapping[str, Any]) -> str:
+    return str(step['type']).rpartition('.')[2]
 
 
 def _normalize(model: nn.Module) -> dict[str, Any]:
@@ -174,11 +179,11 @@ def _test_pipeline(cfg: Config) -> Sequence[Mapping[str, Any]]:
 
 
 def _version(package: str) -> str:
-    import importlib
     return str(importlib.import_module(package).__version__)
 
 
 def _unknown(kind: str) -> ValueError:
     return ValueError(f"layout='mmdeploy' is not supported with the step '{kind}' of the test "
-                      f'pipeline; allowed are Resize, ResizeEdge, CenterCrop, Pad and '
-                      f'{", ".join(LEFT_OUT)}. Export without a layout.')
+                      f'pipeline; allowed are Resize to a scale, ResizeEdge of the short edge, '
+                      f'CenterCrop without auto_pad, Pad and {", ".join(LEFT_OUT)}. Export '
+                      'without a layout.')

@@ -63,8 +63,8 @@ def check_weights(load_from: str | None) -> str:
         raise ValueError('No float weights: pass CHECKPOINT, or set load_from in the config '
                          '(--untrained quantizes random weights, for measuring speed).')
     if urlparse(load_from).scheme in ('', 'file'):
-        check_file(load_from, 'the float weights of the config belong there. Pass CHECKPOINT to '
-                   'use others.')
+        check_file(load_from, 'it was to hold the float weights. Pass CHECKPOINT after the config, '
+                   'or set load_from in it.')
         return load_from
     name = os.path.basename(urlparse(load_from).path)
     cached = Path(torch.hub.get_dir()) / 'checkpoints' / name

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmbitsplit.calibration import Journal, Progress, calibrate, current_team, read_request
-from mmbitsplit.calibration.budget import Told, calibrate_within
+from mmbitsplit.calibration.budget import Callbacks, calibrate_within
 from mmbitsplit.calibration.plan_loss import Given
 from mmbitsplit.calibration.plan_trials import MetricTarget
 from mmbitsplit.engine.data.calibration_data import (
@@ -132,7 +132,7 @@ def quantize_runner(runner: Runner, spec: QuantSpec, data: CalibrationData,
             # Layers of plans that are tried are shown, those of the chosen one are written.
             with keeping_choice(runner.work_dir, written=first):
                 prepared, report = calibrate_within(
-                    given, spec, target=target, journal=journal, told=Told(
+                    given, spec, target=target, journal=journal, callbacks=Callbacks(
                         show, planned, lambda line: runner.logger.info('mmbitsplit: %s', line)))
             if first:
                 write_choice(runner.work_dir, report.budget)

@@ -9,7 +9,7 @@ plain values what ``reopen(model, description)`` repeats on a fresh model.
 """
 
 from mmbitsplit.models.opening.decide import may_be_opened
-from mmbitsplit.models.opening.finder import find_calls
+from mmbitsplit.models.opening.find_calls import find_calls
 from mmbitsplit.models.opening.opened_module import OpenedCallError, OpenedCalls
 from mmbitsplit.models.opening.opening import (
     Opened,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmbitsplit.models.opening.finder import Found
+from mmbitsplit.models.opening.find_calls import Found
 from mmbitsplit.models.opening.opened_module import Openings
 from mmbitsplit.models.opening.rows import Row, View
 

@@ -11,7 +11,7 @@ from mmbitsplit.models.layers.in_place import become, has, revert
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.layers.quantized_layers import must_be_called
 from mmbitsplit.models.opening.decide import decide
-from mmbitsplit.models.opening.finder import find_calls
+from mmbitsplit.models.opening.find_calls import find_calls
 from mmbitsplit.models.opening.opened_module import OpenedCalls, Openings
 from mmbitsplit.models.opening.rows import View, parameter_of
 from mmbitsplit.models.opening.trial import try_openings

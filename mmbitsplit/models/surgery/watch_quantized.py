@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from mmbitsplit.models.surgery.install import quantized_layers
 from mmbitsplit.models.watch.data_flow import IMAGE, DataFlow
 from mmbitsplit.models.watch.storages import storage_of
-from mmbitsplit.models.watch.watcher import Watcher, layer_input, watched_by
+from mmbitsplit.models.watch.watch_model import watched_by
+from mmbitsplit.models.watch.watcher import Watcher, layer_input
 
 
 def watch_quantized(model: nn.Module, run: Callable[[], Any], *, inputs: Any = None,

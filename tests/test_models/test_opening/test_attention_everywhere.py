@@ -13,7 +13,7 @@ from torch import nn
 
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.opening import find_calls, open_calls, reopen
-from mmbitsplit.models.opening.finder import left_to_open
+from mmbitsplit.models.opening.find_calls import left_to_open
 
 DIM, HEADS = 16, 4
 

@@ -28,7 +28,7 @@ from mmpretrain.models.utils.attention import (
 
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.opening import find_calls, open_calls
-from mmbitsplit.models.opening.finder import left_to_open
+from mmbitsplit.models.opening.find_calls import left_to_open
 
 DIM = 16
 X = (2, 16, DIM)

@@ -1,4 +1,4 @@
-"""What quantizers have in common."""
+"""What quantizers have in common: tensors that can be learned, and a check of widths."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmbitsplit.apis import quantize_model
-from mmbitsplit.apis.words import are_images, of_samples
+from mmbitsplit.apis.sample_words import are_images, of_samples
 
 
 @pytest.mark.parametrize(('text', 'expected'), [
