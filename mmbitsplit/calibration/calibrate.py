@@ -6,50 +6,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from mmbitsplit.calibration.embeddings import solve_embeddings
 from mmbitsplit.calibration.float_run import FloatRun, prepare_run, run_float
-from mmbitsplit.calibration.importance import asks_for_importance, find_importance
-from mmbitsplit.calibration.journal import Journal, JournalEntry
+from mmbitsplit.calibration.importance import find_importance
+from mmbitsplit.calibration.journal import Entry, Journal, JournalEntry
 from mmbitsplit.calibration.layer_solver import LayerSolver, solve_without_images
 from mmbitsplit.calibration.memory import (
-    NOTHING,
     MemoryEstimate,
-    check_memory,
-    estimate_memory,
-    refining_bytes,
-    tuning_bytes,
-    with_gradients,
-    with_tuning,
-    with_units,
-    with_widths,
 )
+from mmbitsplit.calibration.memory_check import check_plan_memory
 from mmbitsplit.calibration.refine import refine
 from mmbitsplit.calibration.solved_layers import Progress, SolvedLayers
 from mmbitsplit.calibration.tuning import check_norms
-from mmbitsplit.calibration.unit_memory import learning_bytes
 from mmbitsplit.calibration.unit_solver import (
     SolvedUnits,
     counting_if_batches_differ,
-    inputs_kept,
     solve_units,
     take_whole_units,
-    unit_bytes,
 )
-from mmbitsplit.calibration.width_solver import WidthPairs, solve_at_all_widths, tune_widths
+from mmbitsplit.calibration.width_solver import solve_at_all_widths, tune_widths
 from mmbitsplit.functional.kernels.precision import full_float32
 from mmbitsplit.methods import Method, build_method, check_data_free, check_pipeline
 from mmbitsplit.methods.tuning import build_stages
 from mmbitsplit.models import PreparedModel
-from mmbitsplit.models.surgery.prepare import planned_geometries
 from mmbitsplit.models.surgery.undo import as_it_was_on_error
 from mmbitsplit.passes.batches import batch_size
 from mmbitsplit.passes.call_counts import reached_by
 from mmbitsplit.passes.float_pass import FloatRecord
 from mmbitsplit.passes.forwards import Forwards, check_not_empty
-from mmbitsplit.passes.free_memory import memory_budget
 from mmbitsplit.passes.lockstep import Lockstep
 from mmbitsplit.passes.random_check import randomness
 from mmbitsplit.passes.repeated_calls import find_owners
@@ -68,8 +54,6 @@ from mmbitsplit.planning.request_plan import (
     sites_to_find,
 )
 from mmbitsplit.planning.units import find_units
-from mmbitsplit.solving.model_loss import loss_batches
-from mmbitsplit.solving.statistics import check_large_layers
 from mmbitsplit.solving.streams import check_method, open_stream_warnings, settle_streams
 from mmbitsplit.structures import (
     BitPlan,
@@ -168,12 +152,7 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
                 *_without_widths(spec)]
     with stopwatch('watch'):
         settle_streams(made.prepared, forwards, spec.calibration.seed)
-    solved = (SolvedUnits if method.solves == 'unit' else SolvedLayers)(
-        made.prepared, divide(look, made.prepared.plan, spec, method), journal, progress)
-    solved.calls = look.flow.products
-    solved.shares = multiplication_shares(made.amounts)
-    for entry in entries:
-        solved.take_over(entry)
+    solved = _taken_over(entries, look, made, spec, method, journal, progress)
     solve_embeddings(made.prepared, forwards, solved, stopwatch)
     _solve(look, made.prepared, run, method, solved, stopwatch, method.width_pairs(spec))
     solved.check_complete()
@@ -189,15 +168,7 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
         layers=solved.in_order(), kept_float=list(made.prepared.plan.kept_float),
         folded_batch_norms=sorted(made.prepared.folded),
         seconds=_seconds(stopwatch, run.record, time.perf_counter() - started),
-        calibration={'num_batches': forwards.total, 'seed': spec.calibration.seed,
-                     'processes': forwards.team.size,
-                     'layers_taken_over': sum(isinstance(entry, JournalEntry)
-                                              for entry in entries),
-                     **({} if spec.calibration.sampling == 'even' else
-                        {'sampling': spec.calibration.sampling}),
-                     **({'forwards_of_an_image': (3 if look.patterns else 2)
-                         + bool(made.prepared.plan.streams)}
-                        if method.solves == 'unit' else {})},
+        calibration=_facts(look, made, spec, method, entries),
         method=dict(spec.method),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         estimated_bytes=made.estimate.total, refinement=refinement,
@@ -208,6 +179,33 @@ def _calibrate(forwards: Forwards, spec: QuantSpec, method: Method,
             made.prepared.plan, made.amounts,
             len(look.flow.closed_calls) + len(look.flow.foreign_weights)))
     return made.prepared, report
+
+
+def _taken_over(entries: Sequence[Entry], look: Watching, made: '_Made', spec: QuantSpec,
+                method: Method, journal: Journal | None, progress: Callable[[Progress], None],
+                ) -> SolvedLayers:
+    """Where solved layers are kept, with those that an interrupted calibration has solved."""
+    solved = (SolvedUnits if method.solves == 'unit' else SolvedLayers)(
+        made.prepared, divide(look, made.prepared.plan, spec, method), journal, progress)
+    solved.calls = look.flow.products
+    solved.shares = multiplication_shares(made.amounts)
+    for entry in entries:
+        solved.take_over(entry)
+    return solved
+
+
+def _facts(look: Watching, made: '_Made', spec: QuantSpec, method: Method,
+           entries: Sequence[Entry]) -> dict[str, Any]:
+    """What the report says of the images and of how they were run."""
+    facts = {'num_batches': look.forwards.total, 'seed': spec.calibration.seed,
+             'processes': look.forwards.team.size,
+             'layers_taken_over': sum(isinstance(entry, JournalEntry) for entry in entries)}
+    if spec.calibration.sampling != 'even':
+        facts['sampling'] = spec.calibration.sampling
+    if method.solves == 'unit':
+        facts['forwards_of_an_image'] = ((3 if look.patterns else 2)
+                                         + bool(made.prepared.plan.streams))
+    return facts
 
 
 @dataclass(frozen=True)
@@ -225,56 +223,13 @@ def _prepare(look: Watching, spec: QuantSpec, method: Method,
     while True:
         plan = make_plan(look.forwards.model, look.flow, spec)
         find_units(look.flow, plan, overrides=spec.overrides)  # refuses early what cannot be
-        estimate = _check_memory(look, plan, spec, method)
+        estimate = check_plan_memory(look, plan, spec, method)
         amounts = count_multiplications(look.forwards.model, look.flow)
         prepared = look.prepare(plan)
         if prepared is not None:
             check_norms(build_stages(spec.tuning), prepared)
             planned(plan)
             return _Made(prepared, estimate, amounts)
-
-
-def _check_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Method,
-                  ) -> MemoryEstimate:
-    if not spec.calibration.num_images:
-        return NOTHING
-    model, batches = look.forwards.model, look.forwards.batches
-    geometries = planned_geometries(model, look.flow, plan)
-    check_large_layers(method, geometries)
-    products = [product.name for product in plan.products]
-    owners = find_owners(look.flow, {*geometries, *products})
-    estimate = estimate_memory(look.flow, geometries, owners, look.sizes,
-                               spec.calibration.rows_per_layer, look.forwards.total, products)
-    if method.refines:
-        estimate = replace(estimate, refining=refining_bytes(
-            look.flow, geometries, look.sizes,
-            loss_batches(look.forwards, method.loss_batches)))
-    if asks_for_importance(spec, method):
-        estimate = with_gradients(estimate, look.flow, look.sizes, 0 if
-                                  spec.calibration.sampling == 'even' else
-                                  spec.calibration.rows_per_layer * len(geometries))
-    if method.solves == 'layer' and any(layer.widths or layer.input_widths
-                                        for layer in plan.layers):
-        pairs = WidthPairs.of(plan, method)
-        estimate = with_widths(estimate, len(pairs.prefixes), len(pairs.pairs))
-    asleep = estimate.suspended + estimate.running
-    if method.solves == 'unit':
-        units = divide(look, plan, spec, method)
-        total = sum(sum(part.values()) for part in look.forwards.team.gather(look.sizes))
-        keeps = unit_bytes(spec.calibration)
-        estimate = with_units(estimate, look.flow, units, total, keeps, learning_bytes(
-            look.flow, units, geometries, batch_size=method.batch_size, total=total,
-            budget=keeps, inputs=inputs_kept(method.width_pairs(spec))))
-    device = next((value.device for value in model.parameters()), torch.device('cpu'))
-    budget = memory_budget(spec.calibration.memory_budget, device)
-    if spec.tuning:
-        stages = build_stages(spec.tuning)
-        estimate = with_tuning(estimate, tuning_bytes(
-            look.flow, geometries, look.sizes, stages, asleep), budget, stages,
-            look.forwards.team)
-    check_memory(estimate, budget, len(batches) * spec.calibration.batch_size,
-                 look.forwards.team.size)
-    return estimate
 
 
 def _float_run(look: Watching, made: _Made, spec: QuantSpec, method: Method, done: set[str],

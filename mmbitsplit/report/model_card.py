@@ -78,7 +78,7 @@ def _front_matter(results: Mapping[str, Any], name: str, dataset: str | None,
         fields['model-index'] = [{'name': name, 'results': [{
             'task': {'type': task}, 'dataset': {'type': dataset, 'name': dataset},
             'metrics': [{'type': METRICS.get(metric, metric), 'name': metric,
-                         'value': results['quantized'][metric]}
+                         'value': round(results['quantized'][metric], 4)}
                         for metric in headlines]}]}]
     # A value of JSON is one of YAML, in one line.
     lines = [f'{key}: {json.dumps(value, ensure_ascii=False)}' for key, value in fields.items()]

@@ -165,7 +165,7 @@ def test_tuning_holds_one_graph_when_all_else_is_gone(make_net, images, make_spe
         return told[-1]
 
     monkeypatch.setattr(TunedModel, '_loss', watched)
-    monkeypatch.setattr(sys.modules['mmbitsplit.calibration.calibrate'], 'tuning_bytes', estimated)
+    monkeypatch.setattr(sys.modules['mmbitsplit.calibration.memory_check'], 'tuning_bytes', estimated)
     calibrate(make_net(), images(4), make_spec(tuning=dict(type='OutputTuning', steps=2)),
               run=run_model)
     assert most[0] <= told[0] <= 6 * most[0]
@@ -269,7 +269,7 @@ def test_estimate_is_near_what_is_held(make_net, images, make_spec, run_model, m
         solve(self, name, offers)
 
     monkeypatch.setattr(LayerSolver, '__call__', counting)
-    monkeypatch.setattr(sys.modules['mmbitsplit.calibration.calibrate'], 'check_memory',
+    monkeypatch.setattr(sys.modules['mmbitsplit.calibration.memory_check'], 'check_memory',
                         lambda *args: estimates.append(args[0]) or check(*args))
     prepared, report = calibrate(model, batches, make_spec(), run=run_model)
     estimate, most = estimates[0], max(held)
