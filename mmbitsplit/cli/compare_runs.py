@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this command."""
     parser.add_argument('work_dirs', nargs='+', type=Path, help='work directories of finished runs')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/comparison'),
-                        help=f'folder for {STEM}.html, {STEM}.md and {STEM}.csv')
+                        help=f'folder for {STEM}.html, {STEM}.md and {STEM}.csv; '
+                             'default work_dirs/comparison')
     add_debug(parser)
 
 

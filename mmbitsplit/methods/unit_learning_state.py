@@ -79,23 +79,6 @@ def harden(problem: UnitProblem) -> None:
                 quantizer.harden()
 
 
-def learned_parameters(problem: UnitProblem, kind: str, inputs: bool = False) -> dict[str, Tensor]:
-    """What quantizers have been told to learn (``learn``, ``soften``, ``loosen``), by name.
-
-    Args:
-        problem: The unit.
-        kind: ``'codes'``, ``'scale'``, ``'offset'`` or ``'bias'`` of weights, ``'scale'`` or
-            ``'zero_point'`` of inputs.
-        inputs: Which.
-    """
-    side = 'input' if inputs else 'weight'
-    quantizers = {name: layer.input_quantizer if inputs else layer.weight_quantizer
-                  for name, layer in problem.layers.items()}
-    return {f'{name}.{side}.{kind}': quantizer.learned()[kind]
-            for name, quantizer in quantizers.items()
-            if quantizer is not None and kind in quantizer.learned()}
-
-
 def rounded(layer: UnitLayer) -> LayerSolution:
     """The layer's solution with the float weight rounded to the nearest codes instead."""
     geometry, solution = layer.geometry, layer.solution()

@@ -165,7 +165,8 @@ def test_tuning_holds_one_graph_when_all_else_is_gone(make_net, images, make_spe
         return told[-1]
 
     monkeypatch.setattr(TunedModel, '_loss', watched)
-    monkeypatch.setattr(sys.modules['mmbitsplit.calibration.memory_check'], 'tuning_bytes', estimated)
+    monkeypatch.setattr(sys.modules['mmbitsplit.calibration.memory_check'], 'tuning_bytes',
+                        estimated)
     calibrate(make_net(), images(4), make_spec(tuning=dict(type='OutputTuning', steps=2)),
               run=run_model)
     assert most[0] <= told[0] <= 6 * most[0]

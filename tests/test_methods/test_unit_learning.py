@@ -13,7 +13,7 @@ from unit_methods import WATCHER, known  # noqa: F401
 from mmbitsplit.calibration import calibrate, read_request
 from mmbitsplit.methods.unit_learning import Learned, Learning, learn, output_dim
 from mmbitsplit.methods.unit_learning_optimizers import GroupOptimizer, ParameterGroup
-from mmbitsplit.methods.unit_learning_state import FAR, harden, learned_parameters, soften
+from mmbitsplit.methods.unit_learning_state import FAR, harden, soften
 
 
 def test_it_finds_the_best_rounding_of_a_unit_or_comes_near(solved):
@@ -229,6 +229,14 @@ def test_steps_by_signs_follow_their_schedule_and_stop_at_the_least_value():
         [[1.1, 0.01], [1.15, 0.01], [1.16, 0.01]]))  # a tenth of the rate after the schedule
 
 
+def learned_values(problem, kind, side='weight'):
+    """What the quantizers of a unit's layers learn, by name."""
+    quantizers = {name: getattr(layer, f'{side}_quantizer')
+                  for name, layer in problem.layers.items()}
+    return {f'{name}.{side}.{kind}': quantizer.learned()[kind]
+            for name, quantizer in quantizers.items() if quantizer is not None}
+
+
 def test_what_quantizers_learn_is_found_by_kind_and_learned_beside_roundings(solved, residual_net,
                                                                              images):
     def improve(problem):
@@ -238,8 +246,8 @@ def test_what_quantizers_learn_is_found_by_kind_and_learned_beside_roundings(sol
             layer.weight_quantizer.learn(scale='log', bias=True)
             if layer.input_quantizer is not None:
                 layer.input_quantizer.learn(scale='log', carrier=layer.weight_quantizer)
-        scales, biases, inputs = (learned_parameters(problem, *kind) for kind in (
-            ('scale',), ('bias',), ('scale', True)))
+        scales, biases, inputs = (learned_values(problem, *kind) for kind in (
+            ('scale',), ('bias',), ('scale', 'input')))
         assert len(scales) == len(biases) == len(problem.layers)
         assert len(inputs) == sum(layer.input_quantizer is not None
                                   for layer in problem.layers.values())

@@ -4,7 +4,6 @@ from typing import Any
 
 from mmbitsplit.export.onnx.requirements import need
 
-CANDIDATES = ('boxes', 'apart', 'scores', 'labels')
 DETECTIONS, LABELS = 'dets', 'labels'
 # What runtimes of mmdeploy 1.3.1 read (onnxruntime 1.15). Nodes of our int8 files mean the same in
 # both; 4-bit integers are from 21 on.

@@ -170,9 +170,3 @@ def _is_running(module: nn.Module) -> bool:
 
 def _multiplies_itself(module: nn.Module) -> bool:
     return is_replaced(module) or isinstance(module, Product)
-
-
-def left_to_open(found: Found) -> list[str]:
-    """Names of modules that still multiply activations themselves, though they could be opened."""
-    return [name for name, calls in found.sequences.items()
-            if any(row['kind'] != 'pass' for rows in calls for row in rows)]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmbitsplit.models.layers.float_weights import FloatWeights
-from mmbitsplit.models.layers.in_place import become, has, revert
+from mmbitsplit.models.layers.in_place import become, has
 from mmbitsplit.models.layers.layer_state import (
     NAMES,
     blank_solution,
@@ -195,21 +195,6 @@ def quantize_embedding(module: nn.Module, solution: LayerSolution) -> None:
         become(module, QuantizedEmbedding)
         module._kept, module._in_float = kept, False
     module.weight_quantizer = codes
-
-
-def float_embedding(module: nn.Module) -> None:
-    """Takes ``quantize_embedding`` back; nothing where it was not called.
-
-    Raises:
-        RuntimeError: The float weight has been released.
-    """
-    if has(module, QuantizedEmbedding):
-        weight = module._float_weight()
-        revert(module, QuantizedEmbedding)
-        for name in ('_kept', '_in_float'):
-            del vars(module)[name]
-        del module._modules['weight_quantizer']
-        module.register_parameter('weight', weight)
 
 
 def expect_embedding(module: nn.Module, row: dict[str, Any]) -> None:

@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_nets import left_to_open
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.opening import find_calls, open_calls, reopen
-from mmbitsplit.models.opening.find_calls import left_to_open
 
 DIM, HEADS = 16, 4
 

@@ -7,6 +7,7 @@ from torch import nn
 pytest.importorskip('mmdet')
 pytest.importorskip('mmpretrain')
 
+from attention_nets import left_to_open
 from mmdet.models.backbones.swin import SwinTransformer as DetectionSwin
 from mmdet.models.layers import (
     DeformableDetrTransformerDecoderLayer,
@@ -28,7 +29,6 @@ from mmpretrain.models.utils.attention import (
 
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.opening import find_calls, open_calls
-from mmbitsplit.models.opening.find_calls import left_to_open
 
 DIM = 16
 X = (2, 16, DIM)
