@@ -104,16 +104,10 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
     for name, reason in _no_layers(modules, flow, folded, {layer.name for layer in layers}):
         if name not in counted:
             keep(name, reason)
-    kept += [FloatRemainder(
-        f'{weight.inside}.<{weight.operation}>'.lstrip('.'), 'Tensor', 'a weight that no module of '
-        'the model holds, such as that of layers in a Python list (use nn.ModuleList)',
-        weight.num_weights, weight.num_weights / total) for weight in flow.foreign_weights]
+    kept += _foreign_weights(flow, total)
     products, float_products = _plan_products(flow, spec)
     kept += float_products
-    known = {part.name for part in kept}  # a Conv1d is one with the call inside it
-    kept += [FloatRemainder(f'{call.module or ""}.<{call.function}>'.lstrip('.'), 'call',
-                            call.reason, 0, 0.0) for call in flow.closed_calls
-             if call.module not in known]
+    kept += _closed_calls(flow, {part.name for part in kept})
     check_given(spec, kept)
     check_left(layers, kept, f"scope='{spec.scope}' and overrides say which layers are quantized.")
     shares = multiplication_shares(count_multiplications(model, flow))
@@ -121,6 +115,21 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
         replace(part, multiplications=shares.get(part.name)) for part in kept), products=products,
         embeddings=tables.embeddings)
     return plan_streams(plan, flow, folded, spec.plan)
+
+
+def _foreign_weights(flow: DataFlow, total: int) -> list[FloatRemainder]:
+    """Weights that layers of no module multiply by; ``total`` is of the model's parameters."""
+    return [FloatRemainder(
+        f'{weight.inside}.<{weight.operation}>'.lstrip('.'), 'Tensor', 'a weight that no module of '
+        'the model holds, such as that of layers in a Python list (use nn.ModuleList)',
+        weight.num_weights, weight.num_weights / total) for weight in flow.foreign_weights]
+
+
+def _closed_calls(flow: DataFlow, known: Collection[str]) -> list[FloatRemainder]:
+    """Calls that multiply and were not opened; a Conv1d is one with the call inside it."""
+    return [FloatRemainder(f'{call.module or ""}.<{call.function}>'.lstrip('.'), 'call',
+                           call.reason, 0, 0.0) for call in flow.closed_calls
+            if call.module not in known]
 
 
 def _plan_products(flow: DataFlow, spec: QuantSpec,
