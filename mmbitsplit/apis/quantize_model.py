@@ -54,7 +54,9 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
             ``calibration.calibrate`` refuses.
     """
     if not isinstance(spec, QuantSpec):  # its method may look at the plan
-        spec = read_request({**(spec or {}), **({} if plan is None else {'plan': plan})})
+        if isinstance(spec, Mapping) or spec is None:
+            spec = {**(spec or {}), **({} if plan is None else {'plan': plan})}
+        spec = read_request(spec)
     elif plan is not None:
         spec = replace(spec, plan=read_plan(plan))
     batches, call = read_batches(batches), ModelCall()

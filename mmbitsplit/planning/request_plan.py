@@ -39,7 +39,7 @@ from mmbitsplit.planning.product_plan import (
 from mmbitsplit.planning.request_rules import left_in_float, matches
 from mmbitsplit.planning.several_widths import with_widths
 from mmbitsplit.planning.stream_plan import plan_streams
-from mmbitsplit.spelling import nearest
+from mmbitsplit.spelling import did_you_mean, nearest
 from mmbitsplit.structures import (
     ActivationSpec,
     BitPlan,
@@ -52,6 +52,7 @@ from mmbitsplit.structures import (
 )
 
 Settings = TypeVar('Settings', WeightSpec, ActivationSpec)
+SHOWN = 12  # names in an error
 NOT_CALLED = 'not called by what was watched'
 UNREACHED = f"no calibration image reaches it (calibration.unreached='float'), {NOT_CALLED}"
 
@@ -271,8 +272,11 @@ def _check_overrides(model: nn.Module, spec: QuantSpec, closed: Collection[str] 
             names = [*names, *(modules if closed is None else closed)]
         if not any(matches(name, override.match) for name in names) \
                 and not (closed is None and may_be_opened(override.match)):
+            known = list(dict.fromkeys(names))
+            hint = did_you_mean(override.match, known, alike=0.5)
+            shown = ', '.join(known[:SHOWN]) + (', ...' if len(known) > SHOWN else '')
             raise ValueError(f"quantization.overrides[{index}].match='{override.match}' matches "
-                             f'no {what}; {nearest(override.match, names[:12])}, ...')
+                             f'no {what}; {hint} Allowed: {shown}.'.replace(';  ', '; '))
 
 
 def _check_precision(model: nn.Module, spec: QuantSpec) -> None:

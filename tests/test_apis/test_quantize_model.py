@@ -77,6 +77,11 @@ def test_labels_and_progress(adder, pairs):
         quantize_model(Adder(), pairs, labels=['the first', 'the second', 'the third'])
 
 
+def test_a_request_that_is_no_dict_is_refused_in_words(adder, pairs):
+    with pytest.raises(ValueError, match="quantization must be a dict, got 'W4A8'"):
+        quantize_model(adder, pairs, 'W4A8')
+
+
 def test_a_wrong_key_changes_nothing(adder, pairs):
     with pytest.raises(ValueError, match="'nbits'.*did you mean 'num_bits'"):
         quantize_model(adder, pairs, dict(weight=dict(nbits=4)))

@@ -128,6 +128,8 @@ def test_scope_and_overrides_leave_layers_in_float(residual_net, images, make_sp
     (dict(scope='blocs'), "no part 'blocs'.*did you mean 'blocks'"),
     (dict(budget=dict(weight_bits=4)), 'quantization.budget asks for widths that are not chosen'),
     (dict(overrides=[dict(match='block.*')]), r"overrides\[0\].*'block\.\*' matches no layer"),
+    (dict(overrides=[dict(match='regres')]), r"'regres' matches no layer; did you mean 'regress'"),
+    (dict(method=dict(type='GPTQ')), "'GPTQ' is not known; here it is 'ErrorFeedback'"),
 ])
 def test_what_is_not_known_is_named_with_the_nearest(changes, message, residual_net, images,
                                                      make_spec, run_model):
