@@ -46,8 +46,8 @@ EXTRAS_REQUIRE = {
     # Models of Hugging Face, and benchmarks/sentences.py; tried: transformers 4.57 and 5.24. With 5
     # onedl-mmpretrain 1.3.6 cannot be imported, and mmdet with it, unless mmbitsplit is before.
     'language': ['transformers>=4.57,<5', 'tokenizers', 'safetensors', 'scipy>=1.9,<2'],
-    # Integers on a GPU; torch for CUDA on Linux brings it. Here it is for a CPU's interpreter, which
-    # the tests of kernels run in (a wheel of 290 MB, and so in none of the others); tried: 3.9.
+    # Integers on a GPU; torch for CUDA on Linux brings it. Here it is for a CPU's interpreter,
+    # which the tests of kernels run in (290 MB, and so in none of the others); tried: 3.9.
     'gpu': ['triton>=3.4; platform_system == "Linux"'],
     'test': ['pytest>=7', 'pytest-cov>=7,<8', 'pytest-xdist>=3.8,<4', 'ruff', 'mypy>=2.4,<3',
              'hypothesis>=6.170,<7', 'nbclient>=0.11,<0.12', 'nbformat>=5.11,<6',
