@@ -24,7 +24,7 @@ from mmbitsplit.engine.configs.data_root import move_data
 from mmbitsplit.engine.files.writing import check_work_dir, write_json
 from mmbitsplit.engine.results.artifacts import CHECKPOINT, file_sha256, versions
 from mmbitsplit.engine.run.preflight import check_data, check_weights
-from mmbitsplit.engine.run.quantize_runner import read_spec
+from mmbitsplit.engine.run.quantize import read_spec
 from mmbitsplit.structures import QuantSpec
 
 LOG = 'output.log'

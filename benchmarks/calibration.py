@@ -24,7 +24,7 @@ from mmbitsplit.calibration import Progress, calibrate
 from mmbitsplit.engine.data.calibration_data import load_calibration_data
 from mmbitsplit.engine.run.float_weights import forget_pretrained
 from mmbitsplit.engine.run.presets import replay_points
-from mmbitsplit.engine.run.quantize_runner import read_spec
+from mmbitsplit.engine.run.quantize import read_spec
 
 ROOT = Path(__file__).parents[1]
 PARTS = ('float_forward', 'quantized_forward', 'watch', 'sampling', 'solve_scales',

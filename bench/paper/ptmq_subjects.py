@@ -137,7 +137,7 @@ class ConfigSubject:
     def calibrated(self, request: Mapping[str, Any], seed: int, num_images: int,
                    ) -> tuple[nn.Module, float]:
         """See ``Subject``."""
-        from mmbitsplit.engine.run.quantize_runner import (
+        from mmbitsplit.engine.run.quantize import (
             bare_model,
             prepare_data,
             quantize_runner,

@@ -46,7 +46,7 @@ from mmbitsplit.engine.run.distributed import is_first, prepare_config, unite
 from mmbitsplit.engine.run.float_weights import forget_pretrained, load_weights
 from mmbitsplit.engine.run.integers import IntegerMode, evaluated_with_integers
 from mmbitsplit.engine.run.preflight import check_data, check_weights
-from mmbitsplit.engine.run.quantize_runner import (
+from mmbitsplit.engine.run.quantize import (
     bare_model,
     build_evaluation,
     given_of,

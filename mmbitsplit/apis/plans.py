@@ -19,7 +19,7 @@ from mmbitsplit.engine.files.writing import check_work_dir, write_json, write_te
 from mmbitsplit.engine.results.resume import FOLDER, identity
 from mmbitsplit.engine.run.preflight import check_data
 from mmbitsplit.engine.run.progress import progress_bar
-from mmbitsplit.engine.run.quantize_runner import (
+from mmbitsplit.engine.run.quantize import (
     bare_model,
     given_of,
     prepare_data,

@@ -24,7 +24,7 @@ from mmbitsplit.engine.results.resume import identity
 from mmbitsplit.engine.run.float_weights import load_weights
 from mmbitsplit.engine.run.preflight import check_data, check_weights
 from mmbitsplit.engine.run.presets import replay_points
-from mmbitsplit.engine.run.quantize_runner import bare_model, prepare_data, read_spec
+from mmbitsplit.engine.run.quantize import bare_model, prepare_data, read_spec
 from mmbitsplit.planning.request_plan import matches
 from mmbitsplit.report.sensitivity import (
     sensitivity_csv,

@@ -8,7 +8,7 @@ from mmbitsplit.apis.from_config import runner_with_weights, settle_weights
 from mmbitsplit.engine.data.synthetic_images import reach_all_stages, synthetic_batches
 from mmbitsplit.engine.run.preflight import check_data
 from mmbitsplit.engine.run.presets import replay_points
-from mmbitsplit.engine.run.quantize_runner import bare_model, prepare_data, read_spec
+from mmbitsplit.engine.run.quantize import bare_model, prepare_data, read_spec
 from mmbitsplit.planning import check_request
 from mmbitsplit.planning.preparation import divide_as_requested
 

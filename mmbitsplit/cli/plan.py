@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures, and prints the plan of each budget."""
     from mmbitsplit.apis.plans import plan_config, plans_text
     from mmbitsplit.cli.complete_request import read_request_config
-    from mmbitsplit.engine.run.quantize_runner import read_spec
+    from mmbitsplit.engine.run.quantize import read_spec
     from mmbitsplit.structures.widths import LIMITS, read_limits
 
     if args.launcher != 'none':

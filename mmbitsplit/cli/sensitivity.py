@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures, telling a line a layer, and writes table and heat map."""
     from mmbitsplit.apis.sensitivity import SensitivityOptions, measure_sensitivity
     from mmbitsplit.cli.complete_request import read_request_config
-    from mmbitsplit.engine.run.quantize_runner import read_spec
+    from mmbitsplit.engine.run.quantize import read_spec
 
     if args.launcher != 'none':
         raise ValueError(f'--launcher {args.launcher}: this tool works in one process; leave the '

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.engine.run.float_weights import load_weights
     from mmbitsplit.engine.run.integers import WORDS
     from mmbitsplit.engine.run.preflight import check_data
-    from mmbitsplit.engine.run.quantize_runner import build_evaluation
+    from mmbitsplit.engine.run.quantize import build_evaluation
     from mmbitsplit.engine.run.weight_averages import leave_out_averages
     from mmbitsplit.export import read_checkpoint
     from mmbitsplit.structures import CalibrationSpec

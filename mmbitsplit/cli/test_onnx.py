@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.engine.onnx.export_targets import use_graphs
     from mmbitsplit.engine.run.model_wrapper import check_wrapped
     from mmbitsplit.engine.run.preflight import check_data
-    from mmbitsplit.engine.run.quantize_runner import build_evaluation
+    from mmbitsplit.engine.run.quantize import build_evaluation
     from mmbitsplit.export.onnx.processor import saturates, saturation_warning
     from mmbitsplit.structures import CalibrationSpec
 

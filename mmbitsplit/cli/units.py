@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.apis.units import units_of_config
     from mmbitsplit.cli.complete_request import note, read_request_config
     from mmbitsplit.engine.run.preflight import missing_data
-    from mmbitsplit.engine.run.quantize_runner import read_spec
+    from mmbitsplit.engine.run.quantize import read_spec
 
     if args.launcher != 'none':
         raise ValueError(f'--launcher {args.launcher}: this tool works in one process; leave the '

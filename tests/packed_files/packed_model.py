@@ -68,7 +68,7 @@ def write(folder: Path) -> torch.Tensor:
     from mmbitsplit.calibration import calibrate
     from mmbitsplit.engine.data.calibration_data import CalibrationData
     from mmbitsplit.engine.results.artifacts import save_quantized
-    from mmbitsplit.engine.run.quantize_runner import QuantizedRun, tensor_bytes
+    from mmbitsplit.engine.run.quantize import QuantizedRun, tensor_bytes
     from mmbitsplit.structures import QuantSpec
 
     spec, x, model = QuantSpec.from_dict(SPEC), inputs(), float_model()

@@ -15,7 +15,7 @@ from mmbitsplit.calibration import calibrate
 from mmbitsplit.engine import QuantizationHook, QuantizedModel
 from mmbitsplit.engine.data.calibration_data import load_calibration_data
 from mmbitsplit.engine.run.presets import replay_points
-from mmbitsplit.engine.run.quantize_runner import read_spec
+from mmbitsplit.engine.run.quantize import read_spec
 from mmbitsplit.models import QuantizedLayer, describe
 from mmbitsplit.report import results_rows
 

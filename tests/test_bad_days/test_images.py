@@ -9,7 +9,7 @@ from mmbitsplit.apis import quantize_model
 from mmbitsplit.calibration import Team
 from mmbitsplit.engine.data.calibration_data import load_calibration_data
 from mmbitsplit.engine.data.calibration_images import MOST_UNREADABLE, reading_data_set
-from mmbitsplit.engine.run.quantize_runner import read_spec
+from mmbitsplit.engine.run.quantize import read_spec
 
 pytestmark = pytest.mark.usefixtures('det_scope')
 BROKEN = {'missing.png': None, 'empty.png': b'', 'text.png': b'no picture',

@@ -11,7 +11,7 @@ from mmbitsplit.engine.data.calibration_data import (
     evaluated_files,
     load_calibration_data,
 )
-from mmbitsplit.engine.run.quantize_runner import read_spec
+from mmbitsplit.engine.run.quantize import read_spec
 
 pytestmark = pytest.mark.usefixtures('det_scope')
 

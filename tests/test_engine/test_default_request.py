@@ -14,7 +14,7 @@ from mmbitsplit.engine.configs.default_request import (
     task_of,
 )
 from mmbitsplit.engine.configs.upstream_configs import find_upstream
-from mmbitsplit.engine.run.quantize_runner import read_spec
+from mmbitsplit.engine.run.quantize import read_spec
 
 BASES = Path(__file__).resolve().parents[2] / 'configs' / '_base_'
 TASKS = [('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py', DETECTION),

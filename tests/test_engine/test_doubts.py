@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from mmbitsplit.engine.results.artifacts import layers_table
-from mmbitsplit.engine.run.quantize_runner import _log
+from mmbitsplit.engine.run.quantize import _log
 from mmbitsplit.structures import QuantizationReport, Selection, Unit
 
 

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from mmbitsplit.engine import QuantizedModel
-from mmbitsplit.engine.run.quantize_runner import read_spec
+from mmbitsplit.engine.run.quantize import read_spec
 from mmbitsplit.export import PAYLOAD_KEY, PLAN_KEY, pack_checkpoint, unpack_state
 from mmbitsplit.models import PreparedModel, apply, describe, prepare, watch
 from mmbitsplit.planning import make_plan

@@ -5,7 +5,7 @@ import torch
 from mmengine.runner import CheckpointLoader
 
 from mmbitsplit.engine.run.preflight import check_data, check_weights
-from mmbitsplit.engine.run.quantize_runner import read_spec
+from mmbitsplit.engine.run.quantize import read_spec
 
 
 def check(cfg):

@@ -20,7 +20,7 @@ from mmbitsplit.engine.results.resume import (
     open_journal,
     weights_digest,
 )
-from mmbitsplit.engine.run.quantize_runner import read_spec
+from mmbitsplit.engine.run.quantize import read_spec
 from mmbitsplit.structures import LayerReport, LayerSolution
 
 LOADER = dict(batch_size=2, dataset=dict(

@@ -19,7 +19,7 @@ from mmbitsplit.calibration import calibrate
 from mmbitsplit.engine.data.calibration_data import load_calibration_data
 from mmbitsplit.engine.results.artifacts import save_quantized
 from mmbitsplit.engine.run.presets import replay_points
-from mmbitsplit.engine.run.quantize_runner import QuantizedRun, read_spec, tensor_bytes
+from mmbitsplit.engine.run.quantize import QuantizedRun, read_spec, tensor_bytes
 from mmbitsplit.export import read_checkpoint
 
 PROJECT = Path(__file__).resolve().parents[2]

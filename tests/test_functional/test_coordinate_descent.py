@@ -35,7 +35,7 @@ def test_nothing_moves_where_nothing_is_known(make_problem, lattice, sweep):
 
 
 @pytest.mark.parametrize('seed', range(5))
-def test_compiled_and_plain_error_feedback_agree(seed):
+def test_numba_loops_and_plain_error_feedback_agree(seed):
     block, gram = random_block(seed)
     gram = gram + torch.eye(20, dtype=torch.float64)
     factor = torch.linalg.cholesky(gram, upper=True)
@@ -152,7 +152,7 @@ def test_closed_rows_stay_and_the_others_do_not_notice(make_problem, lattice, sw
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('lattice', [PLANE, CODES], ids=['plane', 'codes'])
 @pytest.mark.parametrize('seed', range(3))
-def test_compiled_and_plain_sweeps_agree(make_problem, lattice, seed, dtype):
+def test_numba_loops_and_plain_sweeps_agree(make_problem, lattice, seed, dtype):
     """Blocks in plain torch are what runs on other devices."""
     problem = make_problem(seed, inputs=150, outputs=20, groups=2)
     gram, cross = problem.sums.gram.to(dtype), problem.sums.cross.to(dtype)

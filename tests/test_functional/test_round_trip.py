@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmbitsplit.functional.kernels import compiled, round_trip
+from mmbitsplit.functional.kernels import numba_loops, round_trip
 from mmbitsplit.functional.kernels.round_trip import (
     LEAST_ELEMENTS,
     round_rows,
@@ -157,8 +157,8 @@ def test_integers_become_bytes(lowest, dtype, way):
     ((8, LEAST_ELEMENTS // 8, 1), torch.bfloat16, False)], ids=str)
 def test_the_compiled_loop_is_called_where_it_pays(size, dtype, loops, monkeypatch):
     called = []
-    quantize_rows = compiled.quantize_rows
-    monkeypatch.setattr(compiled, 'quantize_rows',
+    quantize_rows = numba_loops.quantize_rows
+    monkeypatch.setattr(numba_loops, 'quantize_rows',
                         lambda *args: called.append(args) or quantize_rows(*args))
     x, scale, low, high = make_rows(*size, dtype)
     assert torch.equal(round_rows(x, scale, low, high), definition(x, scale, low, high))

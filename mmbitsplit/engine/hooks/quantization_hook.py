@@ -9,7 +9,7 @@ from mmbitsplit.engine.results.artifacts import layers_table, save_quantized
 from mmbitsplit.engine.results.visualizer_log import show_layers
 from mmbitsplit.engine.run.float_weights import check_float_weights
 from mmbitsplit.engine.run.preflight import check_data
-from mmbitsplit.engine.run.quantize_runner import (
+from mmbitsplit.engine.run.quantize import (
     bare_model,
     prepare_data,
     quantize_runner,

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmbitsplit.engine.files.layer_log import layer_row
 from mmbitsplit.engine.files.writing import write_checkpoint, write_json, write_text
 from mmbitsplit.engine.run.model_wrapper import QuantizedModel
-from mmbitsplit.engine.run.quantize_runner import QuantizedRun
+from mmbitsplit.engine.run.quantize import QuantizedRun
 from mmbitsplit.engine.run.weight_averages import is_average
 from mmbitsplit.export import PAYLOAD_KEY, PLAN_KEY, pack_checkpoint, width_bytes
 from mmbitsplit.models import describe

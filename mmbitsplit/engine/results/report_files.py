@@ -12,7 +12,7 @@ from mmbitsplit.engine.files.choice_writer import BUDGET
 from mmbitsplit.engine.files.writing import write_json, write_text
 from mmbitsplit.engine.results.artifacts import LAYERS, RESULTS
 from mmbitsplit.engine.results.evaluation_record import EvaluationRecord
-from mmbitsplit.engine.run.quantize_runner import QuantizedRun
+from mmbitsplit.engine.run.quantize import QuantizedRun
 from mmbitsplit.functional import code_histogram
 from mmbitsplit.report import classification, detections
 from mmbitsplit.report.classification import Answer, accuracy_by_class

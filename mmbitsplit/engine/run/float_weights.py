@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
 
-from mmbitsplit.engine.run.quantize_runner import bare_model
+from mmbitsplit.engine.run.quantize import bare_model
 from mmbitsplit.export import PAYLOAD_KEY, PLAN_KEY
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional.kernels.compiled import OPTIONS, run_loop
+from mmbitsplit.functional.kernels.numba_loops import OPTIONS, run_loop
 
 # Values that one thread takes at a time.
 PART = 1 << 14

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional.kernels.compiled import OPTIONS, run_loop
+from mmbitsplit.functional.kernels.numba_loops import OPTIONS, run_loop
 
 # What is summed of the bytes of a matrix.
 NOTHING, ROWS, COLUMNS = range(3)

@@ -158,7 +158,7 @@ def integer_cross(x: Bytes, y: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Te
     Returns:
         (1, M, N), (1, M) and (1, M).
     """
-    from mmbitsplit.functional.kernels.compiled import split_bytes
+    from mmbitsplit.functional.kernels.numba_loops import split_bytes
     parts, sums = split_bytes(y[0].contiguous(), step[0, :, 0])  # (2, M, K) int8, (2, M) int64
     products = byte_products(parts.flatten(0, 1), x.codes)
     low, high = products.view(2, *step.shape[1:2], len(x.codes))  # (M, N) int32

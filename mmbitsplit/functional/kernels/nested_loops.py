@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmbitsplit.functional.kernels.compiled import CHUNKS, OPTIONS, run_loop
+from mmbitsplit.functional.kernels.numba_loops import CHUNKS, OPTIONS, run_loop
 
 TILE = 8  # rows that share a row of each gram while it is in the cache
 

@@ -16,7 +16,7 @@ def round_rows(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
             ``r % C``-th of each.
     """
     if _compiled(x):
-        from mmbitsplit.functional.kernels.compiled import quantize_rows
+        from mmbitsplit.functional.kernels.numba_loops import quantize_rows
         return quantize_rows(x, scale.contiguous(), low.contiguous(), high.contiguous())
     shaped = torch.div(x.unflatten(0, (-1, scale.numel())), scale.unsqueeze(1)).round_()
     return shaped.clamp_(low.unsqueeze(1), high.unsqueeze(1)).flatten(0, 1)
@@ -36,7 +36,7 @@ def round_trip_errors(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, norm:
         (F, R) float64.
     """
     if norm == 2 and _compiled(x):
-        from mmbitsplit.functional.kernels.compiled import round_trip_errors as compiled_errors
+        from mmbitsplit.functional.kernels.numba_loops import round_trip_errors as compiled_errors
         return compiled_errors(x, scale.contiguous(), low.contiguous(), high.contiguous())
     return torch.stack([_errors(x, *candidate, norm) for candidate in zip(scale, low, high)])
 
@@ -57,7 +57,7 @@ def small_integers(x: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
         middle: (R,) integers, what is taken off each row.
     """
     if _compiled(x):
-        from mmbitsplit.functional.kernels.compiled import small_integers as compiled_integers
+        from mmbitsplit.functional.kernels.numba_loops import small_integers as compiled_integers
         return compiled_integers(x, middle)
     small = (x - middle.to(x).unsqueeze(1)).to(torch.int8)
     return small, small.sum(1, dtype=torch.int64)

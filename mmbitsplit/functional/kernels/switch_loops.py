@@ -7,7 +7,7 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from mmbitsplit.functional.kernels.compiled import OPTIONS, run_loop
+from mmbitsplit.functional.kernels.numba_loops import OPTIONS, run_loop
 
 # Products and sums are rounded one by one, as torch's are: no contraction.
 _EXACT = dict(OPTIONS, fastmath=False)

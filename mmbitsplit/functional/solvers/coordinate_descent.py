@@ -34,7 +34,7 @@ def sweep_(values: Tensor, product: Tensor, target: Tensor, gram: Tensor, *, ste
         (G, M) int64, how many elements of each row moved.
     """
     if values.device.type == 'cpu':
-        from mmbitsplit.functional.kernels.compiled import descent_sweep
+        from mmbitsplit.functional.kernels.numba_loops import descent_sweep
         moved = torch.zeros(values.shape[:2], dtype=torch.int64)
         if closed is None:
             descent_sweep(values, product, target, gram, step, low, high, moved)

@@ -117,7 +117,7 @@ def feedback_loop(block: Tensor, codes: Tensor, scale: Tensor, factor: Tensor, l
         low, high: Range of the codes.
     """
     if block.device.type == 'cpu':
-        from mmbitsplit.functional.kernels.compiled import feedback_block
+        from mmbitsplit.functional.kernels.numba_loops import feedback_block
         feedback_block(block, codes, scale, factor, low, high)
     elif has_triton(block):
         from mmbitsplit.functional.kernels.triton_loops import feedback_block

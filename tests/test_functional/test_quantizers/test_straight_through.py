@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmbitsplit.functional import fake_quantize, product_input
-from mmbitsplit.functional.kernels import compiled
+from mmbitsplit.functional.kernels import numba_loops
 from mmbitsplit.functional.quantizers.straight_through import (
     fake_quantize_ste,
     gradient_times,
@@ -86,8 +86,9 @@ def test_forward_is_the_kernel_and_backward_is_plain_torch(ours, without, shape,
 def test_large_inputs_do_take_the_compiled_loop(monkeypatch):
     """Else the comparison above would be between plain torch and itself."""
     called = []
-    kernel = compiled.quantize_rows
-    monkeypatch.setattr(compiled, 'quantize_rows', lambda *args: called.append(1) or kernel(*args))
+    kernel = numba_loops.quantize_rows
+    monkeypatch.setattr(numba_loops, 'quantize_rows',
+                        lambda *args: called.append(1) or kernel(*args))
     for shape, count in ((SMALL, 0), (LARGE, 1)):
         x = make_x(shape, 'contiguous', 1).requires_grad_()
         product_input_ste(x, make_qparams('ecaq', 6)).sum().backward()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmbitsplit.functional.kernels import compiled
-from mmbitsplit.functional.kernels.compiled import (
+from mmbitsplit.functional.kernels import numba_loops
+from mmbitsplit.functional.kernels.numba_loops import (
     SERIAL_WORK,
     descent_sweep,
     feedback_block,
@@ -52,10 +52,10 @@ def test_a_sweep_of_float32_rows_is_taken_in_float32(dtype):
     target = (50 * torch.randn(1, 3, 70, generator=generator)).to(dtype)
     values, product = torch.zeros_like(target), torch.zeros_like(target)
     moved = torch.zeros(1, 3, dtype=torch.int64)
-    signatures = len(compiled._serial_sweep.signatures)
+    signatures = len(numba_loops._serial_sweep.signatures)
     for _ in range(2):
         descent_sweep(values, product, target, gram, 1, -7, 7.0, moved)
-    assert len(compiled._serial_sweep.signatures) <= signatures + 1
+    assert len(numba_loops._serial_sweep.signatures) <= signatures + 1
     assert moved.any()
     assert torch.equal(values, values.round())
     torch.testing.assert_close(product, values @ gram, rtol=1e-4, atol=1e-3)
@@ -115,6 +115,6 @@ def test_torchs_thread_count_is_put_back(count, work, threads):
             torch.set_num_threads(2)
         return loop
 
-    compiled.run_loop(loading('serial'), loading('parallel'), work, 'x', 5)
+    numba_loops.run_loop(loading('serial'), loading('parallel'), work, 'x', 5)
     assert called == [('parallel' if count > 1 and work > SERIAL_WORK else 'serial', ('x', 5))]
     assert torch.get_num_threads() == count
