@@ -14,6 +14,7 @@ from mmbitsplit.report.budget_figures import (
 from mmbitsplit.report.page import Table, build_page
 from mmbitsplit.report.result_figures import heat_map
 from mmbitsplit.report.tables import text_table
+from mmbitsplit.structures.plan_choice import UNIFORM
 from mmbitsplit.structures.plan_front import undominated
 
 COSTS = ('weight_bits', 'bytes', 'bitops')
@@ -52,7 +53,12 @@ def measured_figure(found: Mapping[str, Any], cost: str = SIZE) -> dict[str, Any
         found: ``pareto.json``.
         cost: A key of ``UNITS``.
     """
-    figure = front_figure(found['front'], found['plans'], cost)
+    # A uniform plan that a budget has taken stands there as such.
+    figure = front_figure(found['front'], [plan for plan in found['plans'] if not (
+        plan['source'] == UNIFORM and plan['budget'])], cost)
+    for trace in figure['data']:
+        if 'textposition' in trace:  # steps come from the left and go down
+            trace['textposition'] = 'top right'
     points = [(cost_value(cost, one[cost]), one['whole']) for one in found['looked_at']]
     best = [points[number] for number in undominated(points)]
     for title, chosen, colour, mode in (('looked at', points, '@quiet', 'markers'),
@@ -75,13 +81,13 @@ def front_text(found: Mapping[str, Any]) -> str:
 
 
 def plan_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: budget, plan, file, costs, losses."""
-    header = ['budget', 'plan', 'file', *(UNITS[name] for name in COSTS), 'loss, added up',
+    """Header and rows: plan, budget, file, costs, losses."""
+    header = ['plan', 'budget', 'file', *(UNITS[name] for name in COSTS), 'loss, added up',
               'loss, measured', 'on the front']
     points = [(plan['costs'][SIZE], plan['whole']) for plan in found['plans']]
     best = set(undominated(points))
     return header, [[
-        plan['budget'], plan['name'], plan.get('file', ''),
+        plan['name'], plan['budget'], plan.get('file', ''),
         *(f'{cost_value(name, plan["costs"][name]):.4g}' for name in COSTS),
         f"{plan['predicted']:.3g}", f"{plan['whole']:.3g}", 'yes' if number in best else '']
         for number, plan in enumerate(found['plans'])]

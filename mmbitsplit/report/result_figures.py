@@ -148,6 +148,7 @@ def heat_map(layers: Sequence[str], columns: Sequence[str],
         height=130 + 20 * len(layers), margin=dict(l=8, r=8, t=84, b=32),
         xaxis=dict(type='category', side='bottom', fixedrange=True, showgrid=False),
         yaxis=dict(autorange='reversed', automargin=True, fixedrange=True, showgrid=False,
+                   zeroline=False,
                    tickvals=list(range(len(layers))), ticktext=list(layers))))
 
 
