@@ -12,6 +12,12 @@ from mmengine.runner import Runner
 
 import mmbitsplit.engine  # noqa: F401  registers the hook and the wrapper
 from mmbitsplit.apis.held_metric import Evaluation, HeldMetric
+from mmbitsplit.apis.width_metrics import (
+    WIDTHS,
+    check_evaluate_widths,
+    evaluate_widths,
+    put_checkpoint,
+)
 from mmbitsplit.calibration import Journal, Team, current_team
 from mmbitsplit.calibration.budget import forget_plans
 from mmbitsplit.calibration.budget_check import check_budget
@@ -39,6 +45,7 @@ from mmbitsplit.engine.results.report_files import (
     leave_report,
     load_record,
     save_record,
+    write_page,
 )
 from mmbitsplit.engine.results.resume import finished_results, open_journal
 from mmbitsplit.engine.results.visualizer_log import show_run
@@ -93,6 +100,7 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
     check_mode(integer)
     check_shape(cfg)
     spec = read_spec(cfg)
+    check_evaluate_widths(spec)
     check_data(cfg, spec.calibration)
     if spec.budget is not None and spec.budget.latency_table is not None:
         read_latencies(spec.budget.latency_table)  # before hours of work that need it
@@ -154,7 +162,7 @@ def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, *,
     earlier = team.from_first(finished_results(journal, work_dir))
     if earlier is not None:
         print_log(f'mmbitsplit: {work_dir} holds the results of this very run', logger='current')
-        return earlier
+        return _with_widths(earlier, runner, spec, journal, team, integer, report)
     _forget_results(work_dir)
     if not resume and journal is not None:
         (journal.folder / FLOAT_RECORD).unlink(missing_ok=True)
@@ -178,6 +186,9 @@ def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, *,
                             float_seconds + quantized_seconds, untrained)
     if integer:
         results['integer'] = integers.to_dict()
+    if spec.evaluate_widths:
+        results[WIDTHS] = _evaluate_widths(runner, spec, journal, team, integer, float_metrics,
+                                           quantized_metrics)
     if runner.rank == 0:
         save_results(work_dir, results)
         journal.finish()
@@ -188,6 +199,40 @@ def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, *,
             show_run(runner.visualizer, work_dir)
         if spec.budget is None:  # a run of another budget goes on from here
             (journal.folder / FLOAT_RECORD).unlink(missing_ok=True)
+    return results
+
+
+def _evaluate_widths(runner: Runner, spec: QuantSpec, journal: Journal | None, team: Team,
+                     integer: IntegerMode, float_metrics: Mapping[str, float],
+                     widest: dict[str, float]) -> list[dict[str, Any]]:
+    """Figures of the quantized model at each width, from the journal what an interrupted run had.
+    """
+    fact = f'{WIDTHS}, integer={integer}'
+
+    def keep(found: dict[str, Any]) -> None:
+        if journal is not None:
+            journal.remember(**{fact: found})
+
+    return evaluate_widths(
+        bare_model(runner.model), spec, float_metrics,
+        lambda: _evaluate(runner, team, False, integer)[:2], widest=widest, keep=keep,
+        known=team.from_first(journal.facts.get(fact) if journal is not None else None))
+
+
+def _with_widths(results: dict[str, Any], runner: Runner, spec: QuantSpec,
+                 journal: Journal | None, team: Team, integer: IntegerMode, report: bool,
+                 ) -> dict[str, Any]:
+    """Results of a run that is done, and what it has not evaluated but is asked for now."""
+    if not spec.evaluate_widths or WIDTHS in results:
+        return results
+    work_dir = Path(runner.work_dir)
+    put_checkpoint(bare_model(runner.model), work_dir / CHECKPOINT)
+    results[WIDTHS] = _evaluate_widths(runner, spec, journal, team, integer, results['float'],
+                                       results['quantized'])
+    if runner.rank == 0:
+        save_results(work_dir, results)
+        if report and (work_dir / REPORT_DATA).is_file():
+            write_page(work_dir)
     return results
 
 

@@ -59,6 +59,9 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
         spec = read_request(spec)
     elif plan is not None:
         spec = replace(spec, plan=read_plan(plan))
+    if spec.evaluate_widths:
+        raise ValueError('evaluate_widths=True is not supported by quantize_model, which evaluates '
+                         'nothing; leave it out, and measure after set_bits(model, 3), say.')
     batches, call = read_batches(batches), ModelCall()
     if run is None:
         batches = arrays_to_tensors(batches, model)

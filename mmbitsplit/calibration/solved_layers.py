@@ -213,7 +213,8 @@ def layer_report(layer: QuantizedLayer, plan: LayerPlan, solved: Solved, seconds
         guard_taken=solved.guard_taken, calls=solved.calls, rows=solved.rows, seconds=seconds,
         output_bits=None if plan.output is None else plan.output.num_bits,
         input_ranges=solved.input_ranges, scale_search=solved.search,
-        candidates=dict(solved.candidates), notes=list(solved.notes))
+        candidates=dict(solved.candidates), notes=list(solved.notes),
+        width_errors=[dict(one) for one in solved.width_errors])
 
 
 def embedding_report(plan: EmbeddingPlan, solved: Solved, seconds: float) -> LayerReport:

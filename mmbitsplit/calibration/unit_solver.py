@@ -67,6 +67,8 @@ class SolvedUnits(SolvedLayers):
             report = entry.report
             report.unit_errors, report.unit_taken = dict(outcome.errors), outcome.taken
             report.unit_figures = outcome.figures
+            if self.prepared.layers[name].several:
+                report.width_errors = [dict(one) for one in outcome.width_errors]
             report.seconds += seconds / len(unit.layers)
             report.notes += outcome.notes
             if outcome.taken != LAYERS:

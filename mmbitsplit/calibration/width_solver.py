@@ -25,6 +25,25 @@ from mmbitsplit.solving.solve_widths import solve_widths
 from mmbitsplit.structures import BitPlan, CalibrationSpec, LayerPlan
 
 
+def pair_widths(widths: Sequence[int], inputs: Sequence[int]) -> list[Prefix]:
+    """Returns which widths of weights and inputs go together, rising.
+
+    Each width of the weight goes with the least width of inputs that is not below it; what is
+    left goes with the nearest.
+
+    Args:
+        widths: Of weights, at least one.
+        inputs: Those that inputs are switched between, rising; none where they have one.
+    """
+    if not inputs:
+        return [Prefix(bits, None) for bits in sorted(widths)]
+    pairs = [Prefix(bits, next((one for one in inputs if one >= bits), inputs[-1]))
+             for bits in widths]
+    pairs += [Prefix(min(widths, key=lambda bits: abs(bits - one)), one)
+              for one in inputs if one not in {pair.input for pair in pairs}]
+    return sorted(pairs, key=lambda pair: (pair.weight, pair.input or 0))
+
+
 @dataclass(frozen=True)
 class WidthPairs:
     """Which widths of weights and inputs are solved together, and on which forwards.
@@ -39,22 +58,11 @@ class WidthPairs:
 
     @classmethod
     def of(cls, plan: BitPlan, method: Method) -> 'WidthPairs':
-        """Of a plan; one pair where no layer has several widths.
-
-        Each width of the weight goes with the least width of inputs that is not below it; what is
-        left goes with the nearest.
-        """
+        """Of a plan, see ``pair_widths``; one pair where no layer has several widths."""
         widths = next((layer.widths for layer in plan.layers if layer.widths), ())
         inputs = next((layer.input_widths for layer in plan.layers if layer.input_widths), ())
         one_weight = plan.layers[0].weight.num_bits if plan.layers else 8
-        if not inputs:
-            pairs = [Prefix(bits, None) for bits in widths or (one_weight,)]
-        else:
-            pairs = [Prefix(bits, next((one for one in inputs if one >= bits), inputs[-1]))
-                     for bits in widths or (one_weight,)]
-            pairs += [Prefix(min(widths or (one_weight,), key=lambda bits: abs(bits - one)), one)
-                      for one in inputs if one not in {pair.input for pair in pairs}]
-        pairs.sort(key=lambda pair: (pair.weight, pair.input or 0))
+        pairs = pair_widths(widths or (one_weight,), inputs)
         most = len(pairs) if method.branches == 'all' else min(method.branches, len(pairs))
         chosen = [pairs[-1]] if most == 1 else [
             pairs[round(index * (len(pairs) - 1) / (most - 1))] for index in range(most)]

@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--seed', type=int, help='chooses calibration images and positions')
     parser.add_argument('--resume', action='store_true',
                         help='go on where an interrupted run in the work directory stopped')
+    parser.add_argument('--evaluate-widths', action='store_true',
+                        help='evaluate a model of several widths (NestedBitSplit, PTMQ) at each of '
+                        'them, not at its widest alone; with --resume also of a finished run')
     parser.add_argument('--untrained', action='store_true',
                         help='quantize random weights: measures speed and memory, not accuracy')
     add_integer(parser, 'off', 'off')
@@ -49,13 +52,15 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.engine.run.integers import WORDS
     from mmbitsplit.report import results_text
     from mmbitsplit.report.multiplications import multiplications_text
+    from mmbitsplit.report.tables import widths_text
 
     def work(processes: Processes) -> None:
         cfg = read_request_config(args, procedure(args.method, args.pipeline))
         changes = {'quantization.weight.num_bits': args.weight_bits,
                    'quantization.activation.num_bits': args.activation_bits,
                    'quantization.plan': args.plan,
-                   'quantization.calibration.seed': args.seed}
+                   'quantization.calibration.seed': args.seed,
+                   'quantization.evaluate_widths': args.evaluate_widths or None}
         cfg.merge_from_dict({key: value for key, value in changes.items() if value is not None})
         apply_budget(cfg, args)
         results = quantize_config(cfg, config_name=args.config, untrained=args.untrained,
@@ -63,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         if processes.rank == 0:
             print(results_text([results]))
             print(multiplications_text(results['multiplications']))
+            if (found := widths_text(results)):
+                print(found)
             if 'budget' in results:
                 print(budget_text(results['budget']))
             page = Path(cfg.work_dir) / REPORT

@@ -165,14 +165,14 @@ class UnitProblem:
     def error(self, calls: Sequence[UnitCall]) -> float:
         """Squared error of the unit's outputs as they are read, relative to the spread of the float
         outputs; of several widths the mean, each on the inputs of that width."""
-        if not self.widths:
-            return self._error(calls, lambda call: call.quantized_input)
         errors = self.errors(calls)
         return sum(errors) / len(errors)
 
     @torch.no_grad()
     def errors(self, calls: Sequence[UnitCall]) -> list[float]:
-        """The error at each of the widths; afterwards the widest is in use."""
+        """The error at each of the widths, afterwards the widest is in use; one of one width."""
+        if not self.widths:
+            return [self._error(calls, lambda call: call.quantized_input)]
         found = []
         for index, widths in enumerate(self.widths):
             self.use(widths)

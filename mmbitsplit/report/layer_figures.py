@@ -8,11 +8,13 @@ LEAST_LAYERS_A_LABEL = 2.5  # parts of the network nearer than this are not both
 MOST_PIECES = 8  # that a part of the network is taken apart into
 
 
-def layers_figure(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def layers_figure(layers: Sequence[Mapping[str, Any]],
+                  others: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Draws a bar a layer: output error of plain rounding behind that of the codes taken; bits.
 
     Args:
         layers: Rows of ``layers.json``, in execution order.
+        others: Rows whose errors the axis holds, too, so that figures can be compared.
     """
     numbers = list(range(len(layers)))
     hover = [_hover(layer) for layer in layers]
@@ -46,7 +48,8 @@ def layers_figure(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                    ticktext=[name for _, name in ticks], tickangle=-40, showgrid=False,
                    zeroline=False, fixedrange=True, anchor='y2'),
         yaxis=dict(type='log', domain=[0.26, 1], title=dict(text='relative output error'),
-                   range=_log_range(layers), fixedrange=True, dtick=1, exponentformat='power'),
+                   range=_log_range([*layers, *others]), fixedrange=True, dtick=1,
+                   exponentformat='power'),
         yaxis2=dict(domain=[0, 0.2], range=[0, 9], tickvals=[2, 4, 8], title=dict(text='bits'),
                     fixedrange=True),
         shapes=part_shapes(bands))

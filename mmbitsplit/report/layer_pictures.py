@@ -13,6 +13,7 @@ from mmbitsplit.report.layer_figures import bits_text
 LAYERS_A_PICTURE = 40
 CLASSES_A_PICTURE = 40
 GAP = 8  # pixels between two pictures side by side
+MARKERS = 'osDv^<>'  # of errors at narrower widths
 
 
 def layers_pictures(layers: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
@@ -74,6 +75,28 @@ def side_by_side(pictures: Sequence[str]) -> np.ndarray:
     return np.asarray(whole)
 
 
+def captioned(picture: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """Writes lines below a picture, which gets as wide as they are.
+
+    Args:
+        picture: (H, W, 3) uint8, RGB.
+        lines: Of text.
+
+    Returns:
+        (H', W', 3) uint8, RGB; the picture at the top left.
+    """
+    from PIL import Image, ImageDraw
+
+    draw = ImageDraw.Draw(Image.new('RGB', (1, 1)))
+    text = '\n'.join(lines)
+    right, bottom = (math.ceil(side) for side in draw.multiline_textbbox((0, 0), text)[2:])
+    height, width = picture.shape[:2]
+    whole = Image.new('RGB', (max(width, right + GAP), height + bottom + GAP), 'white')
+    whole.paste(Image.fromarray(picture), (0, 0))
+    ImageDraw.Draw(whole).multiline_text((GAP // 2, height + GAP // 2), text, fill='black')
+    return np.asarray(whole)
+
+
 def _layers_picture(layers: Sequence[Mapping[str, Any]]) -> np.ndarray:
     figure, axes = _axes(len(layers))
     places = np.arange(len(layers))
@@ -81,9 +104,24 @@ def _layers_picture(layers: Sequence[Mapping[str, Any]]) -> np.ndarray:
                                        (0.4, 'error', '#1f77b4', 'codes taken')):
         axes.barh(places, [_drawable(row[key]) for row in layers], height, color=colour,
                   label=label)
+    for number, bits in enumerate(sorted({one['weight_bits'] for row in layers
+                                          for one in _narrower(row)})):
+        axes.plot([next((_drawable(one['error']) for one in _narrower(row)
+                         if one['weight_bits'] == bits), math.nan) for row in layers], places,
+                  MARKERS[number % len(MARKERS)], color='#d55e00', markersize=4,
+                  label=f'at {bits} bits')
     axes.set_xscale('log', nonpositive='clip')
+    axes.xaxis.set_minor_formatter('')  # figures between powers of ten stand on each other
+    low, high = axes.get_xlim()
+    axes.set_xlim(10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high)))
     axes.set_yticks(places, [f'{row["name"]}  {bits_text(row)}' for row in layers])
     return _finish(figure, axes, 'relative output error')
+
+
+def _narrower(layer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Errors of a layer at its narrower widths, where they are its own and not its unit's."""
+    return [one for one in layer.get('width_errors') or () if one['of'] == 'layer'
+            and one['weight_bits'] < layer['weight_bits']]
 
 
 def _axes(rows: int) -> tuple[Any, Any]:
@@ -102,7 +140,7 @@ def _axes(rows: int) -> tuple[Any, Any]:
 
 def _finish(figure: Any, axes: Any, title: str) -> np.ndarray:
     axes.set_xlabel(title)
-    figure.legend(loc='outside upper center', ncols=2, fontsize=8)
+    figure.legend(loc='outside upper center', ncols=8, fontsize=8)
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 

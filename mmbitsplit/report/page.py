@@ -55,7 +55,8 @@ class Table:
 
 
 def build_page(template: str, title: str, figures: Mapping[str, Any],
-               details: Mapping[str, Any] | None = None, **values: Any) -> str:
+               details: Mapping[str, Any] | None = None,
+               several: Mapping[str, Any] | None = None, **values: Any) -> str:
     """Returns a page that needs no network.
 
     Args:
@@ -64,6 +65,8 @@ def build_page(template: str, title: str, figures: Mapping[str, Any],
         title: Of the window.
         figures: Plotly figures by name, colours as names of the style (``'@ours'``).
         details: What is shown of a layer that is chosen, by its name.
+        several: Of a model of several widths, ``names`` and ``said`` of each; a figure of the name
+            ``'x W4A4'`` is drawn for figure ``x`` where that width is chosen.
         values: What the template shows, escaped there.
 
     Raises:
@@ -75,7 +78,9 @@ def build_page(template: str, title: str, figures: Mapping[str, Any],
                      for name in ('page.css', 'page.js'))
     return templates().get_template(template).render(
         title=title, style=style, script=script, plotly=_plotly(), version=__version__,
-        data=pack(to_json({'figures': figures, 'layers': details or {}})), **values)
+        data=pack(to_json({'figures': figures, 'layers': details or {}, **(
+            {} if several is None else {'widths': {key: several[key] for key in ('names', 'said')}}
+        )})), **values)
 
 
 @functools.cache

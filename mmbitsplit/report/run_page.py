@@ -21,6 +21,7 @@ from mmbitsplit.report.tables import (
     mean_bits_note,
     unit_of,
 )
+from mmbitsplit.report.widths import at_width, widths_section
 
 # What the colours around detections say.
 KEYS = ((BOTH, 'found by both'), (LOST, 'by the float model only'),
@@ -63,11 +64,14 @@ def _page(results: Mapping[str, Any], layers: Mapping[str, Any], data: Mapping[s
     rows, headlines = layers['layers'], headline_metrics(results)
     sections = [_classes(results, kind, found)
                 for kind, found in (data.get('classes') or {}).items()]
-    figures = {'layers': layers_figure(rows)} if rows else {}
-    widths = None if budget is None else budget_section(budget, rows)
-    for section in [*sections, *([widths] if widths else [])]:
+    widths = widths_section(results, rows)
+    if widths is not None:
+        bits = ', '.join(widths['names'])
+    figures = _layer_figures(rows, widths)
+    within = None if budget is None else budget_section(budget, rows)
+    for section in [*sections, *([within] if within else [])]:
         figures |= section['figures']
-    details = {row['name']: _details(row, (data.get('layers') or {}).get(row['name'], {}))
+    details = {row['name']: _details(row, (data.get('layers') or {}).get(row['name'], {}), widths)
                for row in rows}
     kept = layers.get('kept_float') or []
     return build_page(
@@ -80,7 +84,8 @@ def _page(results: Mapping[str, Any], layers: Mapping[str, Any], data: Mapping[s
                           'headline'),
         other_metrics=_metrics(results, [metric for metric in results['float']
                                          if metric not in headlines]),
-        tiles=_tiles(results), budget=widths, layers=_layers(rows), codes=_codes(rows),
+        several=widths, widths=widths, tiles=_tiles(results), budget=within,
+        layers=_layers(rows, widths), codes=_codes(rows),
         worst_layer=max(rows, key=lambda row: row['error'])['name'] if rows else None,
         classes=sections, pictures=data['pictures'] or {'kind': None}, keys=KEYS,
         kept_float=_kept_float(kept),
@@ -89,6 +94,19 @@ def _page(results: Mapping[str, Any], layers: Mapping[str, Any], data: Mapping[s
         multiplications=multiplications_text(results.get('multiplications') or {}, kept),
         selections=_selections(layers.get('selections') or []),
         tuning=_tuning(results.get('tuning') or []), settings=_settings(results))
+
+
+def _layer_figures(layers: Sequence[Mapping[str, Any]], widths: Mapping[str, Any] | None,
+                   ) -> dict[str, Any]:
+    """The figure of the layers, and one a width where there are several."""
+    if not layers:
+        return {}
+    if widths is None:
+        return {'layers': layers_figure(layers)}
+    at_each = [[at_width(layer, row) for layer in layers] for row in widths['rows']]
+    all_rows = [layer for rows in at_each for layer in rows]
+    return {f'layers {name}': layers_figure(rows, all_rows)
+            for name, rows in zip(widths['names'], at_each)}
 
 
 def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -123,37 +141,80 @@ def _figures(results: Mapping[str, Any], metric: str) -> list[str]:
     return cells
 
 
-def _layers(layers: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [[row['name'], bits_text(row), *((f'{row[error]:.2e}', row[error])
-                                            for error in ('error', 'error_rounding')),
-             row['role'], _remark(row)] for row in layers]
-    return Table(['layer', 'bits', 'error', 'plain rounding', 'role', 'remark'], rows,
-                 numeric=(2, 3), sortable=True, layers=[row['name'] for row in layers])
+def _layers(layers: Sequence[Mapping[str, Any]], widths: Mapping[str, Any] | None) -> Table:
+    """A row a layer; of several widths with the error at each."""
+    errors, rows = ['error', 'plain rounding'], []
+    if widths is not None:
+        errors = [f'error, {name}' for name in widths['names']]
+    for row in layers:
+        found = (row['error'], row['error_rounding']) if widths is None else [
+            at_width(row, asked)['error'] for asked in widths['rows']]
+        bits = bits_text(row) if widths is None or not row.get('width_errors') else 'several'
+        rows.append([row['name'], bits, *((f'{error:.2e}', error) for error in found),
+                     row['role'], _remark(row)])
+    return Table(['layer', 'bits', *errors, 'role', 'remark'], rows,
+                 numeric=range(2, 2 + len(errors)), sortable=True,
+                 layers=[row['name'] for row in layers])
 
 
 def _codes(layers: Sequence[Mapping[str, Any]]) -> Table:
-    """What codes take here and in ONNX files, a row a width."""
-    rows = []
-    for bits in sorted({row['weight_bits'] for row in layers}):
-        mine = [row for row in layers if row['weight_bits'] == bits]
+    """What codes take here and in ONNX files, a row a width.
+
+    Of several widths what they take by themselves, a layer in each row; ONNX files then hold what
+    the codes stand for, which depends on how they nest.
+    """
+    rows, several = [], any(row.get('width_errors') for row in layers)
+    widths = {row['name']: {row['weight_bits'], *(
+        one['weight_bits'] for one in row.get('width_errors') or ())} for row in layers}
+    formats = () if several else ONNX_BITS
+    for bits in sorted(set().union(*widths.values())):
+        mine = [row for row in layers if bits in widths[row['name']]]
         packed = 0
         for row in mine:  # rows of codes end on a byte
             outputs = row['shape'][1 if row['kind'] == 'conv_transpose2d' else 0]
             packed += outputs * packed_bytes(math.prod(row['shape']) // outputs, bits)
         rows.append([f'{bits}', str(len(mine)), f"{sum(math.prod(row['shape']) for row in mine):,}",
                      f'{packed / 1e3:.1f} kB',
-                     *(f'{onnx_bits(bits, format)}' for format in ONNX_BITS)])
-    return Table(['weight bits', 'layers', 'weights', 'codes in quantized.pth',
-                  *(f'bits in ONNX, {format}' for format in ONNX_BITS)], rows, numeric=range(6))
+                     *(f'{onnx_bits(bits, format)}' for format in formats)])
+    return Table(['weight bits', 'layers', 'weights',
+                  'codes at this width' if several else 'codes in quantized.pth',
+                  *(f'bits in ONNX, {format}' for format in formats)], rows,
+                 numeric=range(4 + len(formats)))
 
 
 def _remark(row: Mapping[str, Any]) -> str:
-    return ', '.join((['plain rounding taken'] if row['guard_taken'] else [])
-                     + [str(note) for note in row.get('notes') or []])
+    return ', '.join((['plain rounding taken'] if row['guard_taken'] else []) + _notes(row))
 
 
-def _details(row: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows of a layer that is chosen."""
+def _notes(row: Mapping[str, Any]) -> list[str]:
+    """Those of a layer, but for errors at widths, which stand in the table."""
+    return [str(note) for note in row.get('notes') or ()
+            if not (row.get('width_errors') and str(note).startswith('error at '))]
+
+
+def _details(row: Mapping[str, Any], stored: Mapping[str, Any],
+             widths: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the page shows of a layer that is chosen, at each width where there are several."""
+    ranges = stored.get('ranges')
+    note = '' if ranges else 'Its input was not looked at.' if stored else \
+        'Its input ranges and codes were not kept.'
+    if ranges and len(ranges['channel']) < ranges['num_channels']:
+        note = (f"{len(ranges['channel'])} of {ranges['num_channels']} channels are drawn, at even "
+                'steps from the widest to the narrowest.')
+    found = {'facts': _facts(row), 'note': note, 'ranges': ranges,
+             'histogram': stored.get('histogram')}
+    if widths is None or not row.get('width_errors'):
+        return found
+    counts, rows = stored.get('histograms') or {}, [at_width(row, one) for one in widths['rows']]
+    if ranges and len({one['activation_bits'] for one in row['width_errors']}) > 1:
+        found['note'] = f'What the codes of its input hold is that of the widest. {note}'.strip()
+    return {**found, 'widths': [
+        {'facts': _facts(one), 'histogram': counts.get(str(one['weight_bits']),
+                                                       found['histogram'])} for one in rows]}
+
+
+def _facts(row: Mapping[str, Any]) -> str:
+    """A layer in words."""
     shape = '×'.join(str(size) for size in row['shape'])
     facts = [f"{row['kind']} {shape}", bits_text(row)]
     if row['activation_mode'] is None:
@@ -165,20 +226,13 @@ def _details(row: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any
         facts.append(f"output in {row['output_bits']} bits")
     if row.get('unit') not in (None, row['name']):
         facts.append(f"in the unit {row['unit']}")
-    facts += [f"relative output error {row['error']:.3g} "
-              f"(plain rounding {row['error_rounding']:.3g})",
+    error, before = ("relative error of its unit's outputs", 'before it was learned') \
+        if row.get('of') == 'unit' else ('relative output error', 'plain rounding')
+    facts += [f"{error} {row['error']:.3g} ({before} {row['error_rounding']:.3g})",
               f"{row['rows']} positions of {row['calls']} calls", f"{row['seconds']:.1f} s"]
     if row['guard_taken']:
         facts.append('plain rounding was better at held-out positions and was taken')
-    facts += [str(note) for note in row.get('notes') or []]
-    ranges = stored.get('ranges')
-    note = '' if ranges else 'Its input was not looked at.' if stored else \
-        'Its input ranges and codes were not kept.'
-    if ranges and len(ranges['channel']) < ranges['num_channels']:
-        note = (f"{len(ranges['channel'])} of {ranges['num_channels']} channels are drawn, at even "
-                'steps from the widest to the narrowest.')
-    return {'facts': '; '.join(facts) + '.', 'note': note, 'ranges': ranges,
-            'histogram': stored.get('histogram')}
+    return '; '.join(facts + _notes(row)) + '.'
 
 
 def _classes(results: Mapping[str, Any], kind: str, rows: Sequence[Mapping[str, Any]],

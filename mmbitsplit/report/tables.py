@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mmbitsplit.report.layer_figures import bits_text
+
 # The figures a user looks for first, in this order; others stand in results.json.
 HEADLINES = ('coco/bbox_mAP', 'coco/segm_mAP', 'accuracy/top1')
 
@@ -100,6 +102,23 @@ def results_text(all_results: Sequence[Mapping[str, Any]]) -> str:
     rows = [row for results in all_results for row in results_rows(results)]
     note = mean_bits_note(row[1] for row in rows)
     return text_table(header, rows) + (f'\n\n{note}' if note else '')
+
+
+def widths_text(results: Mapping[str, Any]) -> str:
+    """Returns a text table of one ``results.json`` of several widths, a row a width and metric.
+
+    Where they were not evaluated, how to; empty for a model of one width.
+    """
+    if 'quantized_widths' not in results['size_bytes']:
+        return ''
+    if 'widths' not in results:
+        return ('The model has several widths, the figures are those of the widest; '
+                '--resume --evaluate-widths evaluates the others.')
+    rows = [[bits_text(row), metric, *(
+        figure_of(metric, found.get(metric)).replace('–', '-')
+        for found in (results['float'], row['quantized'], row['drop']))]
+        for row in results['widths'] for metric in headline_metrics(results)]
+    return text_table(['widths', 'metric', 'float', 'quantized', 'drop'], rows)
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

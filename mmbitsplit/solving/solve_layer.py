@@ -50,6 +50,7 @@ class Solved:
         calls: Calls that they come from, over all processes.
         input_ranges: Of the layer's input in the quantized model, see ``channel_ranges``.
         notes: For the report.
+        width_errors: Of several widths, as ``LayerReport`` has them.
     """
 
     solution: LayerSolution
@@ -64,6 +65,7 @@ class Solved:
     input_ranges: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     candidates: dict[str, float] = field(default_factory=dict)
+    width_errors: tuple[dict[str, Any], ...] = ()
 
 
 def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,

@@ -90,6 +90,8 @@ class UnitOutcome:
             spread of the float output.
         notes: For the report.
         figures: What the method says of its candidates in numbers, by candidate and name.
+        width_errors: Of several widths, ``LayerReport.width_errors``; ``error_rounding`` is that
+            of the layers as they were solved one by one.
     """
 
     taken: str
@@ -97,6 +99,7 @@ class UnitOutcome:
     errors: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    width_errors: tuple[dict[str, Any], ...] = ()
 
 
 def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
@@ -132,15 +135,17 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
                           use=lambda one: use_widths(
                               (layer.layer for layer in layers.values()), one))
     candidates = {LAYERS: solved}
+    at_widths: dict[str, list[float]] = {}
     try:
-        errors = {LAYERS: problem.error(judge)}
+        at_widths[LAYERS] = problem.errors(judge)
         with torch.enable_grad():
             found = _named(method, unit.layers, method.solve_unit(problem))
         for name, candidate in found.items():
             install(layers, candidate.solutions)
-            candidates[name], errors[name] = candidate.solutions, problem.error(judge)
+            candidates[name], at_widths[name] = candidate.solutions, problem.errors(judge)
     finally:
         install(layers, solved)
+    errors = {name: sum(found) / len(found) for name, found in at_widths.items()}
     numbers = {name: error for name, error in errors.items() if error == error}
     taken = next((name for name, candidate in found.items() if candidate.always),
                  min(numbers, key=numbers.__getitem__, default=LAYERS))
@@ -150,7 +155,15 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
     return UnitOutcome(taken, candidates[taken], errors,
                        notes + (() if fit is not judge else (NOT_HELD_OUT,)),
                        {name: dict(candidate.figures) for name, candidate in found.items()
-                        if candidate.figures})
+                        if candidate.figures},
+                       _width_errors(widths, at_widths[taken], at_widths[LAYERS]))
+
+
+def _width_errors(widths: Iterable[Widths], taken: Iterable[float], before: Iterable[float],
+                  ) -> tuple[dict[str, Any], ...]:
+    return tuple({'weight_bits': one.weight, 'activation_bits': one.activation, 'error': error,
+                  'error_rounding': start, 'of': 'unit'}
+                 for one, error, start in zip(widths, taken, before))
 
 
 def install(layers: Mapping[str, UnitLayer], solutions: Mapping[str, LayerSolution]) -> None:

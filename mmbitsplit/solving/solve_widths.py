@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -103,7 +104,8 @@ def solve_widths(layer: QuantizedLayer, plan: LayerPlan, method: Method, pairs: 
         error_rounding=choice.rounded[-1].error, guard_taken=choice.guard_taken,
         candidates=choice.errors(found, method), sweeps=choice.solution.num_sweeps, rows=sampled,
         calls=calls, input_ranges=ranges, notes=(
-            *(() if apart else FITTED_AND_JUDGED), *choice.notes(found))))
+            *(() if apart else FITTED_AND_JUDGED), *choice.notes(found)),
+        width_errors=choice.width_errors(found)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,14 @@ class _Choice:
         named = {'solver': self.solved, **({ROUNDING: self.rounded} if method.guard else {})}
         return {f'{name}, {one.bits} bits': judged.error for name, judgements in named.items()
                 for one, judged in zip(found, judgements)}
+
+    def width_errors(self, found: Sequence[_AtWidth]) -> tuple[dict[str, Any], ...]:
+        """As ``LayerReport`` has them."""
+        return tuple({
+            'weight_bits': one.bits,
+            'activation_bits': None if one.input.qparams is None else one.input.qparams.num_bits,
+            'error': judged.error, 'error_rounding': rounded.error, 'of': 'layer'}
+            for one, judged, rounded in zip(found, self.judged, self.rounded))
 
     def notes(self, found: Sequence[_AtWidth]) -> list[str]:
         """What the report says of each width."""

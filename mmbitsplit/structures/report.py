@@ -48,6 +48,10 @@ class LayerReport:
             ``'layers'`` is what solving layer by layer gave.
         unit_taken: Name of the candidate that was taken.
         unit_figures: By candidate, what its method says of it in numbers.
+        width_errors: Of several widths, the errors at each pair that was solved together, rising:
+            ``weight_bits``, ``activation_bits`` (of its input, ``None`` in float), ``error``,
+            ``error_rounding``, and ``of``: ``'layer'``, or ``'unit'`` for those of the outputs of
+            the layer's whole unit.
     """
 
     name: str
@@ -77,6 +81,7 @@ class LayerReport:
     unit_errors: dict[str, float] = field(default_factory=dict)
     unit_taken: str | None = None
     unit_figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    width_errors: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)

@@ -207,6 +207,8 @@ class QuantSpec(Options):
             another ``method`` (or options of its own) or ``tuning``.
         budget: Within which widths are chosen layer by layer; ``weight.num_bits`` is not used.
         products: Of products of two activations, such as attention's; ``None`` leaves them float.
+        evaluate_widths: Whether ``mmbitsplit quantize`` evaluates a model of several widths at each
+            of them, too: an evaluation more a width.
     """
 
     weight: WeightSpec = field(default_factory=WeightSpec)
@@ -221,6 +223,7 @@ class QuantSpec(Options):
     pipeline: str | Mapping[str, Any] | None = None
     budget: BudgetSpec | None = None
     products: ProductSpec | None = field(default_factory=ProductSpec)
+    evaluate_widths: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -261,7 +264,7 @@ class QuantSpec(Options):
         """Returns nested plain dicts for JSON.
 
         ``plan``, ``tuning``, ``pipeline`` and ``budget`` are there where the request has them,
-        ``products`` where they are others than the default.
+        ``products`` and ``evaluate_widths`` where they are others than the default.
         """
         values = dataclasses.asdict(self)
         # As files of before these have it, which journals are compared with.
@@ -281,6 +284,8 @@ class QuantSpec(Options):
             del values['pipeline']
         if self.budget is None:
             del values['budget']
+        if not self.evaluate_widths:
+            del values['evaluate_widths']
         return values
 
 

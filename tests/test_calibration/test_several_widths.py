@@ -103,6 +103,12 @@ def test_each_width_is_solved_on_what_the_model_gives_at_that_width(batches, see
                 torch.testing.assert_close(capture.low, x.amin((0, 2, 3)), msg=name)
     row = next(row for row in report.layers if row.name == 'inner')
     assert any('error at 3 bits' in note for note in row.notes)
+    name = 'rounding' if row.guard_taken else 'solver'
+    assert [(one['weight_bits'], one['activation_bits'], one['error'], one['error_rounding'])
+            for one in row.width_errors] == [
+        (bits, bits, row.candidates[f'{name}, {bits} bits'], row.candidates[
+            f'rounding, {bits} bits']) for bits in WIDTHS]
+    assert row.width_errors[-1]['error'] == row.error and row.width_errors[0]['error'] > row.error
 
 
 def test_codes_nest_inputs_are_multiples_and_other_layers_have_one_width(batches, seeded):

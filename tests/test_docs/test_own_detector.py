@@ -115,7 +115,7 @@ def test_the_page_of_files_explains_every_key_of_the_results(run):
     explained = {name for row in table.splitlines() if row.startswith('| `')
                  for name in row.split('|')[1].replace('`', '').replace(' ', '').split(',')}
     assert explained == {*run[0], 'untrained', 'refinement', 'tuning', 'budget',
-                                     'integer'}  # of other runs
+                                     'integer', 'widths'}  # of other runs
     for part in ('seconds', 'size_bytes', 'calibration'):
         row = next(line for line in table.splitlines() if line.startswith(f'| `{part}`'))
         assert all(f'`{name}`' in row for name in run[0][part]), part

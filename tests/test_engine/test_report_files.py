@@ -83,6 +83,17 @@ def test_layers_have_ranges_and_counts(run):
     assert data['pictures'] == {} and data['problems'] == []
 
 
+def test_codes_of_several_widths_are_counted_at_each(run):
+    codes = torch.tensor([[-8, -1, 0, 7]], dtype=torch.int8)
+    narrow = SimpleNamespace(num_bits=2, codes=codes >> 2)
+    run.prepared.layers['conv'] = SimpleNamespace(several=True, solution=lambda: SimpleNamespace(
+        num_bits=4, codes=codes, narrower=(narrow,), nesting='floor'))
+    found = report_data(run, *records('detection', {}, {}), CLASSES)['layers']['conv']
+    four = [int(code in (-8, -1, 0, 7)) for code in range(-8, 8)]
+    assert found['histograms'] == {'2': [1, 1, 1, 1], '4': four}
+    assert found['histogram'] == four
+
+
 def test_the_most_changed_images_come_first(run, image):
     before = {image('same.png'): box(0.9), image('lost.png'): box(0.9), image('less.png'): box(0.9)}
     after = dict(zip(before, (box(0.9), {**box(0.9), 'boxes': [], 'scores': [], 'labels': []},

@@ -13,7 +13,7 @@ from mmengine.visualization.vis_backend import (
 )
 from PIL import Image
 
-from mmbitsplit.engine.results.visualizer_log import show_run
+from mmbitsplit.engine.results.visualizer_log import caption_of, show_figures, show_run
 from mmbitsplit.report.drawing import to_data_uri
 from mmbitsplit.report.layer_pictures import GAP, LAYERS_A_PICTURE, layers_pictures, side_by_side
 
@@ -43,7 +43,8 @@ def work_dir(tmp_path):
     for name, content in (('results', RESULTS), ('layers', {'layers': ROWS}), ('report_data', {
             'format': 1, 'layers': {}, 'problems': [],
             'classes': {'bbox': [{'class': 'dog', 'float': 0.5, 'quantized': 0.4}]},
-            'pictures': {'items': [{'float': picture(RED), 'quantized': picture(BLUE, 40)}]}})):
+            'pictures': {'items': [{'name': 'a.jpg', 'counts': {'float': 3, 'quantized': 2},
+                                    'float': picture(RED), 'quantized': picture(BLUE, 40)}]}})):
         (folder / f'{name}.json').write_text(json.dumps(content))
     return folder
 
@@ -68,8 +69,32 @@ def test_the_local_backend_has_scalars_and_pictures(work_dir, tmp_path):
     assert set(images) == {'quantization_layers_00', 'quantization_classes_bbox',
                            'quantization_most_changed_00'}
     pair = images['quantization_most_changed_00']
-    assert pair.shape == (20, 30 + GAP + 40, 3)
+    assert (pair[:20, :30 + GAP + 40].std((0, 1)) > 0).all()
+    said = pair[20:]  # in black on white, all of it within the picture
+    assert said.min() < 50 and (said[:, -1] == 255).all() and (said[-1] == 255).all()
     assert pair[10, 15, 0] > 200 > pair[10, 15, 2] and pair[10, 60, 2] > 200 > pair[10, 60, 0]
+
+
+def test_answers_are_told_below_a_picture():
+    card = {'name': 'a.png', 'truth': '0',
+            'answers': {'float': '4 (0.50)', 'quantized': '0 (0.51)'}}
+    assert caption_of(card) == ['a.png', 'float: 4 (0.50)', 'quantized: 0 (0.51)', 'truth: 0']
+    assert caption_of({**card, 'truth': None})[-1] == 'quantized: 0 (0.51)'
+
+
+def test_metrics_of_several_widths_are_a_curve_and_their_errors_markers(tmp_path):
+    backend = LocalVisBackend(str(tmp_path / 'vis'))
+    show_figures(make_visualizer(backend), {**RESULTS, 'widths': [
+        {'weight_bits': bits, 'quantized': {'accuracy/top1': 80.0 + bits}} for bits in (3, 8)]})
+    lines = [json.loads(line) for line in (tmp_path / 'vis/scalars.json').read_text().splitlines()]
+    assert [(line['step'], line['quantization/widths/accuracy/top1']) for line in lines[1:]] == [
+        (3, 83.0), (8, 88.0)]
+    several = [{**row, 'width_errors': [{'weight_bits': 3, 'error': 0.5, 'of': 'layer'}]}
+               for row in ROWS]
+    plain, marked = layers_pictures(ROWS)[0], layers_pictures(several)[0]
+    orange = [(np.abs(one.astype(int) - (0xd5, 0x5e, 0)).sum(-1) < 30).sum()
+              for one in (plain, marked)]
+    assert orange[0] == 0 < 20 < orange[1]
 
 
 def test_tensorboard_has_them_too(work_dir, tmp_path):

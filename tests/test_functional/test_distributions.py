@@ -84,11 +84,12 @@ def test_channels_of_different_widths_have_limits_of_their_own():
     assert ranges['clip_low'] == (-0.5 * (largest + 1)).tolist()
 
 
+@pytest.mark.parametrize('narrow_range', [True, False])
 @pytest.mark.parametrize('num_bits', range(2, 9))
-def test_histogram_counts_every_code(num_bits):
-    smallest, largest = code_range(num_bits, signed=True, narrow_range=True)
+def test_histogram_counts_every_code(num_bits, narrow_range):
+    smallest, largest = code_range(num_bits, signed=True, narrow_range=narrow_range)
     codes = torch.randint(smallest, largest + 1, (4, 3, 5, 5),
                           generator=torch.Generator().manual_seed(num_bits)).to(torch.int8)
     counts = Counter(codes.flatten().tolist())
-    assert code_histogram(codes, num_bits) == [
+    assert code_histogram(codes, num_bits, narrow_range) == [
         counts[code] for code in range(smallest, largest + 1)]

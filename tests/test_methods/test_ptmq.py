@@ -116,7 +116,7 @@ def test_units_get_what_the_model_gives_them_at_each_width(residual_net, images,
 
 
 def test_a_layer_with_a_width_of_its_own_keeps_it(residual_net, images, run_model):
-    prepared, _ = calibrate(residual_net(), images(), read_request({
+    prepared, report = calibrate(residual_net(), images(), read_request({
         'calibration': dict(rows_per_layer=64, holdout=0.25),
         'method': dict(type='PTMQ', **LEAST | dict(iterations=0)),
         'overrides': [dict(match='blocks.0.conv2', weight=dict(num_bits=5))]}), run=run_model)
@@ -127,6 +127,14 @@ def test_a_layer_with_a_width_of_its_own_keeps_it(residual_net, images, run_mode
     assert widths['classify'] == ({8}, {8})
     assert widths['blocks.0.conv2'] == ({5}, {3, 4, 6, 8})
     assert widths['blocks.1.conv1'] == ({3, 4, 6, 8}, {3, 4, 6, 8})
+    rows = {row.name: row for row in report.layers}
+    assert not rows['stem'].width_errors and not rows['classify'].width_errors
+    found = rows['blocks.1.conv1']
+    assert [(one['weight_bits'], one['activation_bits'], one['of']) for one in
+            found.width_errors] == [(bits, bits, 'unit') for bits in (3, 4, 6, 8)]
+    assert sum(one['error'] for one in found.width_errors) / 4 == pytest.approx(
+        found.unit_errors[found.unit_taken])
+    assert found.width_errors[0]['error'] > found.width_errors[-1]['error']
 
 
 class Broken(BaseException):

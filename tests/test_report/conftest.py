@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-VOID = {'meta', 'link', 'img', 'br'}
+VOID = {'meta', 'link', 'img', 'br', 'input'}
 
 
 class Reader(HTMLParser):

@@ -152,7 +152,8 @@ REFUSED = {
         'plan': (r'PlanSpec\(\.\.\.\) or None', ['plan.json', {'layers': []}, PlanRow('a')]),
         'pipeline': ('a string or a dict or None', [5, ['CalibTIPLight'], True]),
         'budget': (r'BudgetSpec\(\.\.\.\) or None', [4.5, '12MB', {'weight_bits': 4}]),
-        'products': (r'ProductSpec\(\.\.\.\) or None', [4, {'num_bits': 4}])},
+        'products': (r'ProductSpec\(\.\.\.\) or None', [4, {'num_bits': 4}]),
+        'evaluate_widths': ('True or False', ['yes', 1, None])},
     ProductSpec: {'num_bits': BITS, 'granularity': ('Allowed: head, tensor', ['heads', None]),
                   'softmax': ('Allowed: log2, uniform', ['log', None])},
     BudgetSpec: {

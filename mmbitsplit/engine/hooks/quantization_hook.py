@@ -43,6 +43,9 @@ class QuantizationHook(Hook):
         if runner._load_from is not None:  # else resumed from the last of its work directory
             check_float_weights(bare_model(runner.model), runner._load_from)
         spec = read_spec(runner.cfg)
+        if spec.evaluate_widths:
+            runner.logger.warning('mmbitsplit: quantization.evaluate_widths=True: this test '
+                                  'evaluates the widest alone; mmbitsplit quantize does all.')
         check_data(runner.cfg, spec.calibration)
         work_dir = check_work_dir(runner.work_dir, tensor_bytes(bare_model(runner.model)) // 2)
         with only_run_in(work_dir, runner.rank == 0):

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,7 @@ def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[s
             [(layer.role, layer.weight_bits, layer.activation_bits)
              for layer in run.report.layers if layer.kind != 'embedding'], spec)},
         'float': float_metrics, 'quantized': quantized_metrics,
-        'drop': {name: value - quantized_metrics[name] for name, value in float_metrics.items()
-                 if name in quantized_metrics},
+        'drop': drops(float_metrics, quantized_metrics),
         'size_bytes': sizes, 'multiplications': run.report.multiplications,
         'seconds': seconds,
         'peak_rss_bytes': run.report.peak_rss_bytes,
@@ -168,6 +168,11 @@ def results_table(config: str, spec: QuantSpec, run: QuantizedRun, sizes: dict[s
         **({'tuning': run.report.tuning} if run.report.tuning else {}),
         **({'budget': budget_summary(run.report.budget)} if run.report.budget else {}),
     }
+
+
+def drops(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """Returns by how much each figure that both have is less afterwards."""
+    return {name: value - after[name] for name, value in before.items() if name in after}
 
 
 def save_results(work_dir: Path, results: dict[str, Any]) -> None:

@@ -107,8 +107,7 @@ def report_data(run: QuantizedRun, float_record: EvaluationRecord | None,
     layers, placed = {}, {**run.prepared.embeddings, **run.prepared.layers}
     for layer in run.report.layers:
         module = placed[layer.name]
-        layers[layer.name] = {'ranges': layer.input_ranges,
-                              'histogram': code_histogram(module.codes, module.num_bits)}
+        layers[layer.name] = {'ranges': layer.input_ranges, **_histograms(module)}
     data = {'format': FORMAT, 'layers': layers, 'classes': {}, 'pictures': {}, 'problems': []}
     if float_record is None:
         data['problems'].append(
@@ -124,6 +123,17 @@ def report_data(run: QuantizedRun, float_record: EvaluationRecord | None,
         data['pictures'] = most_changed(float_record, quantized_record, classes, data['problems'])
     data['problems'] = list(dict.fromkeys([*data['problems'], *quantized_record.problems]))
     return data
+
+
+def _histograms(module: Any) -> dict[str, Any]:
+    """How often each code comes: of the widest width, and of each where there are several."""
+    if not getattr(module, 'several', False):
+        return {'histogram': code_histogram(module.codes, module.num_bits)}
+    solution = module.solution()
+    found = {str(one.num_bits): code_histogram(one.codes, one.num_bits,
+                                               narrow_range=solution.nesting != 'floor')
+             for one in (*reversed(solution.narrower), solution)}
+    return {'histogram': found[str(solution.num_bits)], 'histograms': found}
 
 
 def _accuracy(float_record: EvaluationRecord, quantized_record: EvaluationRecord,

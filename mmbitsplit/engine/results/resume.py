@@ -75,6 +75,7 @@ def identity(model: nn.Module, cfg: Config, spec: QuantSpec, data: CalibrationDa
     Limits of a budget are left out: what is measured and solved serves all of them.
     """
     quantization = spec.to_dict()
+    quantization.pop('evaluate_widths', None)  # figures of other widths change none of these
     calibration = quantization['calibration']
     # It changes codes only where it says how much of a unit is kept.
     if calibration['memory_budget'] is None or build_method(spec.method).solves == 'layer':

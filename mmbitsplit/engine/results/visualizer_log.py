@@ -14,7 +14,12 @@ from mmengine.visualization import Visualizer
 
 from mmbitsplit.engine.results.artifacts import LAYERS, RESULTS
 from mmbitsplit.engine.results.report_files import REPORT_DATA, read_file
-from mmbitsplit.report.layer_pictures import classes_picture, layers_pictures, side_by_side
+from mmbitsplit.report.layer_pictures import (
+    captioned,
+    classes_picture,
+    layers_pictures,
+    side_by_side,
+)
 
 PREFIX = 'quantization'
 COLUMNS = ('weight_bits', 'activation_bits', 'error', 'error_rounding')  # of the table of layers
@@ -44,7 +49,7 @@ def show_run(visualizer: Visualizer, work_dir: Path) -> bool:
 
 
 def show_figures(visualizer: Visualizer, results: Mapping[str, Any]) -> None:
-    """Adds metrics, drops, sizes and seconds as scalars.
+    """Adds metrics, drops, sizes and seconds as scalars; metrics at several widths as curves.
 
     Args:
         visualizer: Where to.
@@ -54,6 +59,10 @@ def show_figures(visualizer: Visualizer, results: Mapping[str, Any]) -> None:
                for group in ('float', 'quantized', 'drop', 'size_bytes', 'seconds')
                for name, value in results[group].items() if isinstance(value, (int, float))}
     visualizer.add_scalars(scalars)
+    for row in results.get('widths', ()):
+        visualizer.add_scalars({f'{PREFIX}/widths/{name}': float(value)
+                                for name, value in row['quantized'].items()},
+                               step=row['weight_bits'])
 
 
 def show_layers(visualizer: Visualizer, layers: Sequence[Mapping[str, Any]]) -> None:
@@ -84,4 +93,15 @@ def _show_comparison(visualizer: Visualizer, data: Mapping[str, Any]) -> None:
             visualizer.add_image(f'{PREFIX}_classes_{kind}.png', picture)
     for number, item in enumerate((data.get('pictures') or {}).get('items') or []):
         sides = [item[side] for side in ('float', 'quantized', 'image') if side in item]
-        visualizer.add_image(f'{PREFIX}_most_changed_{number:02d}.png', side_by_side(sides))
+        visualizer.add_image(f'{PREFIX}_most_changed_{number:02d}.png',
+                             captioned(side_by_side(sides), caption_of(item)))
+
+
+def caption_of(item: Mapping[str, Any]) -> list[str]:
+    """Says in lines what is seen of an image that changed, an item of ``report_data.json``."""
+    if 'answers' not in item:
+        return [item['name'], *(f'{place}: {side}, {item["counts"][side]} detections'
+                                for place, side in (('left', 'float'), ('right', 'quantized')))]
+    truth = [] if item['truth'] is None else [f'truth: {item["truth"]}']
+    return [item['name'], *(f'{side}: {answer}' for side, answer in item['answers'].items()),
+            *truth]

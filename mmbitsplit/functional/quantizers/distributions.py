@@ -53,13 +53,15 @@ def channel_ranges(samples: ActivationSamples, qparams: QParams | None = None,
     return {'num_channels': count, 'clip_low': None, 'clip_high': None, **told}
 
 
-def code_histogram(codes: Tensor, num_bits: int) -> list[int]:
-    """Counts weight codes, from the smallest code of the narrow range to the largest.
+def code_histogram(codes: Tensor, num_bits: int, narrow_range: bool = True) -> list[int]:
+    """Counts weight codes, from the smallest to the largest that there may be.
 
     Args:
         codes: int8, any shape.
         num_bits: 2 to 8.
+        narrow_range: Whether the smallest is minus the largest; not of codes that nest by
+            ``'floor'``, which have one more.
     """
-    smallest, largest = code_range(num_bits, signed=True, narrow_range=True)
+    smallest, largest = code_range(num_bits, signed=True, narrow_range=narrow_range)
     shifted = (codes.flatten().to(torch.int16) - smallest).to(torch.uint8)
     return torch.bincount(shifted, minlength=largest - smallest + 1).tolist()

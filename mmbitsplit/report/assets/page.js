@@ -2,7 +2,9 @@
 'use strict';
 
 const drawn = [];   // functions that draw again, after a change of size or colours
+const redraws = {};  // the same by name of the figure
 let pageData = null;
+let width = -1;     // number of the width that is chosen, of a model of several
 
 async function unpack(id) {
   const text = document.getElementById(id).textContent.trim();
@@ -73,9 +75,11 @@ function draw(element, figure) {
   });
 }
 
-function keep(element, figure) {
-  const again = () => draw(element, figure());
+function keep(element, name) {
+  const again = () => draw(element, pageData.figures[name]
+    || pageData.figures[name + ' ' + pageData.widths.names[width]]);
   drawn.push(again);
+  redraws[name] = again;
   return again();
 }
 
@@ -116,7 +120,7 @@ function rangesFigure(ranges) {
 }
 
 function codesFigure(counts) {
-  const largest = (counts.length - 1) / 2;
+  const largest = (counts.length - 1) / 2;  // codes that nest stand for half a step more
   const total = counts.reduce((sum, count) => sum + count, 0) || 1;
   return { data: [{
     type: 'bar', x: counts.map((_, index) => index - largest), marker: { color: '@weight' },
@@ -124,7 +128,7 @@ function codesFigure(counts) {
     hovertemplate: 'code %{x}: %{y:.2f} % (%{customdata})<extra></extra>',
   }], layout: {
     height: 320, margin: { l: 52, r: 8, t: 52, b: 44 }, bargap: counts.length > 40 ? 0 : 0.15,
-    xaxis: { title: { text: 'weight code' }, fixedrange: true, showgrid: false,
+    xaxis: { title: { text: counts.length % 2 ? 'weight code' : 'weight code + 1/2' }, fixedrange: true, showgrid: false,
       ...(counts.length < 16 ? { dtick: 1 } : {}) },
     yaxis: { title: { text: '% of the weights' }, fixedrange: true },
   } };
@@ -138,12 +142,45 @@ function showLayer(name) {
   const layer = pageData.layers[name];
   if (!layer) return;
   document.getElementById('layer-choice').value = name;
-  document.getElementById('layer-facts').textContent = layer.facts;
+  const own = layer.widths ? layer.widths[width] : layer;
+  document.getElementById('layer-facts').textContent = own.facts;
   const [ranges, codes] = ['layer-ranges', 'layer-codes'].map((id) => document.getElementById(id));
   const note = document.getElementById('layer-note');
   note.textContent = layer.note;
   if (layer.ranges) draw(ranges, rangesFigure(layer.ranges)); else Plotly.purge(ranges);
-  if (layer.histogram) draw(codes, codesFigure(layer.histogram)); else Plotly.purge(codes);
+  if (own.histogram) draw(codes, codesFigure(own.histogram)); else Plotly.purge(codes);
+}
+
+/* ---- one width of several ---- */
+
+function chooseWidth(number) {
+  width = number;
+  const { names, said } = pageData.widths;
+  const slider = document.getElementById('width');
+  slider.value = number;
+  slider.setAttribute('aria-valuetext', names[number]);
+  document.getElementById('width-name').textContent = names[number];
+  document.getElementById('width-said').textContent = said[number];
+  document.querySelectorAll('table.widths tbody tr').forEach((row, index) => {
+    row.classList.toggle('chosen', index === number);
+  });
+}
+
+function prepareWidths() {
+  const slider = document.getElementById('width');
+  if (!slider) return;
+  const choose = (number) => {
+    chooseWidth(number);
+    const layer = document.getElementById('layer-choice');
+    if (!layer || !redraws.layers) return;  // what is not drawn yet will be of this width
+    redraws.layers();
+    showLayer(layer.value);
+  };
+  chooseWidth(Number(slider.max));  // browsers keep where a slider was
+  slider.addEventListener('input', () => choose(Number(slider.value)));
+  document.querySelectorAll('table.widths tbody tr').forEach((row, index) => {
+    row.addEventListener('click', () => choose(index));
+  });
 }
 
 function prepareLayers() {
@@ -207,18 +244,19 @@ async function start() {
   prepareSorting();
   prepareZoom();
   pageData = JSON.parse(await unpack('page-data'));
+  prepareWidths();
   const library = document.createElement('script');
   library.textContent = await unpack('plotly');
   document.head.append(library);
   for (const element of document.querySelectorAll('[data-figure]')) {
-    await keep(element, () => pageData.figures[element.dataset.figure]);
+    await keep(element, element.dataset.figure);
   }
   prepareLayers();
-  let width = window.innerWidth;
+  let wide = window.innerWidth;
   const again = () => drawn.forEach((drawing) => drawing());
   window.matchMedia('(prefers-color-scheme: dark)').addEventListener('change', again);
   window.addEventListener('resize', () => {
-    if (window.innerWidth !== width) { width = window.innerWidth; again(); }
+    if (window.innerWidth !== wide) { wide = window.innerWidth; again(); }
   });
   document.documentElement.dataset.drawn = 'yes';
 }
