@@ -11,7 +11,7 @@ from mmbitsplit.engine.files.writing import write_text
 from mmbitsplit.engine.results.artifacts import CHECKPOINT, CONFIG, CONVERTED, LAYERS, RESULTS
 from mmbitsplit.engine.results.report_files import read_file
 from mmbitsplit.export import read_checkpoint
-from mmbitsplit.report.model_card import model_card
+from mmbitsplit.report.model_card import CARD_BEGINS, model_card
 
 CARD, SAFETENSORS = 'README.md', CONVERTED[0]
 # What is uploaded; the journal, logs and the page of the run stay here.
@@ -30,7 +30,8 @@ def write_card(work_dir: str | Path, *, base_model: str | None = None, license: 
         repo: Where the run will be, ``OWNER/NAME``, for the lines that load it.
 
     Raises:
-        ValueError: No finished run is there, or a name is not ``OWNER/NAME``.
+        ValueError: No finished run is there, or a ``README.md`` that is no card; or a name is not
+            ``OWNER/NAME``.
     """
     work_dir = Path(work_dir)
     for what, name in (('base_model', base_model), ('repo', repo)):
@@ -42,6 +43,9 @@ def write_card(work_dir: str | Path, *, base_model: str | None = None, license: 
     if checkpoint is None:
         raise ValueError(f'{work_dir} holds neither {CHECKPOINT} nor {SAFETENSORS}; pass the work '
                          'directory of a finished run.')
+    if (work_dir / CARD).is_file() and not (work_dir / CARD).read_text(
+            encoding='utf-8', errors='replace').startswith(CARD_BEGINS):
+        raise ValueError(f'{work_dir / CARD} is not a card that mmbitsplit wrote; move it away.')
     write_text(work_dir / CARD, model_card(
         results, layers, meta=read_checkpoint(work_dir / checkpoint).meta, checkpoint=checkpoint,
         dataset=_dataset(work_dir / CONFIG), base_model=base_model, license=license, repo=repo))

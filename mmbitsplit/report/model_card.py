@@ -17,6 +17,7 @@ from mmbitsplit.report.tables import (
     unit_of,
 )
 
+CARD_BEGINS = '---\nlibrary_name: "mmbitsplit"\n'
 # Tasks by their names on the Hub, by what a metric's name begins with; masks before boxes.
 TASKS = (('coco/segm', 'image-segmentation'), ('coco/', 'object-detection'),
          ('accuracy/', 'image-classification'), ('single-label/', 'image-classification'))

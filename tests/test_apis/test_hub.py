@@ -71,6 +71,13 @@ def test_the_card_names_the_data_set_of_the_config(work_dir, capsys):
     assert 'base_model' not in front_matter(work_dir / 'README.md')
 
 
+def test_a_readme_of_somebody_else_stays(work_dir, capsys):
+    (work_dir / 'README.md').write_text('# Notes')
+    assert card.main([str(work_dir)]) == 2
+    assert 'move it away' in capsys.readouterr().err
+    assert (work_dir / 'README.md').read_text() == '# Notes'
+
+
 def test_push_uploads_what_loads_the_model_and_nothing_else(work_dir, hub, capsys):
     assert card.main([str(work_dir), '--push', 'me/mine', '--private']) == 0
     assert capsys.readouterr().out.splitlines()[-1] == 'hub/me/mine'

@@ -161,6 +161,7 @@ def test_the_layout_of_a_detector(retinanet, laid_out):
     assert steps['Resize'] == {'type': 'Resize', 'size': [128, 128], 'keep_ratio': True}
     assert steps['Normalize']['mean'] == retinanet.data_preprocessor.mean.flatten().tolist()
     assert after['component'] == 'ResizeBBox' and after['input'] == ['prep_output', 'infer_output']
+    assert 'pad_val' not in steps['Pad']  # zeros, as the preprocessor pads
     wide = layout_files(retinanet, retinanet.cfg, 'end2end.onnx', (96, 128))['pipeline.json']
     resize = wide['pipeline']['tasks'][0]['transforms'][1]
     assert resize == {'type': 'Resize', 'size': [128, 96], 'keep_ratio': False}

@@ -131,7 +131,8 @@ def _detector_steps(model: nn.Module, cfg: Config, shape: tuple[int, int]) -> li
     resize = {'type': 'Resize', 'size': [width, height], 'keep_ratio': keep_ratio}
     pad: dict[str, Any] = {'type': 'Pad', 'size': [width, height]}
     if value is None:
-        return [resize, _normalize(model), pad]
+        after = getattr(model.data_preprocessor, 'pad_value', 0)
+        return [resize, _normalize(model), {**pad, 'pad_val': after} if after else pad]
     inside = value.get('img', 0) if isinstance(value, Mapping) else value
     first = inside[0] if isinstance(inside, Sequence) else inside
     return [resize, {**pad, 'pad_val': first}, _normalize(model)]
