@@ -1,1 +1,1 @@
-"""The demo of the repository: its pictures of digits, its weights and its notebook."""
+"""The demo of the repository: its pictures of digits, its weights and its notebooks."""
