@@ -7,6 +7,7 @@ or another placement of quantizers (deploy, residual, calibtip, qdrop, brecq).
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -73,7 +74,8 @@ def tuning_request(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def typed_options(texts: Sequence[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` as options; numbers, truth values and lists with commas are read as such."""
+    """``KEY=VALUE`` as options; numbers, truth values, lists with commas and lists of lists of
+    digits (``3,4/6/8``) are read as such."""
     return {key: _value(value) for key, value in (text.split('=', 1) for text in texts)}
 
 
@@ -134,6 +136,8 @@ def _steps_of(method: str) -> dict[str, int]:
 
 
 def _value(text: str) -> Any:
+    if re.fullmatch(r'[\d,]+(/[\d,]+)+', text):
+        return [[int(digits) for digits in part.split(',') if digits] for part in text.split('/')]
     if ',' in text:
         return [_value(part) for part in text.split(',') if part]
     for kind in (int, float):

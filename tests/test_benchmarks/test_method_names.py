@@ -59,7 +59,8 @@ def test_options_reach_the_methods_that_have_them():
     assert own_options('AdaRound', texts) == {
         'batch_size': 8, 'learning_rate': 0.01, 'loss': 'scale_free'}
     assert own_options('MSE', texts) == {}
-    assert own_options('PTMQ', ['widths=3,4']) == {'widths': [3, 4]}
+    assert own_options('PTMQ', ['widths=3,4', 'groups=3/4/6,8']) == {
+        'widths': [3, 4], 'groups': [[3], [4], [6, 8]]}
 
 
 def test_a_model_of_several_widths_is_switched_through_those_asked_for():
