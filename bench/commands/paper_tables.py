@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "table's")
     parser.add_argument('--methods', nargs='+', default=[], metavar='METHOD',
                         help=f"default: the table's, of {', '.join(METHOD_ROWS)}; with --paper "
-                        'ptmq its rows: qdrop, ptmq; in table 3 dq_3, dq_4, pq_up, pq_down')
+                        'ptmq its rows: qdrop, ptmq; in table 3 dq_3, dq_4, pq_up, pq_down, '
+                        'separate')
     parser.add_argument('--iterations', type=int, metavar='STEPS',
                         help='steps of methods that learn, instead of as many as published (their '
                         'further stages in proportion; NAME@STEPS in --methods sets them for one '

@@ -40,7 +40,7 @@ NORM = 2.4  # of the scale searches, as in QDrop
 REOPENED = 0.05  # how far roundings are from 0 and 1 where the next width goes on with them
 
 Bits = Annotated[int, Range(2, 8)]
-Strategy = Literal['mixed', 'direct', 'low_to_high', 'high_to_low']
+Strategy = Literal['mixed', 'separate', 'direct', 'low_to_high', 'high_to_low']
 
 
 @register_method
@@ -98,10 +98,14 @@ class PTMQ(RoundingMethod):
         warm_start: Part of the iterations that have no push.
         start: Where roundings begin: ``'lowest'``, with the lowest width as it is in float;
             ``'mean'``, with all widths so on average.
-        strategy: ``'mixed'`` is PTMQ; the others are what the paper compares with, all with
-            QDrop's mix of one width and float: ``'direct'`` learns R at ``direct_bits`` alone,
-            ``'low_to_high'`` and ``'high_to_low'`` at one width after another, ``iterations`` at
-            each, going on with R as it is, but at least 0.05 from 0 and 1.
+        strategy: ``'mixed'`` is PTMQ. ``'separate'`` is ours: the drawn widths do not meet; each
+            learns as in QDrop, from what the model gives at it and the float input, against the
+            float block, so that a low width makes good what came before it; ``mixer``,
+            ``lambdas`` and ``gammas`` say nothing then. The others are what the paper compares
+            with, all with QDrop's mix of one width and float: ``'direct'`` learns R at
+            ``direct_bits`` alone, ``'low_to_high'`` and ``'high_to_low'`` at one width after
+            another, ``iterations`` at each, going on with R as it is, but at least 0.05 from 0
+            and 1.
         direct_bits: Of ``strategy='direct'``; the lowest when not given.
         fallback: Whether each width of a block is rounded by itself where what was learned is no
             better on held-out images, on average over the widths. ``False`` takes it anyhow, to
@@ -224,6 +228,8 @@ class PTMQ(RoundingMethod):
         """What is learned one after another: its name, and what is minimised."""
         if self.strategy == 'mixed':
             return [('weights', partial(self._of_groups, widths, problem))]
+        if self.strategy == 'separate':
+            return [('weights', partial(self._of_each, widths, problem))]
         order = [self.direct_bits or self.widths[0]] if self.strategy == 'direct' else \
             self.widths if self.strategy == 'low_to_high' else self.widths[::-1]
         return [(f'weights of {bits} bits', partial(
@@ -234,8 +240,7 @@ class PTMQ(RoundingMethod):
         """PTMQ's loss of a step (Eq. 5 and 6)."""
         assert draw.float_input is not None
         mix = FeatureMixer(self.mixer, self.lambdas, self.drop_probability)
-        drawn = [group[int(torch.randint(len(group), (), generator=generator))]
-                 for group in places(self._groups(), problem.widths)]
+        drawn = self._drawn(problem, generator)
         x = mix([draw.width_inputs[index] for index in drawn], lambda: draw.float_input, generator)
         # As others read them, which is how they will be mixed for the next unit.
         outputs = [problem.as_read(self._output(problem, widths, index, x, generator))
@@ -244,6 +249,18 @@ class PTMQ(RoundingMethod):
         mixed = mix(outputs, lambda: wanted, generator)
         return group_distillation_loss(outputs, mixed, wanted, self.gammas, distance,
                                        self.detach_high)
+
+    def _drawn(self, problem: UnitProblem, generator: torch.Generator) -> list[int]:
+        """Which of the unit's widths a step has: one of each group."""
+        return [group[int(torch.randint(len(group), (), generator=generator))]
+                for group in places(self._groups(), problem.widths)]
+
+    def _of_each(self, widths: LearnedWidths, problem: UnitProblem, draw: Draw,
+                 generator: torch.Generator, distance: Distance) -> Tensor:
+        """QDrop's loss of a step at a width of each group, added up (Eq. 2)."""
+        losses = [self._of_one(index, widths, problem, draw, generator, distance)
+                  for index in self._drawn(problem, generator)]
+        return sum(losses[1:], losses[0])
 
     def _of_one(self, index: int, widths: LearnedWidths, problem: UnitProblem, draw: Draw,
                 generator: torch.Generator, distance: Distance) -> Tensor:

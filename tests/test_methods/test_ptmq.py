@@ -346,3 +346,36 @@ def test_a_step_minimises_the_papers_loss(granularity, residual_net, images, run
         drop_probability=0.0, lambdas=lambdas, gammas=gammas, granularity=granularity),
         run=run_model)
     assert lows == {3, 4}
+
+
+def test_separate_widths_add_up_what_each_learns_by_itself(residual_net, images, run_model,
+                                                           problems, monkeypatch):
+    """Against arithmetic of its own: the inputs of a width, and the float block's output."""
+    learn, use, seen, checked = ptmq.learn, LearnedWidths.use, {}, []
+
+    def once(problem, widths, rounding, draw):
+        problem.use(widths)
+        x = draw.width_inputs[problem.widths.index(widths)]
+        output = by_hand(seen[problem.unit.name], rounding, widths, x)
+        return (output - draw.float_output).square().sum()
+
+    def watched(problem, what, before):
+        rounding, drawn = what.groups[0].parameters, []
+        draw, = Draws(problem.fit, 4, float_inputs=True)(torch.Generator().manual_seed(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(LearnedWidths, 'use', lambda self, widths: (
+                drawn.append(widths), use(self, widths))[1])
+            loss = what.objective(draw, problem.generator(0),
+                                  lambda one, other: (one - other).square().sum())
+        assert [one.weight for one in drawn] == [3, 6, 8]
+        torch.testing.assert_close(loss, sum(once(problem, one, rounding, draw) for one in drawn),
+                                   rtol=0.01, atol=0.0)
+        checked.append(problem.unit.name)
+        return learn(problem, what, before)
+
+    problems(lambda problem: seen.update({problem.unit.name: {
+        name: (layer, layer.solution()) for name, layer in problem.layers.items()}}))
+    monkeypatch.setattr(ptmq, 'learn', watched)
+    calibrate(residual_net(), images(), request(
+        widths=[3, 6, 8], drop_probability=0.0, strategy='separate'), run=run_model)
+    assert checked == [*BLOCKS]

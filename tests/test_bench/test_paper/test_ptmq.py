@@ -102,7 +102,8 @@ def test_a_table_has_our_means_and_the_papers_figures_of_the_same_model():
 def test_rows_of_a_width_that_is_left_out_are_left_out():
     table = with_widths(ptmq_table(3), ['8', '4', 'w5a6'])
     assert [tuple(one) for one in table.widths] == [(4, 4), (5, 6), (8, 8)]
-    assert [row.key for row in table.rows] == ['qdrop', 'dq_4', 'pq_up', 'pq_down', 'ptmq']
+    assert [row.key for row in table.rows] == [
+        'qdrop', 'dq_4', 'pq_up', 'pq_down', 'ptmq', 'separate']
     assert [row.key for row in chosen_rows(table, ['ptmq'])] == ['ptmq']
     with pytest.raises(ValueError, match="--bits 'w4'"):
         with_widths(table, ['w4'])
