@@ -11,7 +11,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).resolve().parent
 
 # What `mim` looks for in mmbitsplit/.mim. Demo, bench, CIFAR configs and set-up belong to a
-# checkout: the demo's weights (8 MB) and data, the packages bench/ and demo/, and the network of
+# checkout: the demo's weights (9 MB) and data, the packages bench/ and demo/, and the network of
 # the CIFAR configs, are only there. The model index leaves their metafiles out.
 MIM = {'tools': ('*.py', '*.sh'), 'configs': ('*.py', '*.yml', '*.md'),
        'model-index.yml': ('model-index.yml',)}

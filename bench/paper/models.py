@@ -68,6 +68,7 @@ BENCH_MODELS = {model.name: model for model in (
 
 # With configs of their own in the zoo, and in no table: paths of configs bring them into one.
 ZOO_MODELS = (
+    BenchModel('vit_digits', 'Demo ViT', 'configs/demo/vit_digits_w4a6.py', 'digits', False),
     BenchModel('rtmdet_s', 'RTMDet-s', 'configs/rtmdet_s_w4a8.py', 'coco', True),
     *(BenchModel(name, label, f'configs/transformers/{name}_w4a8.py', 'imagenet', False)
       for name, label in (('vit_base_p16_384px', 'ViT-B/16 at 384'), ('deit_tiny', 'DeiT-T'),
