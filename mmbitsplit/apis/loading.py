@@ -33,7 +33,7 @@ def load_quantized(config: str | Path, checkpoint: str | Path | Sequence[str | P
             later.
         integer: ``True``: quantized layers multiply bytes, on a CPU or a CUDA device, with what
             float computing gives but for the rounding of float32; ``model.integers`` says which
-            layers do, and why the others do not. ``'auto'``: where torch and device can.
+            layers do, and why the others do not. ``'auto'``: where torch and processor can.
             Given nothing, as ``model.integer`` of the config says, ``False`` where it says nothing.
 
     Raises:

@@ -86,9 +86,9 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 def add_integer(parser: argparse.ArgumentParser, default: str | None, said: str) -> None:
     """Adds ``--integer``, of commands that evaluate."""
     parser.add_argument('--integer', choices=('auto', 'on', 'off'), default=default,
-                        help='evaluate the quantized model with layers that multiply bytes on the '
-                             'CPU: auto where torch and the processor can, on or an error; default '
-                             + said)
+                        help='evaluate the quantized model with layers that multiply bytes: auto '
+                             'where torch and the processor can, on (on GPUs, too) or an error; '
+                             'default ' + said)
 
 
 def positive(text: str) -> int:

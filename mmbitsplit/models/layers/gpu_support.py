@@ -66,8 +66,8 @@ def _exact(name: Kernels, device: torch.device) -> bool:
         codes = torch.randint(-largest, largest, (40, 9, 64), generator=generator,
                               dtype=torch.int8)
         codes[::2] = -largest
-        x = 400 * torch.rand(2, 7, 6, 64, generator=generator) - 50
-        rounding = [torch.tensor([value]) for value in (1.0, 0.0, 255.0)]
+        x = 400 * torch.rand(2, 7, 6, 64, generator=generator, dtype=torch.float32) - 50
+        rounding = [torch.tensor([value], dtype=torch.float32) for value in (1.0, 0.0, 255.0)]
         shift = torch.tensor([-128], dtype=torch.int32)
         correction = (codes.to(torch.int32).sum((1, 2)) * 128).to(torch.int32)
         found = []
@@ -76,7 +76,7 @@ def _exact(name: Kernels, device: torch.device) -> bool:
             bytes_, missing = module.round_bytes(x.to(place), Rounding(
                 *(value.to(place) for value in (*rounding, shift))), (1, 1), weight.padded)
             found.append(module.multiply(weight, bytes_, missing, Windows((3, 3), (2, 1)), Scaling(
-                torch.ones(40, device=place), correction.to(place))).cpu())
+                torch.ones(40, device=place, dtype=torch.float32), correction.to(place))).cpu())
         if not torch.equal(*found):
             return False
     return True

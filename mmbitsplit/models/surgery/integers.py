@@ -21,6 +21,8 @@ from mmbitsplit.models.layers.quantizers import ActivationQuantizerSet, WeightQu
 from mmbitsplit.models.surgery.install import quantized_layers, quantized_products
 
 NOT_ASKED = 'it was not asked for'
+# Until a GPU has said that they are quicker there.
+ASK_ON_GPUS = 'how fast integers are on GPUs is not measured yet; ask with integer=True'
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True) -> Inte
 
     Args:
         model: Quantized, in eval mode; changed in place.
-        integer: ``True``; ``'auto'``: where this torch and device can, else nothing is done;
-            ``False``: takes it back.
+        integer: ``True``; ``'auto'``: where this torch and processor can, else nothing is done,
+            and nothing on GPUs, where it is not measured yet how fast it is; ``False``: takes it
+            back.
 
     Returns:
         Which layers and products, and why not the others.
@@ -57,6 +60,8 @@ def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True) -> Inte
         ValueError: ``True``, and there is no layer that can.
     """
     check_mode(integer)
+    if integer == 'auto' and _device(model).type == 'cuda':
+        return _as_it_is(model, ASK_ON_GPUS)
     reason = why_no_integers_on(_device(model)) if integer else None
     if reason is not None and integer is True:
         raise ValueError(f"integer=True: {reason}. Give integer='auto' to compute in float where "
@@ -77,7 +82,12 @@ def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True) -> Inte
 
 def integer_layers(model: nn.Module) -> IntegerLayers:
     """What of a model is computed with integers now, products as far as they have been run."""
-    reason, why = why_no_integers_on(_device(model)), {}
+    return _as_it_is(model, why_no_integers_on(_device(model)))
+
+
+def _as_it_is(model: nn.Module, reason: str | None) -> IntegerLayers:
+    """What is computed with integers; ``reason`` why nothing else could be, if there is one."""
+    why: dict[str, str | None] = {}
     for name, layer in _layers(model):
         why[name] = layer.weight_quantizer.left if layer.integers \
             else reason or _why_float(layer) or NOT_ASKED

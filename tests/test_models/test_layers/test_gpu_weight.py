@@ -20,6 +20,7 @@ from mmbitsplit.models.layers.gpu_product import GpuProduct
 from mmbitsplit.models.layers.gpu_weight import GpuWeight, why_float_on_gpu
 from mmbitsplit.models.layers.integer_weight import why_never
 from mmbitsplit.models.layers.product import Product
+from mmbitsplit.models.surgery import integers
 from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
 from mmbitsplit.structures.products import ProductSolution
 
@@ -218,6 +219,13 @@ def test_to_integer_on_a_gpu(as_on_a_gpu):
         assert integer_layers(model).integer == ('0',)
         assert isinstance(layer.weight_quantizer, GpuWeight)
         assert_close(model(x), expected)
+
+
+def test_auto_stays_in_float_on_gpus(monkeypatch):
+    """Until it is measured there."""
+    layer, x = layer_of(LAYERS['plain'], INPUTS['asymmetric'], 4, False)
+    monkeypatch.setattr(integers, '_device', lambda model: torch.device('cuda'))
+    assert to_integer(layer, 'auto').left == {'': integers.ASK_ON_GPUS} and not layer.integers
 
 
 def test_several_widths_on_a_gpu(as_on_a_gpu):
