@@ -200,7 +200,8 @@ def _compute(planned: PlannedCell, work_dir: Path, redo: bool, report: bool) -> 
     cfg.work_dir = str(folder)
     with _output_to(folder / LOG):
         results = quantize_config(cfg, config_name=planned.config_name, resume=resume,
-                                  float_metrics=known.get('metrics'), report=report)
+                                  float_metrics=known.get('metrics'), report=report,
+                                  integer=False)  # tables do not depend on the processor
     if not known:
         check_work_dir(floats.parent)
         write_json(floats, {'identity': planned.float_identity, 'metrics': results['float']})

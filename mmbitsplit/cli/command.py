@@ -88,6 +88,8 @@ def add_integer(parser: argparse.ArgumentParser, default: str | None, said: str)
     parser.add_argument('--integer', choices=('auto', 'on', 'off'), default=default,
                         help='evaluate the quantized model with layers that multiply bytes: auto '
                              'where torch and the processor can, on (on GPUs, too) or an error; '
+                             'takes less time for most models, and figures may differ in the last '
+                             "digit from those of upstream's tools, which compute in float; "
                              'default ' + said)
 
 

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from mmbitsplit.models.layers.integer_support import why_no_integers
+
 pytestmark = pytest.mark.slow
 
 CONFIG = 'configs/demo/classifier_digits_w4a8.py'
@@ -13,7 +15,8 @@ CONFIG = 'configs/demo/classifier_digits_w4a8.py'
 def classifier(run_tool, tmp_path_factory):
     """Work directory of one run."""
     work_dir = tmp_path_factory.mktemp('classifier')
-    done = run_tool('tools/quantize.py', CONFIG, '--work-dir', work_dir, '--cfg-options',
+    done = run_tool('tools/quantize.py', CONFIG, '--work-dir', work_dir, '--integer', 'auto',
+                    '--cfg-options',
                     'quantization.calibration.num_images=64',
                     'quantization.calibration.rows_per_layer=2048')
     assert done.returncode == 0, done.stderr[-3000:]
@@ -28,9 +31,10 @@ def results(classifier):
 def test_a_classifier_is_quantized_and_reloads_exactly(classifier, results, run_tool, tmp_path):
     assert results['float']['accuracy/top1'] > 85
     assert results['drop']['accuracy/top1'] < 2
+    assert why_no_integers() is not None or results['integer']['layers'] >= 1
     again = run_tool('tools/test.py', classifier / 'quantized_config.py',
                      classifier / 'quantized.pth', '--out', tmp_path / 'metrics.json',
-                     '--work-dir', tmp_path / 'again')
+                     '--work-dir', tmp_path / 'again', '--integer', 'auto')
     assert again.returncode == 0, again.stderr[-3000:]
     assert json.loads((tmp_path / 'metrics.json').read_text()) == results['quantized']
 
@@ -41,7 +45,9 @@ def test_the_upstream_tool_gives_the_same_figures(classifier, results, run_tool,
                     classifier / 'quantized.pth', '--work-dir', tmp_path / 'work', '--out',
                     tmp_path / 'metrics.json', '--out-item', 'metrics', upstream=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((tmp_path / 'metrics.json').read_text()) == results['quantized']
+    # Upstream computes in float, where a score may fall on the other side of another.
+    assert json.loads((tmp_path / 'metrics.json').read_text()) == pytest.approx(
+        results['quantized'], abs=0.5)
 
 
 def test_a_damaged_file_is_one_line(classifier, run_tool, tmp_path):

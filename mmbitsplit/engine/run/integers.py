@@ -17,6 +17,8 @@ IntegerMode = bool | Literal['auto']
 WORDS: dict[str, IntegerMode] = {'auto': 'auto', 'on': True, 'off': False}  # of command lines
 # What torch says where a model views a map in an order that channels last does not have.
 _VIEWED = 'view size is not compatible'
+_VIEWS = ('the model views maps as if their channels came first in memory; integer layers give '
+          'channels last')
 
 
 @dataclass
@@ -50,11 +52,12 @@ class IntegerUse:
         if self.layers:
             several = ' and products' if any(True for _ in quantized_products(model)) else ''
             print_log(f'mmbitsplit: {len(self.layers)} of {len(self.layers) + len(self.left)} '
-                      f'quantized layers{several} are computed with integers',
-                      logger='current')
+                      f'quantized layers{several} are computed with integers; --integer off '
+                      "(integer=False) gives the last digits of upstream's tools, which compute "
+                      'in float', logger='current')
 
     def call(self, model: nn.Module, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Runs the model; in float from now on where ``'auto'`` and it needs another memory format.
+        """Runs the model; in float from now on where ``'auto'`` and integers fail.
 
         Args:
             model: Whose layers multiply bytes.
@@ -66,15 +69,15 @@ class IntegerUse:
             self._note_changes()
             return found
         except RuntimeError as error:
-            if self.asked != 'auto' or not self.layers or _VIEWED not in str(error):
+            if self.asked != 'auto' or not self.layers:
                 raise
-        reason = ('the model views maps as if their channels came first in memory; integer layers '
-                  'give channels last')
-        print_log(f'mmbitsplit: computed in float: {reason}', logger='current', level=30)
+            reason = _VIEWS if _VIEWED in str(error) else str(error).partition('\n')[0]
         to_integer(model, False)
+        found = step(*args, **kwargs)  # an error that is not of integers comes again
+        print_log(f'mmbitsplit: computed in float: {reason}', logger='current', level=30)
         self.left.update(dict.fromkeys(self.layers, reason))
         self.layers, self._may_change = [], {}
-        return step(*args, **kwargs)
+        return found
 
     def _note_changes(self) -> None:
         """Products say what they are computed with once they have met their matrices, layers of
