@@ -12,6 +12,7 @@ from mmbitsplit.methods.tuning import TuningStage
 from mmbitsplit.models import PreparedModel
 from mmbitsplit.passes.batches import holds_images, images_in
 from mmbitsplit.passes.call_counts import CallCounts
+from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.raw_outputs import RawOutput, RawOutputs
 from mmbitsplit.passes.replay import Tape
 from mmbitsplit.passes.stopwatch import Stopwatch
@@ -142,7 +143,10 @@ def _tune(stage: TuningStage, index: int, look: Watching, calibration: Calibrati
     fit, held_out, unseen = split_batches(total, calibration, stage.holdout)
     as_they_are = RawOutputs.of(look.forwards, look.flow, Tape())
     mirrored = _mirrors(stage, look, OutputLoss(as_they_are, stage.loss, seed))
-    forwards = look.forwards.with_mirrored(fit) if mirrored else look.forwards
+    forwards, parts = look.forwards.divided(stage.images)
+    fit, held_out = ([one for batch in some for one in parts[batch]] for some in (fit, held_out))
+    total = forwards.total
+    forwards = forwards.with_mirrored(fit) if mirrored else forwards
     raw = RawOutputs.of(forwards, look.flow, Tape())
     loss = OutputLoss(raw, stage.loss, seed)
 
@@ -164,7 +168,7 @@ def _learn(stage: TuningStage, solved: SolvedLayers, raw: RawOutputs, loss: Outp
            progress: Callable[[int, int], None]) -> dict[str, Any]:
     """A stage that moves values by gradients."""
     layers, forwards = solved.prepared.layers, raw.forwards
-    images = max(forwards.team.gather(max(map(images_in, forwards.batches.values()), default=1)))
+    images = _most_images(forwards)
     spreads = spreads_of(layers, record_float(raw, layers, loss))
     if stage.real_biases:
         spreads = {name: torch.ones_like(spread) for name, spread in spreads.items()}
@@ -208,6 +212,11 @@ def _renormalise(stage: TuningStage, look: Watching, solved: SolvedLayers, raw: 
     channels = sum(prepared.layers[name].geometry.out_channels for name in norms)
     return {**outcome, 'learned': {'scales': channels, 'biases': channels},
             'left_alone': len(prepared.layers) - outcome['layers']}
+
+
+def _most_images(forwards: Forwards) -> int:
+    """In a batch of any process."""
+    return max(forwards.team.gather(max(map(images_in, forwards.batches.values()), default=1)))
 
 
 def _mirrors(stage: TuningStage, look: Watching, loss: OutputLoss) -> bool:

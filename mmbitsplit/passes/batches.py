@@ -1,6 +1,6 @@
 """What is in a batch, as far as tensors tell."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -36,6 +36,28 @@ def mirrored(batch: Any) -> Any:
             'quantization.tuning: mirrored=True needs tensors (..., 1 or 3, H, W) in the batches, '
             'and there are none that look like images. Set mirrored=False.')
     return tree_map(lambda leaf: leaf.flip(-1) if _is_image(leaf) else leaf, batch)
+
+
+def divided(batch: Any, size: int | None) -> list[Any]:
+    """A batch cut into about equal parts; the batch alone where it is no plain stack of samples.
+
+    Args:
+        batch: A tensor, or a dict of tensors and lists that all have one length: that of samples.
+        size: Most samples of a part; ``None`` leaves it whole.
+    """
+    held = list(batch.values()) if isinstance(batch, Mapping) else [batch]
+    if not all(isinstance(one, (Tensor, list) if isinstance(batch, Mapping) else Tensor)
+               and (isinstance(one, list) or one.dim()) for one in held):
+        return [batch]
+    lengths = {len(one) for one in held}
+    count = min(lengths, default=0)
+    if len(lengths) != 1 or size is None or count <= size:
+        return [batch]
+    parts = -(-count // size)
+    edges = [count * part // parts for part in range(parts + 1)]
+    cuts = [slice(*ends) for ends in zip(edges, edges[1:])]
+    return [type(batch)({key: one[cut] for key, one in batch.items()})
+            if isinstance(batch, Mapping) else batch[cut] for cut in cuts]
 
 
 def _is_image(leaf: Any) -> bool:

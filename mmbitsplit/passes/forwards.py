@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmbitsplit.models.opening import ClosedCall
-from mmbitsplit.passes.batches import mirrored
+from mmbitsplit.passes.batches import divided, mirrored
 from mmbitsplit.passes.forward_state import ForwardState
 from mmbitsplit.passes.replay import ReplayPoint, Tape, recording, replaying
 from mmbitsplit.passes.team import Team
@@ -77,6 +77,27 @@ class Forwards:
                 if number in numbers}
         labels = {number: f'{self.labels[number - self.total]}, mirrored' for number in more}
         return replace(self, batches={**self.batches, **more}, labels={**self.labels, **labels})
+
+    def divided(self, images: int | None) -> tuple['Forwards', dict[int, list[int]]]:
+        """Batches cut into parts, which have numbers of their own, in order of the batches.
+
+        Args:
+            images: About as many are in a part; ``None`` leaves batches whole.
+
+        Returns:
+            Who runs them, and by batch, of all processes, the numbers of its parts.
+        """
+        own = {number: divided(batch, images) for number, batch in self.batches.items()}
+        counts = {number: count for found in self.team.gather(
+            {number: len(cut) for number, cut in own.items()}) for number, count in found.items()}
+        numbers, total = {}, 0
+        for number in sorted(counts):
+            numbers[number] = list(range(total, total + counts[number]))
+            total += counts[number]
+        pieces = {name: piece for number, cut in own.items()
+                  for name, piece in zip(numbers[number], cut)}
+        labels = {name: self.labels[number] for number in own for name in numbers[number]}
+        return replace(self, batches=pieces, labels=labels, total=total), numbers
 
     def run(self, number: int) -> Any:
         """Runs the model on a batch, in the state that is set."""

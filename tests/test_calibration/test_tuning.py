@@ -320,6 +320,19 @@ def test_class_scores_are_learned_from_images_as_they_are(seeded, images):
     assert (report.tuning[0]['loss'], report.tuning[0]['mirrored']) == ('kl', False)
 
 
+def test_large_batches_are_cut_for_more_steps(seeded):
+    """Nothing else changes: what is judged is the mean over the same images."""
+    found = [quantize_model(seeded(Classifier), inputs(4), dict(**LOW, tuning=dict(
+        STAGE, images=images, steps=None, rounds=2, judge_every=100))).tuning[0]
+        for images in (4, None)]
+    assert [one['fit_batches'] for one in found] == [24, 3]
+    assert [one['held_out_batches'] for one in found] == [8, 1]
+    assert [one['steps'] for one in found] == [48, 6]
+    for name in ('fit_before', 'held_out_before'):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-4)
+    assert found[0]['fit_after'] != found[1]['fit_after']
+
+
 @pytest.mark.parametrize('if_possible', [False, True])
 def test_an_error_on_the_way_takes_back_what_was_moved(seeded, monkeypatch, assert_same_state,
                                                        if_possible):

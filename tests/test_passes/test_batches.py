@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmbitsplit.passes.batches import batch_size, images_in, mirrored
+from mmbitsplit.passes.batches import batch_size, divided, images_in, mirrored
 
 
 def image(*shape):
@@ -30,6 +30,24 @@ def test_left_and_right_change_places_and_nothing_else():
 def test_a_batch_without_images_has_no_mirror():
     with pytest.raises(ValueError, match='mirrored=True needs tensors'):
         mirrored(dict(ids=image(6, 12)))
+
+
+def test_a_stack_of_samples_is_cut_into_about_equal_parts():
+    whole = dict(inputs=image(10, 3, 4, 6), data_samples=list('abcdefghij'))
+    parts = divided(whole, 3)
+    assert [len(part['data_samples']) for part in parts] == [2, 3, 2, 3]
+    assert torch.equal(torch.cat([part['inputs'] for part in parts]), whole['inputs'])
+    assert sum((part['data_samples'] for part in parts), []) == whole['data_samples']
+    assert [len(part) for part in divided(image(3, 3, 4, 6), 1)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize('batch', [
+    image(1, 3, 4, 6), torch.tensor(5), [image(3, 4, 6), image(3, 4, 6)], 'text', {},
+    dict(ids=image(6, 12), names=['a']), dict(ids=image(6, 12), scale=2.0)])
+def test_what_is_no_stack_of_samples_stays_whole(batch):
+    for size in (1, None):
+        part, = divided(batch, size)
+        assert part is batch
 
 
 @pytest.mark.parametrize(('batch', 'size'), [

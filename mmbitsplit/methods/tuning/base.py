@@ -20,6 +20,7 @@ class TuningStage(Options):
     Attributes:
         loss: ``'kl'``, ``'raw'`` or ``'auto'``, see ``solving.tuning.OutputLoss``.
         batch_size: Calibration batches of a step; ``None`` where that depends on their images.
+        images: Most images of a batch that is not cut into parts; ``None`` where none is cut.
         mirrored: Whether batches come as they are and seen in a mirror; ``'auto'``: where they
             hold images.
         inner: Weight of what inner layers read beside the outputs; ``None`` where that depends on
@@ -35,6 +36,7 @@ class TuningStage(Options):
     loss: str = 'auto'
     inner: float | None = 0.0
     batch_size: int | None = 1
+    images: int | None = None
     mirrored: bool | Literal['auto'] = False
     if_possible: bool = False
     holdout: float = 0.25

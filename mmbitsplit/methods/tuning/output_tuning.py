@@ -39,6 +39,10 @@ class OutputTuning(TuningStage):
             output, and of codes in half code steps.
         batch_size: Calibration batches of a step, as they come. ``None``: as many as hold 4
             images, at least one.
+        images: Batches that hold more images than this are cut into parts of about so many, for
+            more and smaller steps; those that are judged on, too. For batches that are a tensor,
+            or a dict of tensors and lists of one length; others, and with ``None`` all, come as
+            they are.
         mirrored: Each batch comes as it is or seen in a mirror (left and right changed), by
             chance. Images that are never seen in a mirror, such as those of text, will do: the
             float model says what is right. ``'auto'``: where batches hold images, unless the model
@@ -73,6 +77,7 @@ class OutputTuning(TuningStage):
     rounds: Annotated[float, Range(0, above=True)] | None = None
     learning_rate: Annotated[float, Range(0, above=True)] = 1e-3
     batch_size: Annotated[int, Range(1)] | None = None
+    images: Annotated[int, Range(1)] | None = None
     mirrored: bool | Literal['auto'] = False
     scales: bool = True
     biases: bool = True
