@@ -24,6 +24,9 @@ from mmbitsplit.solving.positions import check_seen
 from mmbitsplit.solving.solve_widths import solve_widths
 from mmbitsplit.structures import BitPlan, CalibrationSpec, LayerPlan
 
+# What layers give at widths from here on is so near to the float model that one stands for all.
+ALIKE_BITS = 6
+
 
 def pair_widths(widths: Sequence[int], inputs: Sequence[int]) -> list[Prefix]:
     """Returns which widths of weights and inputs go together, rising.
@@ -63,16 +66,24 @@ class WidthPairs:
         inputs = next((layer.input_widths for layer in plan.layers if layer.input_widths), ())
         one_weight = plan.layers[0].weight.num_bits if plan.layers else 8
         pairs = pair_widths(widths or (one_weight,), inputs)
-        most = len(pairs) if method.branches == 'all' else min(method.branches, len(pairs))
-        chosen = [pairs[-1]] if most == 1 else [
-            pairs[round(index * (len(pairs) - 1) / (most - 1))] for index in range(most)]
-        return cls(tuple(pairs), tuple(chosen))
+        return cls(tuple(pairs), tuple(_prefixes(pairs, method.branches)))
 
     def prefix_of(self, pair: Prefix) -> int:
-        """Number of the prefix that is nearest to a pair."""
+        """Number of the prefix that is nearest to a pair, of two the wider."""
         distances = [abs(prefix.weight - pair.weight)
                      + abs((prefix.input or 0) - (pair.input or 0)) for prefix in self.prefixes]
-        return distances.index(min(distances))
+        return max(number for number, distance in enumerate(distances)
+                   if distance == min(distances))
+
+
+def _prefixes(pairs: Sequence[Prefix], branches: str | int) -> list[Prefix]:
+    """The pairs at which batches run; see ``NestedBitSplit``."""
+    if branches == 'auto':
+        alike = [pair for pair in pairs if min(pair.weight, pair.input or 8) >= ALIKE_BITS]
+        return [pair for pair in pairs if pair not in alike[:-1]]
+    most = len(pairs) if branches == 'all' else min(int(branches), len(pairs))
+    return [pairs[-1]] if most == 1 else [
+        pairs[round(index * (len(pairs) - 1) / (most - 1))] for index in range(most)]
 
 
 class WidthSolver:

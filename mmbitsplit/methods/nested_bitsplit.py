@@ -20,8 +20,8 @@ class NestedBitSplit(BitSplit):
 
     Every width's codes are the leading bits of the widest's; scales, offset and bias are its own.
     Codes minimise the output errors of all widths together, each on inputs of its own: every
-    image runs once at each width. First and last layers, and those whose width is said elsewhere,
-    have one width and are solved as by ``BitSplit``.
+    image runs once at each width (``branches``). First and last layers, and those whose width is
+    said elsewhere, have one width and are solved as by ``BitSplit``.
 
     Args:
         widths: Of the weights, 2 to 8, rising.
@@ -34,8 +34,9 @@ class NestedBitSplit(BitSplit):
             of each wider one the bits that are left.
         reference_bits: Of ``'joint'``: how bad wide widths may become for the sake of narrow ones:
             about as bad as this many bits by themselves.
-        branches: At how many widths each image runs: ``'all'``, or fewer, evenly among them, which
-            saves forwards and memory; other widths are solved on inputs of the nearest.
+        branches: At which widths each image runs: ``'all'``; ``'auto'``: of those from 6 bits on,
+            whose layers give much the same, at the widest alone; or at so many, evenly among them.
+            Fewer save forwards and memory; other widths are solved on inputs of the nearest.
         init, polish, max_sweeps, tolerance, ridge, bias_correction, guard, effort: As of
             ``BitSplit``.
     """
@@ -45,7 +46,7 @@ class NestedBitSplit(BitSplit):
     nesting: Literal['floor', 'planes'] = 'floor'
     order: Literal['joint', 'up'] = 'joint'
     reference_bits: Annotated[int, Range(2, 8)] = 3
-    branches: Literal['all'] | Annotated[int, Range(1)] = 'all'
+    branches: Literal['auto', 'all'] | Annotated[int, Range(1)] = 'all'
 
     def __post_init__(self) -> None:
         super().__post_init__()

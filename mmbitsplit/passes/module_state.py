@@ -79,8 +79,9 @@ class _Place:
             return {*owner}
         if isinstance(owner, types.CellType):
             return {'': owner.cell_contents} if _filled(owner) else {}
+        fixed = _fixed_names(owner)
         return {name: value for name, value in vars(owner).items()
-                if _may_change(owner, name, value)}
+                if name not in fixed and _may_change(owner, name, value)}
 
     def put(self, contents: Any) -> None:
         owner = self.owner
@@ -231,12 +232,15 @@ def _may_change(owner: Any, name: str, value: Any) -> bool:
     # Functions are left alone: methods that are replayed are set on their objects.
     if isinstance(value, _FUNCTIONS):
         return False
-    if not isinstance(owner, nn.Module):
-        return True
-    if isinstance(owner, InPlaceModule):
-        return name not in _names_in_place()
-    return name not in _OF_TORCH and not (name in _OF_HOOKS and any(
+    return not (name in _OF_HOOKS and isinstance(owner, nn.Module) and any(
         map(makes_weight, owner._forward_pre_hooks.values())))
+
+
+def _fixed_names(owner: Any) -> frozenset[str]:
+    """Names of an object that are not looked at."""
+    if isinstance(owner, InPlaceModule):
+        return _names_in_place()
+    return _OF_TORCH if isinstance(owner, nn.Module) else frozenset()
 
 
 @functools.cache

@@ -9,10 +9,12 @@ from thread_team import together
 from torch import nn
 
 from mmbitsplit.calibration import Journal, calibrate, width_solver
+from mmbitsplit.calibration.width_solver import WidthPairs, _prefixes
 from mmbitsplit.functional import narrower_codes
 from mmbitsplit.functional.stored_widths import solution_as_stored
 from mmbitsplit.methods import read_request
 from mmbitsplit.models import set_bits, widths_of
+from mmbitsplit.passes.width_lockstep import Prefix
 
 WIDTHS = [3, 4, 8]
 
@@ -158,6 +160,7 @@ def test_outputs_come_nearer_with_every_width(batches, seeded):
 
 @pytest.mark.parametrize('options', [
     dict(activation_widths=[8]), dict(activation_widths=[4, 8]), dict(branches=2),
+    dict(branches='auto'),
     dict(nesting='planes', order='up')], ids=lambda value: ' '.join(value))
 def test_options_make_models_of_their_widths(batches, seeded, options):
     model, _ = calibrated(batches, seeded, call, request(**options))
@@ -213,3 +216,11 @@ def test_memory_counts_the_forwards_that_sleep(batches, seeded):
     one, several = (calibrated(copy.deepcopy(batches), seeded, call, request(
         branches=count))[1].estimated_bytes for count in (1, 'all'))
     assert several > one
+
+
+def test_wide_widths_share_the_widest_branch():
+    pairs = tuple(Prefix(bits, bits) for bits in (3, 4, 6, 7, 8))
+    chosen = _prefixes(pairs, 'auto')
+    assert [pair.weight for pair in chosen] == [3, 4, 8]
+    found = WidthPairs(pairs, tuple(chosen))
+    assert [found.prefix_of(pair) for pair in pairs] == [0, 1, 2, 2, 2]

@@ -324,7 +324,7 @@ REFUSED = {  # what an error says is allowed, and values that are not
     'nesting': ('Allowed: floor, planes', ['prefix', None]),
     'order': ('Allowed: joint, up', ['down', None]),
     'reference_bits': ('an integer from 2 to 8', [1, 9, 4.5]),
-    'branches': ("'all' or an integer from 1", [0, 'none', 1.5]),
+    'branches': ("'auto' or 'all' or an integer from 1", [0, 'none', 1.5]),
 }
 
 

@@ -241,9 +241,10 @@ class _Problem:
         """
         squares = self.lower.diagonal(dim1=1, dim2=3).square()  # (G, K, N)
         floor = (self.y_sq - (self.target * self.cross).sum(-1)).clamp(min=0)
-        alone, reference = (torch.stack([
-            self._rounding(squares, level, bits).amin(0) for level, bits in enumerate(chosen)], -1)
-            for chosen in (self.widths, [reference_bits] * len(self.widths)))
+        found = {(level, bits): self._rounding(squares, level, bits).amin(0)
+                 for level, own in enumerate(self.widths) for bits in {own, reference_bits}}
+        alone, reference = (torch.stack([found[key] for key in enumerate(chosen)], -1)
+                            for chosen in (self.widths, [reference_bits] * len(self.widths)))
         total = floor + alone + reference
         importance = 1 / torch.where(total > 0, total, 1.0)
         errors, scales = self._nested_rounding(squares)  # (RANGES, G, M, K)
