@@ -31,9 +31,9 @@ def calls(monkeypatch):
     """Stands in for the quantization; a list of what it was called with."""
     made = []
 
-    def quantize(cfg, *, config_name, resume, float_metrics, report):
+    def quantize(cfg, *, config_name, resume, float_metrics, report, integer):
         made.append(dict(folder=Path(cfg.work_dir), resume=resume, known=float_metrics,
-                         report=report))
+                         report=report, integer=integer))
         print('from inside the cell')
         if cfg.get('breaks'):
             raise RuntimeError('no\n such  layer')
