@@ -1,6 +1,5 @@
 """Tuning as a part of a calibration: what it changes, what it may not, how it is reported."""
 
-import sys
 
 import pytest
 import torch
@@ -8,7 +7,7 @@ from torch import nn
 from width_study import Classifier as ImageClassifier
 
 from mmbitsplit.apis import quantize_model
-from mmbitsplit.calibration import Journal, ReplayPoint, calibrate
+from mmbitsplit.calibration import Journal, ReplayPoint, calibrate, memory_check
 from mmbitsplit.methods.tuning import OutputTuning
 from mmbitsplit.models import quantized_layers
 from mmbitsplit.passes.capture import Sampler
@@ -247,8 +246,7 @@ def test_what_cannot_be_tuned_stays_as_solved_where_that_is_allowed(
     request = dict(**LOW, calibration=dict(memory_budget=0.1),
                    overrides=[dict(match='last', skip=True)] if make is Loose else [])
     if 'memory' in words:
-        monkeypatch.setattr(sys.modules[calibrate.__module__], 'tuning_bytes',
-                            lambda *others: 1 << 30)
+        monkeypatch.setattr(memory_check, 'tuning_bytes', lambda *others: 1 << 30)
     models = [seeded(make) for _ in range(2)]
     with pytest.warns(UserWarning, match=f'left out.*as BitSplit has solved it: .*{words}'):
         report = quantize_model(models[0], batches, request)  # the default method's own stage
