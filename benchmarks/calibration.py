@@ -2,7 +2,7 @@
 
 Weights are random where no trained ones are at hand: time and memory do not depend on them.
 RetinaNet takes ``--data``, a folder of ``images`` and ``instances_boxes.json`` in COCO's format;
-ResNet-50 synthetic images; the demo its own data set (``make data``).
+ResNet-50 and DeiT-S synthetic images; the demo its own data set (``make data``).
 """
 
 import argparse
@@ -57,10 +57,17 @@ def resnet50(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def deit_small(args: argparse.Namespace) -> Config:
+    """DeiT-S, which is a ViT-S, on synthetic images of 224x224."""
+    cfg = Config.fromfile(ROOT / 'configs/transformers/deit_small_w4a8.py')
+    cfg.quantization.calibration.num_images = args.images or 256
+    return cfg
+
+
 def load_batches(name: str, cfg: Config) -> list:
     """Calibration batches of a case."""
     spec = read_spec(cfg)
-    if name != 'resnet50':
+    if name not in ('resnet50', 'deit_small'):
         return load_calibration_data(cfg, spec.calibration, []).batches
     generator = torch.Generator().manual_seed(0)
     sizes = torch.full((spec.calibration.num_images,), 1).split(spec.calibration.batch_size)
@@ -119,7 +126,7 @@ def _show(name: str):
     return show
 
 
-CASES = {'retinanet': retinanet, 'resnet50': resnet50, 'demo': demo}
+CASES = {'retinanet': retinanet, 'resnet50': resnet50, 'deit_small': deit_small, 'demo': demo}
 
 
 def main() -> None:
