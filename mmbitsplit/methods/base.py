@@ -76,7 +76,7 @@ class Method(Options):
     widths: Sequence[int] = ()
     activation_widths: Literal['tied'] | Sequence[int] = ()
     nesting: Nesting | None = None
-    branches: Literal['auto', 'all'] | int = 'all'
+    branches: Literal['auto', 'all'] | int = 'auto'
 
     def input_widths(self, spec: QuantSpec) -> tuple[int, ...]:
         """The widths of inputs that it solves at once, rising; ``()`` for one or for float inputs.

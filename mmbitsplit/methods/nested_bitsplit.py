@@ -46,7 +46,7 @@ class NestedBitSplit(BitSplit):
     nesting: Literal['floor', 'planes'] = 'floor'
     order: Literal['joint', 'up'] = 'joint'
     reference_bits: Annotated[int, Range(2, 8)] = 3
-    branches: Literal['auto', 'all'] | Annotated[int, Range(1)] = 'all'
+    branches: Literal['auto', 'all'] | Annotated[int, Range(1)] = 'auto'
 
     def __post_init__(self) -> None:
         super().__post_init__()

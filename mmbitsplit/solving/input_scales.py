@@ -212,15 +212,30 @@ class InputTrial:
         self.unseen = (self.judge,) if others else (self.fit, self.judge)
         self.weight = rows.weight[:, ::every]
 
-    def settle_search(self, candidates: list[Candidate]) -> Candidate:
-        """Of candidates that differ in their search, in the order of preference."""
+    def of_few(self) -> 'InputTrial':
+        """Compares errors of rounding on few positions: enough to tell one scale from another."""
+        step = max(1, self.judge.x.shape[-1] // LEAST_ROWS_FOR_STRENGTH)
+        self.unseen = (replace(self.judge, x=self.judge.x[..., ::step].contiguous()),)
+        return self
+
+    def settle_search(self, candidates: list[Candidate], in_order: bool = False) -> Candidate:
+        """Of candidates that differ in their search, in the order of preference.
+
+        Args:
+            candidates: At least one.
+            in_order: Errors fall and then rise along them: the rest is not tried once they rise.
+        """
         best = candidates[0]
         if len(candidates) > 1:
-            least = self.input_error(best) * CLIPPING_GAIN
+            before = self.input_error(best)
+            least = before * CLIPPING_GAIN
             for candidate in candidates[1:]:
                 error = self.input_error(candidate)
                 if error < least:
                     best, least = candidate, error
+                if in_order and error > before:
+                    break
+                before = error
         return best
 
     def input_error(self, candidate: Candidate) -> float:

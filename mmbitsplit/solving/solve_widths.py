@@ -76,7 +76,8 @@ def solve_widths(layer: QuantizedLayer, plan: LayerPlan, method: Method, pairs: 
     """
     team, stopwatch = team or Team(), stopwatch or Stopwatch()
     geometry, weight = layer.geometry, layer.float_rows()
-    rows = [LayerPositions(one, targets, team, weight) for one in captures]
+    positions = {id(one): LayerPositions(one, targets, team, weight) for one in captures}
+    rows = [positions[id(one)] for one in captures]
     own_inputs = [pair.input if plan.input_widths else plan.activation.num_bits for pair in pairs]
     with stopwatch('solve_scales'):
         inputs, samples = choose_inputs(captures, rows, own_inputs, layer, plan, method, shared)

@@ -54,12 +54,20 @@ def choose_inputs(captures: Sequence[Sequence[CallCapture]], rows: Sequence[Laye
         return choose_input(captures[index], rows[index], layer, own, method)[0]
 
     chosen = {narrowest: alone(narrowest)}
+    trial, seen = None, None  # of the positions of the width before, which may be the same
     for bits, index in first.items():
         if bits == narrowest:
             continue
         pattern = chosen[narrowest]
-        chosen[bits] = alone(bits) if not pattern.qparams.unit else _scaled(
-            pattern, bits, captures[index], rows[index], layer, plan, method)
+        if not pattern.qparams.unit:
+            chosen[bits] = alone(bits)
+            continue
+        if trial is None or rows[index] is not seen:
+            seen = rows[index]
+            trial = InputTrial(seen, layer, plan, method, seen.other_batches()).of_few()
+        before = chosen[max(one for one in chosen if one < bits)]
+        chosen[bits] = _scaled(pattern, before, bits, samples if captures[index] is captures[last]
+                               else merge_samples(captures[index], seen.team), trial, plan)
     return [chosen[bits] for bits in _like_widest(chosen, widths)], samples
 
 
@@ -79,21 +87,22 @@ def _weight_bits(plan: LayerPlan, index: int) -> int:
     return plan.widths[min(index, len(plan.widths) - 1)] if plan.widths else plan.weight.num_bits
 
 
-def _scaled(pattern: Candidate, bits: int, captures: Sequence[CallCapture], rows: LayerPositions,
-            layer: QuantizedLayer, plan: LayerPlan, method: Method) -> Candidate:
-    """The pattern at another width, its scale by the error of rounding."""
-    samples = merge_samples(captures, rows.team)
+def _scaled(pattern: Candidate, before: Candidate, bits: int, samples: ActivationSamples,
+            trial: InputTrial, plan: LayerPlan) -> Candidate:
+    """The pattern at another width, its scale by the error of rounding.
+
+    Its range is no less than that of the width before: the finer the steps, the less is won by
+    clipping, which costs the same.
+    """
     whole = _covering(pattern.qparams, bits, samples)
-    narrowest = _like(pattern.qparams, bits)
-    least = float(narrowest.scale[0] / whole.scale[0])
-    parts = sorted({part for part in (*CLIPPED, least) if part <= 1.0}, reverse=True)
+    least = min(float(_like(before.qparams, bits).scale[0] / whole.scale[0]), 1.0)
+    parts = sorted({part for part in (*CLIPPED, least) if part >= least}, reverse=True)
     candidates = [Candidate(_times(whole, part), pattern.strength,
                             'minmax' if part == 1.0 else 'mse') for part in parts]
     searches = {'minmax': candidates[:1], 'mse': candidates[1:]}
     if plan.activation.scale_search in searches and searches[plan.activation.scale_search]:
         candidates = searches[plan.activation.scale_search]
-    trial = InputTrial(rows, layer, plan, method, rows.other_batches())
-    return trial.settle_search(candidates)
+    return trial.settle_search(candidates, in_order=True)
 
 
 def _like(qparams: QParams, bits: int) -> QParams:

@@ -35,6 +35,7 @@ Order = Literal['joint', 'up']
 RANGES = 25  # ranges that a row's first scales are chosen from
 LEAST_RANGE = 0.2  # of them, as a part of the largest weight
 LEAST_SCALE = 1e-12  # of rows of zeros
+STILL = 1e-3  # a row is at rest when a sweep takes less than this part of its error away
 
 
 def solve_nested(statistics: Sequence[LayerStatistics], weights: Sequence[Tensor],
@@ -101,7 +102,7 @@ def round_nested(weights: Sequence[Tensor], widths: Sequence[int], nesting: Nest
     planes, widest = nesting == 'planes', weights[-1]
     offset, one = (0.0 if planes else 0.5), torch.ones_like(widest[:1, :1, :1])
     found = []
-    for top in _tops(widest):
+    for top in _tops(widest)[::2]:
         codes = _round(widest, top, widths[-1], planes).to(torch.int32)
         found.append((codes, [_fit(weight, narrower_codes(codes, widths[-1], bits, nesting).to(
             weight) + offset, one) for weight, bits in zip(weights, widths)]))
@@ -253,11 +254,12 @@ class _Problem:
         return _Start(scale.contiguous(), importance.contiguous())
 
     def _rounding(self, squares: Tensor, level: int, bits: int) -> Tensor:
-        """(RANGES, G, M) errors of a width's inputs with weights of so many bits alone."""
+        """Errors of a width's inputs with weights of so many bits alone, (ranges, G, M): of every
+        second range, as it is an importance that comes of them."""
         target, weight = self.target[:, :, level], squares[:, None, level]
         return torch.stack([
             _fit(target, _round(target, top, bits, self.planes) + self.offset, weight)[0]
-            for top in _tops(target)])
+            for top in _tops(target)[::2]])
 
     def _nested_rounding(self, squares: Tensor) -> tuple[Tensor, Tensor]:
         """(RANGES, G, M, K) errors and scales of codes that all widths share."""
@@ -329,10 +331,16 @@ class _Descent:
                          importance.contiguous(), problem.shifts, problem.planes, problem.limits,
                          moved, settled)
             self.num_sweeps += 1
+            before = self._error(importance)
             self._fit_scales()
-            closed = closed | (moved <= few)
+            now = self._error(importance)
+            closed = closed | (moved <= few) | (before - now <= STILL * before)
             if closed.all():
                 break
+
+    def _error(self, importance: Tensor) -> Tensor:
+        """(G, M) of all widths together, as scales were last fitted."""
+        return (self.objective * importance).sum(-1)
 
     def _fit_scales(self) -> None:
         """Closed form for each width (paper, Eq. 4); residuals are made anew with them."""
