@@ -2,14 +2,13 @@
 
 import base64
 import io
-import os
 import re
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
-from nbclient import NotebookClient
+from notebooks import execute
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -35,13 +34,7 @@ def code_lines(notebook) -> list[str]:
 def executed():
     """The notebook after a run; its work directory is put back as it was."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('PYTHONPATH', os.pathsep.join(
-            filter(None, (str(PROJECT), os.environ.get('PYTHONPATH')))))
-        patch.setenv('OMP_NUM_THREADS', '1')
-        NotebookClient(notebook, timeout=300, resources={'metadata': {'path': NOTEBOOK.parent}},
-                       ).execute()
-    return notebook
+    return execute(notebook, NOTEBOOK.parent)
 
 
 def outputs(notebook, kind: str):

@@ -3,14 +3,13 @@
 import base64
 import io
 import json
-import os
 import re
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
-from nbclient import NotebookClient
+from notebooks import execute
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -26,13 +25,7 @@ def executed(tmp_path_factory):
     for cell in notebook.cells:
         cell.source = cell.source.replace('work_dirs/every_width',
                                           str(tmp_path_factory.getbasetemp() / 'every_width'))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('PYTHONPATH', os.pathsep.join(
-            filter(None, (str(PROJECT), os.environ.get('PYTHONPATH')))))
-        patch.setenv('OMP_NUM_THREADS', '1')
-        NotebookClient(notebook, timeout=300, resources={'metadata': {'path': NOTEBOOK.parent}},
-                       ).execute()
-    return notebook
+    return execute(notebook, NOTEBOOK.parent)
 
 
 @pytest.fixture(scope='module')

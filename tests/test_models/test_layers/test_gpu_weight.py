@@ -11,9 +11,10 @@ from functools import partial
 
 import pytest
 import torch
+from integer_oracle import exact
 from torch import nn
 
-from mmbitsplit.functional import apply_layer, code_range, product_input
+from mmbitsplit.functional import code_range
 from mmbitsplit.models import QuantizedLayer, integer_layers, to_integer
 from mmbitsplit.models.layers import gpu_support, integer_devices
 from mmbitsplit.models.layers.gpu_product import GpuProduct
@@ -67,15 +68,6 @@ def layer_of(geometry, inputs, num_bits, offset, seed=0):
     size = (2, 5, geometry.in_channels) if geometry.kind == 'linear' else (
         2, geometry.in_channels, 9, 11)
     return layer.eval(), 3 * draw(*size).to(DEVICE)
-
-
-def exact(layer, x):
-    """The output in double precision."""
-    quantizer, inputs = layer.weight_quantizer, layer.input_quantizer
-    codes = product_input(x, inputs.qparams, inputs.channel_dim).double()
-    bias = quantizer.bias
-    return apply_layer(codes, quantizer.weight().double(), None if bias is None else bias.double(),
-                       layer.geometry)
 
 
 def turn(layer, kernels='torch'):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from integer_oracle import exact
 from torch import nn
 
-from mmbitsplit.functional import apply_layer, code_range, product_input
+from mmbitsplit.functional import code_range
 from mmbitsplit.models import QuantizedLayer, to_integer
 from mmbitsplit.models.layers.integer_packing import PATIENCE
 from mmbitsplit.models.layers.integer_support import saturates_pairs, why_no_integers
@@ -59,15 +60,6 @@ def layer_of(geometry, inputs, num_bits=6, offset=False, bias=True, seed=0):
     size = (2, 5, geometry.in_channels) if geometry.kind == 'linear' else (
         2, geometry.in_channels, 9, 11)
     return layer.eval(), 3 * draw(*size)
-
-
-def exact(layer, x):
-    """The output in double precision."""
-    quantizer, inputs = layer.weight_quantizer, layer.input_quantizer
-    codes = product_input(x, inputs.qparams, inputs.channel_dim).double()
-    bias = quantizer.bias
-    return apply_layer(codes, quantizer.weight().double(), None if bias is None else bias.double(),
-                       layer.geometry)
 
 
 def assert_close(y, expected):
@@ -200,7 +192,9 @@ for bits, inputs, done in ((8, 'asymmetric', False), (7, 'asymmetric', True),
 
 
 def test_without_vnni_it_is_exact_or_refused():
-    environment = {**os.environ, 'ONEDNN_MAX_CPU_ISA': 'AVX2'}
+    helpers = str(Path(__file__).resolve().parents[2] / 'helpers')
+    environment = {**os.environ, 'ONEDNN_MAX_CPU_ISA': 'AVX2', 'PYTHONPATH': os.pathsep.join(
+        filter(None, (helpers, os.environ.get('PYTHONPATH'))))}
     done = subprocess.run([sys.executable, '-c', SAME], env=environment, capture_output=True,
                           text=True, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stderr
