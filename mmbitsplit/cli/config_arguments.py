@@ -134,6 +134,11 @@ def read_file(config: str) -> Config:
     except FileNotFoundError as error:
         raise ValueError(f'The config {config} builds on a file that is not there: '
                          f'{_sentence(error)}') from error
+    except ImportError as error:  # mmengine's own words are all folders that were looked in
+        cause = error.__cause__ or error.__context__ or error
+        raise ValueError(f'The config {config} imports what is not found ({_sentence(cause)}); '
+                         'name the folder that holds it: PYTHONPATH=. for configs of this '
+                         'repository.') from error
     except Exception as error:  # a config is a program: it can raise anything
         raise ValueError(explain_duplicates(path, error) or (
             f'The config {config} cannot be read: {type(error).__name__}: '

@@ -87,6 +87,8 @@ def test_what_is_no_option_ends_with_2(option, message, read, capsys):
 @pytest.mark.parametrize('text, message', [
     ('model = dict(', 'cannot be read: SyntaxError'),
     ('model = 1 / 0', 'cannot be read: ZeroDivisionError'),
+    ("custom_imports = dict(imports=['no_such_module'], allow_failed_imports=False)",
+     'imports what is not found .*no_such_module.*PYTHONPATH=[.] for'),
     ("_base_ = './gone.py'", 'builds on a file that is not there'),
 ])
 def test_a_config_that_cannot_be_read(text, message, read, tmp_path):
