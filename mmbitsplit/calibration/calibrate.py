@@ -284,7 +284,7 @@ def _solve(look: Watching, prepared: PreparedModel, run: FloatRun, method: Metho
         pass
     elif isinstance(solved, SolvedUnits):
         solve_units(look, prepared, run, method, solved, stopwatch, widths)
-    elif any(plan.widths or plan.input_widths for plan in prepared.plan.layers):
+    elif prepared.plan.several_widths:
         solve_at_all_widths(look, prepared, run, method, solved, stopwatch)
     else:
         owners = find_owners(look.flow, set(prepared.sites), run.record.patterns)

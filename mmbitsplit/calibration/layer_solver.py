@@ -1,6 +1,7 @@
 """Solves a layer when the lockstep pass has its inputs."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +20,8 @@ from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.solving.data_free import solve_from_weights
 from mmbitsplit.solving.positions import check_seen
 from mmbitsplit.solving.solve_layer import Solved, solve_layer
-from mmbitsplit.solving.solve_product import solve_product
-from mmbitsplit.structures import LayerPlan, LayerSolution
+from mmbitsplit.solving.solve_product import solve_product, solve_product_widths
+from mmbitsplit.structures import LayerPlan, LayerSolution, ProductPlan
 
 TIED = "its codes and scales are those of embedding '{}', whose weight it multiplies by"
 UNREACHED = 'no gradient of the raw outputs reaches it: its positions and channels count alike'
@@ -49,7 +50,8 @@ class LayerSolver:
     def __call__(self, name: str, offers: dict[int, list[Any]]) -> None:
         """Solves a layer or product from this process's captures of it, by batch."""
         if name in self.prepared.products:
-            self._find_scales(name, offers)
+            plan = next(plan for plan in self.prepared.plan.products if plan.name == name)
+            self.solve_product(plan, {bits: offers for bits in plan.widths or (0,)})
             return
         with self.stopwatch('solve'):
             started, team = time.perf_counter(), self.forwards.team
@@ -69,16 +71,24 @@ class LayerSolver:
                  *((UNREACHED,) if plan.name in self.run.importance.unreached else ())]
         return replace(solved, notes=tuple(notes))
 
-    def _find_scales(self, name: str, offers: dict[int, list[ProductCapture]]) -> None:
-        """Solves a product of activations."""
+    def solve_product(self, plan: ProductPlan,
+                      offers: Mapping[int, Mapping[int, list[ProductCapture]]]) -> None:
+        """Solves a product of activations.
+
+        Args:
+            plan: Of the product.
+            offers: By width, this process's captures by batch; those of the one width that it has
+                under any number.
+        """
         with self.stopwatch('solve'), self.stopwatch('solve_scales'):
-            started = time.perf_counter()
-            plan = next(plan for plan in self.prepared.plan.products if plan.name == name)
-            for batch, captures in offers.items():
-                for capture in captures:
-                    check_finite_ends(name, capture, self.forwards.labels[batch])
-            captures = [capture for batch in sorted(offers) for capture in offers[batch]]
-            solved = solve_product(plan, captures, self.forwards.team)
+            started, captures = time.perf_counter(), {}
+            for bits, of_width in offers.items():
+                captures[bits] = [one for batch in sorted(of_width) for one in of_width[batch]]
+                for one in captures[bits]:
+                    check_finite_ends(plan.name, one, self.forwards.labels[one.batch])
+            team = self.forwards.team
+            solved = solve_product_widths(plan, captures, team) if plan.widths \
+                else solve_product(plan, *captures.values(), team)
             self.solved.add_product(plan, solved, time.perf_counter() - started)
 
     def align(self, name: str, offers: dict[int, list[CallCapture]], keep: bool = False,

@@ -56,8 +56,7 @@ def check_plan_memory(look: Watching, plan: BitPlan, spec: QuantSpec, method: Me
         estimate = with_gradients(estimate, look.flow, look.sizes, 0 if
                                   spec.calibration.sampling == 'even' else
                                   spec.calibration.rows_per_layer * len(geometries))
-    if method.solves == 'layer' and any(layer.widths or layer.input_widths
-                                        for layer in plan.layers):
+    if method.solves == 'layer' and plan.several_widths:
         pairs = WidthPairs.of(plan, method)
         estimate = with_widths(estimate, len(pairs.prefixes), len(pairs.pairs))
     asleep = estimate.suspended + estimate.running

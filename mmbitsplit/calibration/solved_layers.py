@@ -176,6 +176,8 @@ def product_report(plan: ProductPlan, solved: SolvedProduct, seconds: float, cal
     params = [getattr(solved.solution, side) for side, _ in plan.sides()]
     notes = ['powers of two, which no runtime computes in integers'] \
         if any(isinstance(one, Log2Params) for one in params) else []
+    notes += [f"error at {one['activation_bits']} bits {one['error']:.4g} "
+              f"(whole ranges {one['error_minmax']:.4g})" for one in solved.width_errors]
     return ProductReport(
         name=plan.name, shapes=calls.shapes[0], bits=(asked[0].num_bits, asked[1].num_bits),
         symmetry=(_symmetry(params[0]), _symmetry(params[1])),
@@ -183,7 +185,8 @@ def product_report(plan: ProductPlan, solved: SolvedProduct, seconds: float, cal
         softmax=(asked[0].softmax is not None, asked[1].softmax is not None),
         scales=(_scales(params[0]), _scales(params[1])), scale_search=solved.searches,
         error=solved.error, error_minmax=solved.error_minmax, multiplications=share,
-        calls=solved.calls, seconds=seconds, notes=notes)
+        calls=solved.calls, seconds=seconds, notes=notes,
+        width_errors=[dict(one) for one in solved.width_errors])
 
 
 def _scales(params: QParams | Log2Params | None) -> tuple[float, float] | None:

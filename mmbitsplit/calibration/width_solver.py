@@ -16,13 +16,14 @@ from mmbitsplit.methods import Method
 from mmbitsplit.methods.tuning import TuningStage
 from mmbitsplit.models import PreparedModel
 from mmbitsplit.passes.capture import CallCapture
+from mmbitsplit.passes.product_capture import ProductCapture
 from mmbitsplit.passes.repeated_calls import find_owners
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.watching import Watching
 from mmbitsplit.passes.width_lockstep import Prefix, WidthLockstep, use_prefix
 from mmbitsplit.solving.positions import check_seen
 from mmbitsplit.solving.solve_widths import solve_widths
-from mmbitsplit.structures import BitPlan, CalibrationSpec, LayerPlan
+from mmbitsplit.structures import BitPlan, CalibrationSpec, LayerPlan, ProductPlan
 
 # What layers give at widths from here on is so near to the float model that one stands for all.
 ALIKE_BITS = 6
@@ -63,7 +64,7 @@ class WidthPairs:
     def of(cls, plan: BitPlan, method: Method) -> 'WidthPairs':
         """Of a plan, see ``pair_widths``; one pair where no layer has several widths."""
         widths = next((layer.widths for layer in plan.layers if layer.widths), ())
-        inputs = next((layer.input_widths for layer in plan.layers if layer.input_widths), ())
+        inputs = plan.activation_widths
         one_weight = plan.layers[0].weight.num_bits if plan.layers else 8
         pairs = pair_widths(widths or (one_weight,), inputs)
         return cls(tuple(pairs), tuple(_prefixes(pairs, method.branches)))
@@ -99,11 +100,28 @@ class WidthSolver:
 
     def __call__(self, name: str, offers: dict[tuple[int, int], list[Any]]) -> None:
         """Solves a layer or product from captures by (batch, number of the prefix)."""
-        plan = next((plan for plan in self.solver.prepared.plan.layers if plan.name == name), None)
-        if plan is None or not (plan.widths or plan.input_widths):
-            self.solver(name, self._in_turn(offers))
-        else:
+        planned = self.solver.prepared.plan
+        plan = next(plan for plan in (*planned.layers, *planned.products) if plan.name == name)
+        if isinstance(plan, ProductPlan):
+            if plan.widths:
+                self.solver.solve_product(plan, self._at_widths(plan, offers))
+            else:
+                self.solver(name, self._in_turn(offers))
+        elif plan.widths or plan.input_widths:
             self._solve(plan, offers)
+        else:
+            self.solver(name, self._in_turn(offers))
+
+    def _at_widths(self, plan: ProductPlan, offers: dict[tuple[int, int], list[ProductCapture]],
+                   ) -> dict[int, dict[int, list[ProductCapture]]]:
+        """Of each width of a product, by batch, what the forwards that are nearest gave it."""
+        found = {}
+        for bits in plan.widths:
+            pair = next(pair for pair in self.pairs.pairs if pair.input == bits)
+            prefix = self.pairs.prefix_of(pair)
+            found[bits] = {batch: captures for (batch, number), captures in offers.items()
+                           if number == prefix}
+        return found
 
     def _in_turn(self, offers: dict[tuple[int, int], list[Any]]) -> dict[int, list[Any]]:
         """Of each batch what it gave at one of its widths: as many positions as ever, of all."""
@@ -156,11 +174,10 @@ def solve_at_all_widths(look: Watching, prepared: PreparedModel, run: FloatRun, 
 
 
 def use_widest(prepared: PreparedModel) -> None:
-    """Switches all layers to their widest widths."""
-    for layer in prepared.layers.values():
-        inputs = layer.input_quantizer
-        use_prefix(layer, Prefix(layer.weight_quantizer.widths[-1],
-                                 None if inputs is None else inputs.widths[-1]))
+    """Switches all layers and products to their widest widths."""
+    for site in prepared.sites.values():
+        site.use(**{side: quantizer.widths[-1] for side, quantizer in site.quantizers().items()
+                    if quantizer is not None})
 
 
 def tune_widths(stages: Sequence[TuningStage], look: Watching, calibration: CalibrationSpec,
@@ -176,14 +193,14 @@ def tune_widths(stages: Sequence[TuningStage], look: Watching, calibration: Cali
         What each stage says of itself, at each pair.
     """
     prepared = solved.prepared
-    if not stages or not any(plan.widths or plan.input_widths for plan in prepared.plan.layers):
+    if not stages or not prepared.plan.several_widths:
         return tune(stages, look, calibration, solved, stopwatch, no_tuning)
     outcomes = []
     try:
         for pair in WidthPairs.of(prepared.plan, method).pairs:
             if method.tunes(pair.input):
-                for layer in prepared.layers.values():
-                    use_prefix(layer, pair)
+                for site in prepared.sites.values():
+                    use_prefix(site, pair)
                 outcomes += [{**outcome, 'weight_bits': pair.weight, 'input_bits': pair.input}
                              for outcome in tune(stages, look, calibration, solved, stopwatch,
                                                  no_tuning)]

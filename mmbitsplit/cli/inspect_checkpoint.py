@@ -55,8 +55,8 @@ def text_of(summary: dict[str, Any]) -> str:
     digest = summary['float_checkpoint_sha256']
     versions = summary['versions']
     return '\n'.join([
-        *lines, '', *(f'product {row["name"]}: {row["a_bits"] or "float"} × '
-                      f'{row["b_bits"] or "float"} bits' for row in products),
+        *lines, '', *(f'product {row["name"]}: {_bits(row, "a")} × {_bits(row, "b")} bits'
+                      for row in products),
         f'{len(rows)} layers, {summary["weights"]:,} weights of '
         f'{summary["mean_weight_bits"]:.2f} bits on average'
         f'{_range([row["weight_bits"] for row in summary["layers"]])}; '
@@ -83,12 +83,14 @@ def plan_of(summary: dict[str, Any]) -> dict[str, Any]:
         row = {name: layer[name] for name in ('name', 'weight_bits', 'input_bits', 'output_bits')}
         mode = layer['input_mode']
         rows.append({**row, **({'activation': {'mode': mode}} if mode else {})})
-    streams = {name: summary[name] for name in ('streams', 'products') if name in summary}
-    return {'format': PLAN_FORMAT, **streams, 'layers': rows}
+    others = {name: [{key: value for key, value in row.items() if not key.endswith('_widths')}
+                     for row in summary[name]]
+              for name in ('streams', 'products') if name in summary}
+    return {'format': PLAN_FORMAT, **others, 'layers': rows}
 
 
 def _bits(row: dict[str, Any], side: str) -> str:
-    """Width of a side of a layer, or its widths."""
+    """Width of a side of a layer or product, or its widths."""
     several = row.get(f'{side}_widths')
     return ' '.join(map(str, several)) if several else str(row[f'{side}_bits'] or 'float')
 

@@ -24,7 +24,8 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
         ``num_bits``, where there are any), ``width_bytes`` (of layers of several widths, whose rows
         have ``weight_widths`` and ``input_widths`` too: bytes by width, ``'narrowest'`` first, and
         ``lacking_widths`` whose residual files were not given), ``products`` (``name``, ``a_bits``,
-        ``b_bits``, likewise), ``multiplications`` (shares, of files that say it) and totals.
+        ``b_bits``, and ``a_widths``, ``b_widths`` where there are several, likewise),
+        ``multiplications`` (shares, of files that say it) and totals.
         ``payload_bytes`` of a row count what is stored once for several layers in each of them;
         the total counts it once.
     """
@@ -45,7 +46,8 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
                      'payload_bytes': sum(sizes[key] for key in own)})
     streams = [{'name': name, 'num_bits': code_bits(limits)}
                for name, limits in checkpoint.description.get('streams', {}).items()]
-    products = [{'name': name, **{f'{side}_bits': _side_bits(row.get(side)) for side in SIDES}}
+    products = [{'name': name, **{f'{side}_bits': _side_bits(row.get(side)) for side in SIDES},
+                 **_side_widths(row)}
                 for name, row in checkpoint.description.get('products', {}).items()]
     weights = sum(math.prod(row['shape']) for row in rows)
     meta = checkpoint.meta
@@ -81,3 +83,9 @@ def _widths(row: Mapping[str, Any]) -> dict[str, list[int]]:
 def _side_bits(side: Mapping[str, Any] | None) -> int | None:
     """Width of the codes of an input of a product, ``None`` for a float one."""
     return side['log2'] if side is not None and 'log2' in side else code_bits(side)
+
+
+def _side_widths(row: Mapping[str, Any]) -> dict[str, list[int | None]]:
+    """Those of a product that has several."""
+    return {f'{side}_widths': [_side_bits(one) for one in (*reversed(narrower), row[side])]
+            for side in SIDES if (narrower := (row.get(side) or {}).get('narrower'))}

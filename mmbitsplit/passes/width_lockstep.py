@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from mmbitsplit.models import PreparedModel, QuantizedLayer
+from mmbitsplit.models.layers.product import Product
 from mmbitsplit.passes.branches import current_branch
 from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.passes.forward_state import ForwardState
@@ -102,9 +103,12 @@ class WidthLockstep(Lockstep):
             use_prefix(site, self.prefixes[current_branch().number])
 
 
-def use_prefix(site: Any, prefix: Prefix) -> None:
-    """Switches a layer to a prefix's widths, where it has several; others stay as they are."""
-    if not isinstance(site, QuantizedLayer):
+def use_prefix(site: QuantizedLayer | Product, prefix: Prefix) -> None:
+    """Switches a layer or product to a prefix's widths, where it has several; others stay as they
+    are."""
+    if isinstance(site, Product):
+        site.use(**{side: prefix.input for side, quantizer in site.quantizers().items()
+                    if quantizer is not None and len(quantizer.widths) > 1})
         return
     weights, inputs = site.weight_quantizer, site.input_quantizer
     if len(weights.widths) > 1 and weights.num_bits != prefix.weight:

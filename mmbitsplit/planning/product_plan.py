@@ -7,6 +7,7 @@ from torch import nn
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.opening import may_be_opened
 from mmbitsplit.models.watch.product_calls import ProductCalls
+from mmbitsplit.planning.several_widths import product_widths
 from mmbitsplit.spelling import nearest
 from mmbitsplit.structures import (
     ActivationSpec,
@@ -50,11 +51,14 @@ def plan_product(name: str, calls: ProductCalls, activation: ActivationSpec, spe
         return FLOAT_INPUTS
     if not spec.calibration.num_images:
         return NO_IMAGES
+    several = product_widths(name, spec)
+    bits = several[-1] if several else bits
     widths = {'a': bits, 'b': bits} if row is None else {'a': row.a_bits, 'b': row.b_bits}
     if widths['a'] is None and widths['b'] is None:
         return BY_PLAN
     return ProductPlan(name, *(_side(side, widths[side], calls, activation, asked)
-                               for side in widths))
+                               for side in widths),
+                       widths=several if len(several) > 1 else ())
 
 
 def keeps_product(name: str, spec: QuantSpec) -> bool | None:

@@ -1,4 +1,4 @@
-"""Which layers get several widths: inner ones of which nothing else says a width."""
+"""Which layers and products get several widths: those of which nothing else says a width."""
 
 from dataclasses import replace
 
@@ -35,6 +35,23 @@ def with_widths(layer: LayerPlan, spec: QuantSpec) -> LayerPlan:
                         activation=replace(layer.activation, num_bits=inputs[-1]))
     return replace(layer, widths=layer.widths if len(layer.widths) > 1 else (),
                    input_widths=layer.input_widths if len(layer.input_widths) > 1 else ())
+
+
+def product_widths(name: str, spec: QuantSpec) -> tuple[int, ...]:
+    """The widths of both inputs of a product, rising; ``()`` for the one that the request says.
+
+    They are those of layers' inputs. ``products.num_bits``, an override or a given plan says one.
+
+    Args:
+        name: Of the product.
+        spec: The request.
+    """
+    method = build_method(spec.method)
+    given = spec.plan is not None and any(row.name == name for row in spec.plan.products)
+    one = spec.products is not None and spec.products.num_bits is not None
+    if method.solves != 'layer' or given or one or _said(name, 'activation', spec):
+        return ()
+    return method.input_widths(spec)
 
 
 def _said(name: str, part: str, spec: QuantSpec) -> bool:

@@ -24,4 +24,6 @@ def _side(row: Mapping[str, Any], side: int) -> str:
         return 'float'
     softmax = ', of a softmax' if row['softmax'][side] else ''
     heads = ', a scale a head' if row['granularity'][side] == 'head' else ''
-    return f"{row['bits'][side]} bits {row['symmetry'][side]}{softmax}{heads}"
+    widths = ' '.join(str(one['activation_bits']) for one in row.get('width_errors') or ()) \
+        or row['bits'][side]
+    return f"{widths} bits {row['symmetry'][side]}{softmax}{heads}"

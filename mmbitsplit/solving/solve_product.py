@@ -8,7 +8,7 @@ chosen is found again on all.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class SolvedProduct:
         error: Squared error of the product relative to the spread of the float one.
         error_minmax: The same with the first candidates: of ``scale_search='auto'`` the ranges.
         calls: Over all processes.
+        width_errors: As ``ProductReport`` has them, of several widths.
     """
 
     solution: ProductSolution
@@ -42,6 +43,7 @@ class SolvedProduct:
     error: float
     error_minmax: float
     calls: int
+    width_errors: tuple[dict[str, float], ...] = ()
 
 
 def solve_product(plan: ProductPlan, captures: Sequence[ProductCapture], team: Team | None = None,
@@ -68,6 +70,34 @@ def solve_product(plan: ProductPlan, captures: Sequence[ProductCapture], team: T
         solution=ProductSolution(chosen[0].params, chosen[1].params),
         searches=(chosen[0].search, chosen[1].search),
         error=errors[best], error_minmax=errors[0, 0], calls=team.total(len(captures))))
+
+
+def solve_product_widths(plan: ProductPlan, captures: Mapping[int, Sequence[ProductCapture]],
+                         team: Team | None = None) -> SolvedProduct:
+    """Finds the scales of a product at each of its widths, both inputs at the same.
+
+    Args:
+        plan: Of the widest, with ``widths``.
+        captures: By width, of every call in the model whose layers and products before have it,
+            this process's.
+        team: See ``solve_product``.
+
+    Returns:
+        Figures are those of the widest.
+    """
+    found = {bits: solve_product(_at(plan, bits), captures[bits], team) for bits in plan.widths}
+    *narrower, widest = found.values()
+    falling = [one.solution for one in reversed(narrower)]
+    return replace(
+        widest, solution=replace(widest.solution, narrower_a=tuple(one.a for one in falling),
+                                 narrower_b=tuple(one.b for one in falling)),
+        width_errors=tuple({'activation_bits': bits, 'error': one.error,
+                            'error_minmax': one.error_minmax} for bits, one in found.items()))
+
+
+def _at(plan: ProductPlan, bits: int) -> ProductPlan:
+    return replace(plan, a=replace(plan.a, num_bits=bits), b=replace(plan.b, num_bits=bits),
+                   widths=())
 
 
 def _candidates(plan: ProductPlan, captures: Sequence[ProductCapture], team: Team,

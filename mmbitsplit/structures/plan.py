@@ -106,6 +106,18 @@ class BitPlan:
     products: tuple[ProductPlan, ...] = ()
     embeddings: tuple[EmbeddingPlan, ...] = ()
 
+    @property
+    def several_widths(self) -> bool:
+        """Whether something of it is solved for several widths."""
+        return any(layer.widths or layer.input_widths for layer in self.layers) \
+            or any(product.widths for product in self.products)
+
+    @property
+    def activation_widths(self) -> tuple[int, ...]:
+        """Those that inputs are switched between, rising; none where all have one."""
+        return next((own for own in (*(layer.input_widths for layer in self.layers),
+                                     *(product.widths for product in self.products)) if own), ())
+
 
 @dataclass(frozen=True)
 class FloatRemainder:

@@ -20,8 +20,8 @@ class ProductSpec(Options):
     ``norm``); the rule of first and last layers does not apply.
 
     Args:
-        num_bits: Width of a code of either input; ``None`` for that of the layers' inputs. Where
-            these are float, products are.
+        num_bits: Width of a code of either input; ``None`` for that of the layers' inputs, or all
+            of theirs where a method solves several. Where these are float, products are.
         granularity: ``'tensor'``: one scale an input; ``'head'``: one an index of the dimension
             before the last two, where an input has four dimensions and as many indices in every
             call. No runtime computes the latter as one integer product.
@@ -61,12 +61,15 @@ class ProductPlan:
         name: Dotted name of its module.
         a, b: Its inputs, as in ``a @ b``.
         role: ``'inner'``: products are neither first nor last.
+        widths: Of both inputs, rising, where they are found for several; the last is the
+            ``num_bits`` of both. Empty for one width.
     """
 
     name: str
     a: ProductInput
     b: ProductInput
     role: str = 'inner'
+    widths: tuple[int, ...] = ()
 
     def sides(self) -> Iterator[tuple[str, ProductInput]]:
         """Yields ``('a', a)`` and ``('b', b)``."""
@@ -120,6 +123,8 @@ class ProductReport:
         calls: Over all calibration batches.
         seconds: To find the scales.
         notes: Remarks, if any.
+        width_errors: Of several widths, rising: ``activation_bits`` of both inputs, ``error`` and
+            ``error_minmax``, each on what arrives at that width.
     """
 
     name: str
@@ -136,3 +141,4 @@ class ProductReport:
     calls: int
     seconds: float
     notes: list[str] = field(default_factory=list)
+    width_errors: list[dict[str, float]] = field(default_factory=list)
