@@ -86,20 +86,33 @@ def test_an_evaluation_of_several_widths():
     assert torch.equal(net(x), expected)
 
 
-@pytest.mark.parametrize('asked', ['auto', True])
-def test_a_model_that_views_maps(wrapped, asked):
-    (wrapper, x), lines = copy.deepcopy(wrapped), []
+def test_a_model_that_views_maps(wrapped):
+    (wrapper, x), views = copy.deepcopy(wrapped), []
     conv = next(layer for _, layer in quantized_layers(wrapper)
                 if layer.geometry.kind == 'conv2d' and layer.input_quantizer is not None)
-    conv.register_forward_hook(lambda module, args, y: lines.append(y.view(-1)) or y)
+    conv.register_forward_hook(lambda module, args, y: views.append(y.view(-1)))
+    wrapper.use_integers(True)
+    with torch.no_grad():
+        wrapper(x)
+    assert conv.integers and views
+
+
+@pytest.mark.parametrize('asked', ['auto', True])
+def test_a_model_that_integers_fail_in(wrapped, asked):
+    def refuse(module, args, y):
+        if module.integers:
+            raise RuntimeError('no bytes\nhere')
+
+    wrapper, x = copy.deepcopy(wrapped)
+    next(layer for _, layer in quantized_layers(wrapper)
+         if layer.input_quantizer is not None).register_forward_hook(refuse)
     wrapper.use_integers(asked)
     with torch.no_grad():
         if asked == 'auto':
             wrapper(x)
-            assert not wrapper.integers.layers
-            assert any('channels' in why for why in wrapper.integers.left.values())
+            assert not wrapper.integers.layers and 'no bytes' in wrapper.integers.left.values()
         else:
-            with pytest.raises(RuntimeError, match='view'):
+            with pytest.raises(RuntimeError, match='no bytes'):
                 wrapper(x)
 
 

@@ -15,10 +15,6 @@ from mmbitsplit.models.surgery.integers import check_mode
 
 IntegerMode = bool | Literal['auto']
 WORDS: dict[str, IntegerMode] = {'auto': 'auto', 'on': True, 'off': False}  # of command lines
-# What torch says where a model views a map in an order that channels last does not have.
-_VIEWED = 'view size is not compatible'
-_VIEWS = ('the model views maps as if their channels came first in memory; integer layers give '
-          'channels last')
 
 
 @dataclass
@@ -71,7 +67,7 @@ class IntegerUse:
         except RuntimeError as error:
             if self.asked != 'auto' or not self.layers:
                 raise
-            reason = _VIEWS if _VIEWED in str(error) else str(error).partition('\n')[0]
+            reason = str(error).partition('\n')[0]
         to_integer(model, False)
         found = step(*args, **kwargs)  # an error that is not of integers comes again
         print_log(f'mmbitsplit: computed in float: {reason}', logger='current', level=30)

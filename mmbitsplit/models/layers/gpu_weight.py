@@ -33,6 +33,8 @@ def why_float_on_gpu(geometry: LayerGeometry, qparams: QParams) -> str | None:
     reason = why_no_bytes(geometry, qparams)
     if reason is not None:
         return reason
+    if geometry.kind == 'conv_transpose2d':
+        return 'there is no kernel of a transposed convolution for GPUs'
     if geometry.groups > 1:
         return (f'it has {geometry.groups} groups of channels; kernels for GPUs have one, and '
                 "depthwise ones are torch's")
@@ -88,8 +90,10 @@ class GpuWeight(IntegerWeight):
             mode = geometry.pre_padding_mode
             x = F.pad(x, geometry.pre_padding, mode='constant' if mode == 'zeros' else mode)
         windows = Windows(geometry.kernel_size, geometry.stride, geometry.dilation)
-        y = self._windows(x.permute(0, 2, 3, 1), geometry.padding, windows)
-        return y.permute(0, 3, 1, 2)  # channels last in memory
+        y = self._windows(x.permute(0, 2, 3, 1), geometry.padding, windows).permute(0, 3, 1, 2)
+        # Compiled operators of others (mmcv's RoIAlign) read maps as if channels came first.
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        return y if last else y.contiguous()
 
     def _windows(self, x: Tensor, padding: tuple[int, int], windows: Windows) -> Tensor:
         """x (A, H, W, C) to (A, H, W, out_channels)."""

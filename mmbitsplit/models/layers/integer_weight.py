@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from mmbitsplit.functional import is_midrise, odd_codes, per_output, weight_rows
 from mmbitsplit.functional.patches import explicit_padding
 from mmbitsplit.functional.saturation import pairs_saturate
+from mmbitsplit.models.layers.integer_blocks import (
+    layer_codes,
+    makes_blocks,
+    product_codes,
+    product_geometry,
+    product_values,
+    side_by_side,
+)
 from mmbitsplit.models.layers.integer_packing import PackedCodes
 from mmbitsplit.models.layers.integer_support import (
     integer_conv,
@@ -37,7 +45,9 @@ def why_never(geometry: LayerGeometry, weight: nn.Module | None,
         geometry: Of the layer.
         weight, inputs: Its quantizers, of one width or several.
     """
-    if geometry.kind not in ('conv2d', 'linear'):
+    if geometry.kind == 'conv_transpose2d' and not makes_blocks(geometry):
+        return 'torch has no integer conv_transpose2d whose windows overlap'
+    if geometry.kind not in ('conv2d', 'conv_transpose2d', 'linear'):
         return f'torch has no integer {geometry.kind}'
     if inputs is None:
         return 'its inputs are float'
@@ -124,7 +134,8 @@ class IntegerWeight(nn.Module):
     def codes(self) -> Tensor:
         """int8, shape of the weight; made anew each time."""
         codes = self._codes.dense()
-        codes = codes.t().contiguous() if self.geometry.kind == 'linear' else codes
+        codes = codes.t().contiguous() if self.geometry.kind == 'linear' \
+            else layer_codes(codes, self.geometry)
         return codes >> 1 if self._odd else codes
 
     def weight(self, factor: float = 1.0) -> Tensor:
@@ -158,9 +169,9 @@ class IntegerWeight(nn.Module):
             x: (B, C, H, W), (C, H, W), or (..., C) of a linear layer.
 
         Returns:
-            float32; convolutions give channels last in memory. ``None`` where floats have to be
-            taken: for gradients, for values that are no numbers, in other dtypes, and in a trace,
-            which would not see a compiled loop.
+            float32; convolutions give channels last in memory where the input lies so, as torch's
+            do. ``None`` where floats have to be taken: for gradients, for values that are no
+            numbers, in other dtypes, and in a trace, which would not see a compiled loop.
         """
         if x.dtype != torch.float32 or x.device.type != 'cpu' or not x.numel() or traced() \
                 or (x.requires_grad and torch.is_grad_enabled()):
@@ -183,7 +194,7 @@ class IntegerWeight(nn.Module):
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _conv(self, x: Tensor) -> Tensor | None:
-        geometry = explicit_padding(self.geometry, x.shape)
+        geometry = explicit_padding(product_geometry(self.geometry), x.shape)
         padding = geometry.padding
         around = padding[1], padding[1], padding[0], padding[0]
         if geometry.pre_padding_mode != 'zeros' or any(geometry.pre_padding):
@@ -191,9 +202,9 @@ class IntegerWeight(nn.Module):
             x = F.pad(x, geometry.pre_padding, mode='constant' if mode == 'zeros' else mode)
         if any(padding) and self._zero_byte is None:  # one in each channel
             x, padding = F.pad(x, around), (0, 0)
-        if self._channels or not x.is_contiguous():
-            x = x.contiguous(memory_format=torch.channels_last)
-        bytes_ = self._bytes(x)
+        # Compiled operators of others (mmcv's RoIAlign) read maps as if channels came first.
+        first = not x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous()
+        bytes_ = self._bytes_of_map(x, first)
         if bytes_ is None:
             return None
         if any(padding) and self._zero_byte:
@@ -204,8 +215,18 @@ class IntegerWeight(nn.Module):
         if self._sums is not None:
             sums, groups = self._sums.of(integer_conv, bytes_, *steps), (geometry.groups, -1)
             y.unflatten(1, groups).addcmul_(sums.unflatten(1, groups),
-                                            self.offset.view(*groups, 1, 1))
-        return y
+                                            product_values(self.offset, self.geometry).view(
+                                                *groups, 1, 1))
+        y = side_by_side(y, self.geometry)
+        return _channels_first(y) if first else y
+
+    def _bytes_of_map(self, x: Tensor, first: bool) -> Tensor | None:
+        """Bytes channels last in memory, whichever dimension is ``first`` in it."""
+        x = x.contiguous() if first else x
+        if not first or x.shape[1] == 1:
+            return self._bytes(x)
+        from mmbitsplit.functional.kernels.byte_maps import byte_maps
+        return byte_maps(x, *self._rounding)
 
     def _bytes(self, x: Tensor) -> Tensor | None:
         from mmbitsplit.functional.kernels.byte_codes import byte_codes
@@ -214,7 +235,7 @@ class IntegerWeight(nn.Module):
     @torch.no_grad()
     def _prepare(self, codes: Tensor, qparams: QParams) -> None:
         """Packs codes, and what sums of products are multiplied by and added to."""
-        geometry, low = self.geometry, qparams.quant_min
+        geometry, low = product_geometry(self.geometry), qparams.quant_min
         # Bytes begin at the lowest code, so that narrow inputs are small numbers.
         shift = (qparams.zero_point - low).to(torch.int32)
         sides = [(bound - qparams.zero_point).to(torch.float32) for bound in qparams.limits()]
@@ -224,12 +245,14 @@ class IntegerWeight(nn.Module):
         self._channels = count > 1
         self._zero_byte = int(shift[0]) if bool((shift == shift[0]).all()) else None
         step = 1.0 if qparams.unit else float(qparams.scale)
-        self._scale, self._odd = self.scale * step, self._fits_odd(codes, qparams)
+        self._odd = self._fits_odd(codes, qparams)
+        self._scale = product_values(self.scale, self.geometry) * step
+        codes, bias = product_codes(codes, self.geometry), product_values(self.bias, self.geometry)
         if self._odd:
             codes, self._scale = odd_codes(codes), self._scale / 2
         self._zeros = torch.zeros(geometry.out_channels, dtype=torch.int64)
         rows = weight_rows(codes, geometry)  # (G, M, N)
-        self._bias = _less_zeros(self.bias, rows, self._scale, shift)
+        self._bias = _less_zeros(bias, rows, self._scale, shift)
         self._codes, self._sums = _packed(codes, geometry, bool(shift.any())), None
         if self.offset is not None and not self._odd:
             self._sums = InputSums(codes, geometry, step, shift)
@@ -290,6 +313,13 @@ class InputSums:
         """The sums, one channel a group, by one of the products of bytes."""
         return product(bytes_, self._codes.of(bytes_.shape), self._scale, self._zeros, self._bias,
                        *steps)
+
+
+def _channels_first(y: Tensor) -> Tensor:
+    if y.is_contiguous():
+        return y
+    from mmbitsplit.functional.kernels.byte_maps import channels_first
+    return channels_first(y)
 
 
 def _packed(codes: Tensor, geometry: LayerGeometry, padded: bool) -> PackedCodes:

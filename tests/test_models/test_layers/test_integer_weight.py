@@ -89,6 +89,35 @@ def test_convolutions(convolution, inputs):
 
 
 @pytest.mark.parametrize('inputs', INPUTS)
+@pytest.mark.parametrize('groups', [1, 4])
+def test_transposed_convolutions_without_overlap(groups, inputs):
+    geometry = LayerGeometry('conv_transpose2d', 8, 16, kernel_size=(2, 3), stride=(2, 3),
+                             groups=groups)
+    for offset, num_bits in ((False, 4), (True, 8)):
+        layer, x = layer_of(geometry, INPUTS[inputs], num_bits, offset)
+        if saturates_pairs() and num_bits == 8:
+            continue
+        expected, codes = exact(layer, x), layer.codes.clone()
+        assert to_integer(layer).left == {}
+        assert torch.equal(layer.codes, codes)
+        assert_same(layer, x, expected)
+        assert_close(layer(x.contiguous(memory_format=torch.channels_last)), expected)
+        assert_close(layer(x[0]), expected[0])
+
+
+@pytest.mark.parametrize('kind', ['conv2d', 'conv_transpose2d'])
+def test_maps_lie_in_memory_as_torch_has_them(kind):
+    # mmcv's RoIAlign reads memory as if channels came first, whatever the strides say.
+    geometry = LayerGeometry(kind, 8, 16, kernel_size=(2, 2), stride=(2, 2))
+    layer, x = layer_of(geometry, INPUTS['asymmetric'])
+    for value in (x, x.contiguous(memory_format=torch.channels_last)):
+        strides = layer(value).stride()
+        to_integer(layer)
+        assert layer.integers and layer(value).stride() == strides
+        to_integer(layer, False)
+
+
+@pytest.mark.parametrize('inputs', INPUTS)
 def test_linear_layers(inputs):
     geometry = LayerGeometry('linear', 8, 17)
     for offset in (False, True):
