@@ -1,8 +1,10 @@
 """Calibrates CIFAR networks once for several widths, and prints top-1 at each of them.
 
-Beside it stand the same method at each width by itself, and Bit-split. Seconds are those of
-processors, which other programs on the machine hardly change: take OMP_NUM_THREADS=1. Data and
-weights are those of ``benchmarks/cifar.py``.
+Beside it stand the same method at each width by itself, and Bit-split. With ``--front 4`` the
+plans of a mean of 4 bits are searched on the calibration images instead, and stand beside uniform
+widths: ``'4,bitops=0.25'`` also bounds the bit operations, which mean bits leave free. Seconds are
+those of processors, which other programs on the machine hardly change: take OMP_NUM_THREADS=1.
+Data and weights are those of ``benchmarks/cifar.py``.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from benchmarks.cifar import (
     predict,
 )
 from benchmarks.method_names import own_options
-from mmbitsplit.apis import quantize_model
+from mmbitsplit.apis import pareto_front, quantize_model, set_plan
 from mmbitsplit.models import set_bits
 
 
@@ -50,6 +52,10 @@ def main() -> None:
     parser.add_argument('--alone', nargs='*', default=['same', 'BitSplit'],
                         help='single-width methods beside it; "same": that method at one width')
     parser.add_argument('--effort', default=None, help='of all of them')
+    parser.add_argument('--front', nargs='+', help='budgets of plans, as of mmbitsplit pareto')
+    parser.add_argument('--evaluations', type=int, default=200, help='plans measured a budget')
+    parser.add_argument('--granularity', default='block', help='of plans: block or layer')
+    parser.add_argument('--pairs', default='tied', help='of widths in plans: tied or all')
     args = parser.parse_args()
     network = NETWORKS[args.network]
     calib, _ = load_images(args.data / 'calib', None, network.mean, network.std)
@@ -76,6 +82,9 @@ def main() -> None:
                   f'({np.mean(seconds):.1f} s)', flush=True)
 
     joint = dict(type=args.method, widths=args.widths)
+    if args.front:
+        fronts(network, args, calib, (images, labels, floats), {**joint, **effort})
+        return
     run(' '.join([args.method, *args.options]), joint, None, args.widths, tuple(args.options))
     for name in args.alone:
         for bits in args.widths:
@@ -86,11 +95,50 @@ def main() -> None:
                 run(f'{name} alone', dict(type=name), bits, [bits])
 
 
+def fronts(network: Network, args: argparse.Namespace, calib: torch.Tensor,
+           test: tuple[torch.Tensor, torch.Tensor, torch.Tensor], method: dict) -> None:
+    """Prints plans of budgets beside uniform widths, over all seeds.
+
+    Args:
+        network, args, calib: See ``calibrated``.
+        test: Images, labels and the float scores of them.
+        method: With its widths.
+    """
+    images, labels, floats = test
+    figures: dict[str, list[tuple[float, ...]]] = {}
+    reference = load_model(network, [args.data])
+    for seed in args.seeds:
+        model, _ = calibrated(network, args, calib, request(method, seed, None, args.options),
+                              seed)
+        front = pareto_front(model, chosen(calib, args.num_images, seed), args.front, seed=seed,
+                             evaluations=args.evaluations, granularity=args.granularity,
+                             pairs=args.pairs, reference=reference)
+        print(f'seed {seed}: {front.measured} plans measured in {front.seconds:.0f} s', flush=True)
+        for one in front.plans:
+            set_plan(model, one.plan)
+            logits, costs = predict(model, images), one.found.costs
+            name = f'{one.source} {one.budget or one.found.name.removeprefix(one.source)}'
+            figures.setdefault(name, []).append((
+                accuracy(logits, labels), agreement(logits, floats), one.found.whole,
+                costs['weight_bits'], costs['bitops']))
+    for name, rows in figures.items():
+        top1, alike, loss, bits, operations = zip(*rows)
+        print(f'{name:28s} {over_seeds(top1)}, as float {over_seeds(alike)}, divergence '
+              f'{over_seeds(loss, 4)}, {np.mean(bits):.2f} bits, bit operations '
+              f'{np.mean(operations):.3f}  ({" ".join(f"{one:.2f}" for one in top1)})',
+              flush=True)
+
+
+def chosen(calib: torch.Tensor, num_images: int, seed: int) -> tuple[torch.Tensor, ...]:
+    """Batches of the images that a seed calibrates on."""
+    order = torch.randperm(len(calib), generator=torch.Generator().manual_seed(seed))
+    return calib[order[:num_images]].split(64)
+
+
 def calibrated(network: Network, args: argparse.Namespace, calib: torch.Tensor, asked: dict,
                seed: int) -> tuple[torch.nn.Module, float]:
     """A network calibrated once, and the seconds of processors that it took."""
-    chosen = torch.randperm(len(calib), generator=torch.Generator().manual_seed(seed))
-    batches = calib[chosen[:args.num_images]].split(64)
+    batches = chosen(calib, args.num_images, seed)
     model = load_model(network, [args.data])
     started = time.process_time()
     quantize_model(model, batches, asked)

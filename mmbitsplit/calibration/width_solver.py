@@ -15,12 +15,18 @@ from mmbitsplit.functional.stored_widths import solution_as_stored
 from mmbitsplit.methods import Method
 from mmbitsplit.methods.tuning import TuningStage
 from mmbitsplit.models import PreparedModel
+from mmbitsplit.models.layers.streams import stream_widths, use_stream
 from mmbitsplit.passes.capture import CallCapture
 from mmbitsplit.passes.product_capture import ProductCapture
 from mmbitsplit.passes.repeated_calls import find_owners
 from mmbitsplit.passes.stopwatch import Stopwatch
 from mmbitsplit.passes.watching import Watching
-from mmbitsplit.passes.width_lockstep import Prefix, WidthLockstep, use_prefix
+from mmbitsplit.passes.width_lockstep import (
+    Prefix,
+    WidthLockstep,
+    switched_streams,
+    use_everywhere,
+)
 from mmbitsplit.solving.positions import check_seen
 from mmbitsplit.solving.solve_widths import solve_widths
 from mmbitsplit.structures import BitPlan, CalibrationSpec, LayerPlan, ProductPlan
@@ -147,7 +153,7 @@ class WidthSolver:
                 prepared.layers[plan.name], plan, solver.method, pairs,
                 [by_prefix[self.pairs.prefix_of(pair)] for pair in pairs], targets,
                 solver.forwards.team, solver.stopwatch,
-                prepared.stream_qparams(plan.stream) if plan.stream else None)
+                prepared.all_stream_qparams(plan.stream) if plan.stream else ())
             solver.solved.add(plan, solver.noted(plan, solved), time.perf_counter() - started)
 
 
@@ -174,10 +180,12 @@ def solve_at_all_widths(look: Watching, prepared: PreparedModel, run: FloatRun, 
 
 
 def use_widest(prepared: PreparedModel) -> None:
-    """Switches all layers and products to their widest widths."""
+    """Switches all layers, products and residual streams to their widest widths."""
     for site in prepared.sites.values():
         site.use(**{side: quantizer.widths[-1] for side, quantizer in site.quantizers().items()
                     if quantizer is not None})
+    for module in switched_streams(prepared):
+        use_stream(module, stream_widths(module)[0][-1])
 
 
 def tune_widths(stages: Sequence[TuningStage], look: Watching, calibration: CalibrationSpec,
@@ -199,8 +207,7 @@ def tune_widths(stages: Sequence[TuningStage], look: Watching, calibration: Cali
     try:
         for pair in WidthPairs.of(prepared.plan, method).pairs:
             if method.tunes(pair.input):
-                for site in prepared.sites.values():
-                    use_prefix(site, pair)
+                use_everywhere(prepared, pair)
                 outcomes += [{**outcome, 'weight_bits': pair.weight, 'input_bits': pair.input}
                              for outcome in tune(stages, look, calibration, solved, stopwatch,
                                                  no_tuning)]

@@ -21,11 +21,11 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
         ``layers`` (a row a layer: ``name``, ``kind``, ``shape``, ``weight_bits``,
         ``input_bits``, ``input_mode``, ``output_bits``, ``payload_bytes``; bits are ``None`` for
         float), ``float_leftovers`` (tensors of no quantized layer), ``streams`` (``name`` and
-        ``num_bits``, where there are any), ``width_bytes`` (of layers of several widths, whose rows
-        have ``weight_widths`` and ``input_widths`` too: bytes by width, ``'narrowest'`` first, and
-        ``lacking_widths`` whose residual files were not given), ``products`` (``name``, ``a_bits``,
-        ``b_bits``, and ``a_widths``, ``b_widths`` where there are several, likewise),
-        ``multiplications`` (shares, of files that say it) and totals.
+        ``num_bits``, where there are any, and ``stream_widths`` of several), ``width_bytes`` (of
+        layers of several widths, whose rows have ``weight_widths`` and ``input_widths`` too: bytes
+        by width, ``'narrowest'`` first, and ``lacking_widths`` whose residual files were not
+        given), ``products`` (``name``, ``a_bits``, ``b_bits``, and ``a_widths``, ``b_widths`` where
+        there are several, likewise), ``multiplications`` (shares, of files that say it) and totals.
         ``payload_bytes`` of a row count what is stored once for several layers in each of them;
         the total counts it once.
     """
@@ -44,7 +44,7 @@ def summarise(checkpoint: PackedCheckpoint, file_bytes: int) -> dict[str, Any]:
                      'input_mode': input_mode(plan['input']),
                      'output_bits': code_bits(plan.get('output')), **_widths(plan),
                      'payload_bytes': sum(sizes[key] for key in own)})
-    streams = [{'name': name, 'num_bits': code_bits(limits)}
+    streams = [{'name': name, 'num_bits': code_bits(limits), **_stream_widths(limits)}
                for name, limits in checkpoint.description.get('streams', {}).items()]
     products = [{'name': name, **{f'{side}_bits': _side_bits(row.get(side)) for side in SIDES},
                  **_side_widths(row)}
@@ -89,3 +89,10 @@ def _side_widths(row: Mapping[str, Any]) -> dict[str, list[int | None]]:
     """Those of a product that has several."""
     return {f'{side}_widths': [_side_bits(one) for one in (*reversed(narrower), row[side])]
             for side in SIDES if (narrower := (row.get(side) or {}).get('narrower'))}
+
+
+def _stream_widths(limits: Mapping[str, Any]) -> dict[str, list[int | None]]:
+    """Those of a residual stream that has several."""
+    found = [code_bits(dict(zip(('quant_min', 'quant_max'), own)))
+             for own in reversed(limits.get('narrower', ()))]
+    return {'stream_widths': [*found, code_bits(limits)]} if found else {}

@@ -7,20 +7,24 @@ at once. Float targets are the same for all.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmbitsplit.models import PreparedModel, QuantizedLayer
 from mmbitsplit.models.layers.product import Product
+from mmbitsplit.models.layers.streams import use_stream
+from mmbitsplit.models.surgery.modules import get_module
 from mmbitsplit.passes.branches import current_branch
 from mmbitsplit.passes.capture import Sampler
 from mmbitsplit.passes.forward_state import ForwardState
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.lockstep import Lockstep, Worker
 from mmbitsplit.passes.repeated_calls import Owner
-from mmbitsplit.passes.replay import Tape
+from mmbitsplit.passes.replay import ReplayPoint, Tape, patched
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,39 @@ class WidthLockstep(Lockstep):
     def _product_forward(self, name: str) -> Callable:
         return _switching(super()._product_forward(name), lambda: self._switch(name))
 
+    def _intercept(self, stack: ExitStack) -> None:
+        super()._intercept(stack)
+        for module in switched_streams(self.prepared):
+            stack.enter_context(patched([ReplayPoint(module, 'forward')], partial(
+                _switching_afterwards, switch=partial(self._switch_stream, module))))
+
     def _switch(self, name: str) -> None:
         """Gives a solved layer the widths of the forward that is running."""
         site = self.sites[name]
         if site.quantized:
             use_prefix(site, self.prefixes[current_branch().number])
+
+    def _switch_stream(self, module: nn.Module) -> None:
+        """Gives a residual stream the width of the forward that is running."""
+        bits = self.prefixes[current_branch().number].input
+        if bits is not None:
+            use_stream(module, bits)
+
+
+def switched_streams(prepared: PreparedModel) -> list[nn.Module]:
+    """Modules that give residual streams of several widths; layers that do are left out."""
+    return [get_module(prepared.model, stream.name) for stream in prepared.plan.streams
+            if stream.widths and not stream.on_layer]
+
+
+def use_everywhere(prepared: PreparedModel, prefix: Prefix) -> None:
+    """Switches all layers, products and residual streams to a prefix's widths; see
+    ``use_prefix``."""
+    for site in prepared.sites.values():
+        use_prefix(site, prefix)
+    for module in switched_streams(prepared):
+        if prefix.input is not None:
+            use_stream(module, prefix.input)
 
 
 def use_prefix(site: QuantizedLayer | Product, prefix: Prefix) -> None:
@@ -110,7 +142,10 @@ def use_prefix(site: QuantizedLayer | Product, prefix: Prefix) -> None:
         site.use(**{side: prefix.input for side, quantizer in site.quantizers().items()
                     if quantizer is not None and len(quantizer.widths) > 1})
         return
-    weights, inputs = site.weight_quantizer, site.input_quantizer
+    weights, inputs, outputs = (site.weight_quantizer, site.input_quantizer,
+                                site.output_quantizer)
+    if outputs is not None and len(outputs.widths) > 1:
+        outputs.use(prefix.input)
     if len(weights.widths) > 1 and weights.num_bits != prefix.weight:
         site.use(weight=prefix.weight)
     if inputs is not None and len(inputs.widths) > 1 and inputs.num_bits != prefix.input:
@@ -125,6 +160,15 @@ def _switching(wrap: Callable[[Callable], Callable], switch: Callable[[], None])
             return forward(*inputs, **options)
         return wrap(switched)
     return around
+
+
+def _switching_afterwards(forward: Callable, switch: Callable[[], None]) -> Callable:
+    """Calls ``switch`` when a module has computed what its hook is to round."""
+    def switched(*inputs: Any, **options: Any) -> Any:
+        output = forward(*inputs, **options)
+        switch()
+        return output
+    return switched
 
 
 class PrefixWorker(Worker):

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from mmbitsplit.methods import build_method
 from mmbitsplit.models.layers.geometry import (
     holds_layers,
     layer_geometry,
@@ -115,7 +116,8 @@ def make_plan(model: nn.Module, flow: DataFlow, spec: QuantSpec,
     plan = BitPlan(plan_outputs(layers, model, flow, folded, spec.plan), tuple(
         replace(part, multiplications=shares.get(part.name)) for part in kept), products=products,
         embeddings=tables.embeddings)
-    return plan_streams(plan, flow, folded, spec.plan)
+    return plan_streams(plan, flow, folded, spec.plan,
+                        several=build_method(spec.method).solves == 'layer')
 
 
 def _foreign_weights(flow: DataFlow, total: int) -> list[FloatRemainder]:

@@ -31,14 +31,17 @@ class _Found:
 
 
 def plan_streams(plan: BitPlan, flow: DataFlow, folded: Mapping[str, str],
-                 given: PlanSpec | None = None) -> BitPlan:
+                 given: PlanSpec | None = None, several: bool = True) -> BitPlan:
     """Adds the residual streams that are to be quantized.
+
+    A stream has several widths where all layers that ask for it have the same ones.
 
     Args:
         plan: Of all layers.
         flow: What was watched.
         folded: Batch norms that can be folded, with their layers.
-        given: A plan whose ``streams`` win.
+        given: A plan whose ``streams`` win; they have one width.
+        several: Whether the method solves layers that read streams of several widths.
 
     Raises:
         ValueError: The given plan names a stream that there is not.
@@ -48,14 +51,18 @@ def plan_streams(plan: BitPlan, flow: DataFlow, folded: Mapping[str, str],
     widths = _given_widths(given, found)
     streams = []
     for name, readers in found.given.items():
-        asked = [plans[reader].activation.num_bits for reader in readers
+        asked = [plans[reader] for reader in readers
                  if plans[reader].activation.placement in RESIDUAL_PLACEMENTS]
-        # Of readers of several widths the narrower ones round once more.
-        bits = widths[name] if name in widths else max(filter(None, asked), default=None)
+        # Of readers that differ in width the narrower ones round once more.
+        bits = widths[name] if name in widths else max(
+            filter(None, (reader.activation.num_bits for reader in asked)), default=None)
         if bits is not None:
+            own = {reader.input_widths for reader in asked} if several else set()
+            of_all = own.pop() if len(own) == 1 and name not in widths else ()
             streams.append(StreamPlan(name, bits, tuple(
-                reader for reader in readers if _shares(plans[reader], bits, flow)),
-                on_layer=name in plans))
+                reader for reader in readers
+                if _shares(plans[reader], bits, of_all if several else None, flow)),
+                on_layer=name in plans, widths=of_all))
     still_open = tuple(name for name in found.open
                        if plans[name].activation.placement in RESIDUAL_PLACEMENTS)
     return replace(plan, layers=tuple(_with_streams(layer, streams) for layer in plan.layers),
@@ -105,10 +112,12 @@ def _given_widths(given: PlanSpec | None, found: _Found) -> dict[str, int | None
     return widths
 
 
-def _shares(layer: LayerPlan, bits: int, flow: DataFlow) -> bool:
-    """Whether a layer takes the codes of a stream as they are."""
+def _shares(layer: LayerPlan, bits: int, widths: tuple[int, ...] | None, flow: DataFlow) -> bool:
+    """Whether a layer takes the codes of a stream as they are, at each of its widths; where
+    ``None``, such a layer has the stream's one width."""
     changed_first = layer.name in flow.inside and bool(flow.inside[layer.name].before)
-    return layer.activation.num_bits == bits and not changed_first
+    alike = widths is None or layer.input_widths == widths
+    return layer.activation.num_bits == bits and alike and not changed_first
 
 
 def _with_streams(layer: LayerPlan, streams: Sequence[StreamPlan]) -> LayerPlan:
@@ -118,5 +127,6 @@ def _with_streams(layer: LayerPlan, streams: Sequence[StreamPlan]) -> LayerPlan:
             layer = replace(layer, stream=stream.name, activation=replace(
                 layer.activation, mode='per_tensor'))
         if layer.name == stream.name and layer.output is None:
-            layer = replace(layer, output=OutputPlan(stream.num_bits, rectified=False))
+            layer = replace(layer, output=OutputPlan(stream.num_bits, rectified=False,
+                                                     widths=stream.widths))
     return layer

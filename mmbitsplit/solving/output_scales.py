@@ -1,13 +1,15 @@
 """Chooses how outputs are quantized, where ``activation.placement`` asks for it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from mmbitsplit.functional import (
     ActivationSamples,
+    input_factor,
+    narrower_qparams,
     quantization_error,
     search_qparams,
     weight_rows,
@@ -57,6 +59,22 @@ def search_output_qparams(solution: LayerSolution, candidate: Candidate,
     if search == 'auto':
         search = _settled_search(samples, plan.output.num_bits)
     return search_qparams(samples, plan.output.num_bits, search=search, norm=plan.activation.norm)
+
+
+def at_widths(search: Callable[[int], QParams], widths: Sequence[int]) -> list[QParams]:
+    """How a tensor is quantized at each width, as layers that read it can have it.
+
+    Args:
+        search: Finds scale and zero point for a number of bits.
+        widths: All of them, rising.
+
+    Returns:
+        The widest first; of the others the scale is what was found, zero points follow from the
+        widest's, as files have the inputs of layers (``narrower_qparams``).
+    """
+    widest = search(widths[-1])
+    return [widest, *(narrower_qparams(widest, input_factor(search(bits), widest), bits)
+                      for bits in reversed(widths[:-1]))]
 
 
 def stream_scale(samples: ActivationSamples, num_bits: int, how: ActivationSpec | None) -> QParams:

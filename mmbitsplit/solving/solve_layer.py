@@ -16,7 +16,7 @@ from mmbitsplit.passes.team import Team
 from mmbitsplit.solving.candidates import choose_solution, only_choice
 from mmbitsplit.solving.input_scales import Candidate, choose_input
 from mmbitsplit.solving.narrower_inputs import narrower_inputs
-from mmbitsplit.solving.output_scales import search_output_qparams
+from mmbitsplit.solving.output_scales import at_widths, search_output_qparams
 from mmbitsplit.solving.positions import LayerPositions, Rows
 from mmbitsplit.solving.statistics import collect_statistics
 from mmbitsplit.structures import (
@@ -123,8 +123,11 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         for num_bits, (one, judged) in narrower.items()), narrower_inputs=fewer)
     if plan.output is not None:
         with stopwatch('solve_scales'):
-            solution = replace(solution, output_qparams=search_output_qparams(
-                solution, best, captures, geometry, plan, team))
+            output, *fewer = at_widths(
+                lambda bits: search_output_qparams(solution, best, captures, geometry, replace(
+                    plan, output=replace(plan.output, num_bits=bits)), team),
+                plan.output.widths or (plan.output.num_bits,))
+            solution = replace(solution, output_qparams=output, narrower_outputs=tuple(fewer))
     return team.from_first(Solved(
         solution=solution, strength=best.strength, search=best.search, error=choice.judged.error,
         error_rounding=choice.error_rounding, guard_taken=choice.guard_taken,

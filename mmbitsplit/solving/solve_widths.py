@@ -9,6 +9,7 @@ from torch import Tensor
 from mmbitsplit.functional import channel_ranges, midrise_offset, round_nested
 from mmbitsplit.functional.stored_widths import scale_as_stored, solution_as_stored
 from mmbitsplit.methods import Method
+from mmbitsplit.methods.unit_learning_widths import one_width
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.passes.capture import CallCapture
 from mmbitsplit.passes.stopwatch import Stopwatch
@@ -17,6 +18,7 @@ from mmbitsplit.passes.width_lockstep import Prefix
 from mmbitsplit.solving.candidates import ROUNDING, share_of_outputs, whole_solution
 from mmbitsplit.solving.input_scales import Candidate
 from mmbitsplit.solving.output_error import Judgement, output_error
+from mmbitsplit.solving.output_scales import at_widths, search_output_qparams
 from mmbitsplit.solving.positions import LayerPositions, Rows
 from mmbitsplit.solving.solve_layer import (
     FITTED_AND_JUDGED,
@@ -33,6 +35,7 @@ from mmbitsplit.structures import (
     QParams,
     RowStatistics,
     WeightSolution,
+    Widths,
 )
 
 TOO_LARGE = ('its weights are rounded: it has too many inputs for sums of products, which codes of '
@@ -61,7 +64,7 @@ class _AtWidth:
 def solve_widths(layer: QuantizedLayer, plan: LayerPlan, method: Method, pairs: Sequence[Prefix],
                  captures: Sequence[Sequence[CallCapture]], targets: Sequence[Tensor],
                  team: Team | None = None, stopwatch: Stopwatch | None = None,
-                 shared: QParams | None = None) -> Solved:
+                 shared: Sequence[QParams] = ()) -> Solved:
     """Quantizes one layer for several widths; every process of the team returns the same.
 
     Args:
@@ -72,7 +75,8 @@ def solve_widths(layer: QuantizedLayer, plan: LayerPlan, method: Method, pairs: 
         captures: Of each pair, every call in the model whose layers before have these widths, this
             process's.
         targets: Float outputs (G, M, K) of the same calls at the same positions.
-        team, stopwatch, shared: See ``solve_layer``.
+        team, stopwatch: See ``solve_layer``.
+        shared: See ``choose_inputs``.
     """
     team, stopwatch = team or Team(), stopwatch or Stopwatch()
     geometry, weight = layer.geometry, layer.float_rows()
@@ -97,10 +101,14 @@ def solve_widths(layer: QuantizedLayer, plan: LayerPlan, method: Method, pairs: 
                 weight=inputs[index].weight(weight, geometry).to(statistics.x_sum.dtype)))
     with stopwatch('solve_codes'):
         choice = _choose(found, method, team)
+    solution = _assemble(found, choice, layer, plan, widest, inputs, geometry, method)
+    if plan.output is not None:
+        with stopwatch('solve_scales'):
+            solution = _with_output(solution, plan, pairs, inputs, captures, geometry, team)
     calls, sampled = map(sum, zip(*team.gather(
         (len(captures[-1]), sum(capture.patches.shape[-1] for capture in captures[-1])))))
     return team.from_first(Solved(
-        solution=_assemble(found, choice, layer, plan, widest, inputs, geometry, method),
+        solution=solution,
         strength=widest.strength, search=widest.search, error=choice.judged[-1].error,
         error_rounding=choice.rounded[-1].error, guard_taken=choice.guard_taken,
         candidates=choice.errors(found, method), sweeps=choice.solution.num_sweeps, rows=sampled,
@@ -227,6 +235,26 @@ def _assemble(found: Sequence[_AtWidth], choice: _Choice, layer: QuantizedLayer,
         narrower_inputs=tuple(qparams for _, qparams in sorted(narrower.items(), reverse=True)
                               if qparams.num_bits != widest.qparams.num_bits),
         nesting=choice.solution.nesting if len(made) > 1 else None))
+
+
+def _with_output(solution: LayerSolution, plan: LayerPlan, pairs: Sequence[Prefix],
+                 inputs: Sequence[Candidate], captures: Sequence[Sequence[CallCapture]],
+                 geometry: LayerGeometry, team: Team) -> LayerSolution:
+    """With scales of the output: of one width on the widest pair, of several each on the first
+    pair whose input has it."""
+    assert plan.output is not None
+    widths = plan.output.widths or (plan.output.num_bits,)
+
+    def search(bits: int) -> QParams:
+        index = next((number for number, pair in enumerate(pairs)
+                      if len(widths) > 1 and pair.input == bits), len(pairs) - 1)
+        used = inputs[index].qparams
+        alone = one_width(solution, Widths(pairs[index].weight,
+                                           None if used is None else used.num_bits))
+        return search_output_qparams(alone, inputs[index], captures[index], geometry, replace(
+            plan, output=replace(plan.output, num_bits=bits)), team)
+    widest, *narrower = at_widths(search, widths)
+    return replace(solution, output_qparams=widest, narrower_outputs=tuple(narrower))
 
 
 def _factor(qparams: QParams | None, widest: QParams | None) -> float:

@@ -5,7 +5,7 @@ from mmbitsplit.models import PreparedModel
 from mmbitsplit.models.layers.streams import round_stream
 from mmbitsplit.passes.forwards import Forwards
 from mmbitsplit.passes.stream_pass import sample_streams
-from mmbitsplit.solving.output_scales import stream_scale
+from mmbitsplit.solving.output_scales import at_widths, stream_scale
 
 
 def settle_streams(prepared: PreparedModel, forwards: Forwards, seed: int) -> None:
@@ -28,9 +28,11 @@ def settle_streams(prepared: PreparedModel, forwards: Forwards, seed: int) -> No
     plans = {layer.name: layer for layer in prepared.plan.layers}
     for stream in streams:
         how = plans[stream.readers[0]].activation if stream.readers else None
-        qparams = stream_scale(samples[stream.name], stream.num_bits, how)
+        widest, *narrower = at_widths(
+            lambda bits, of=samples[stream.name], how=how: stream_scale(of, bits, how),
+            stream.widths or (stream.num_bits,))
         round_stream(prepared.model.get_submodule(stream.name),
-                     forwards.team.from_first(qparams))
+                     *forwards.team.from_first((widest, narrower)))
     forwards.state.modules.renew(
         prepared.model.get_submodule(stream.name) for stream in streams)
 

@@ -25,7 +25,7 @@ CLIPPED = (1.0, 0.87, 0.76, 0.66, 0.57, 0.5)  # parts of the whole range that ar
 
 def choose_inputs(captures: Sequence[Sequence[CallCapture]], rows: Sequence[LayerPositions],
                   widths: Sequence[int | None], layer: QuantizedLayer, plan: LayerPlan,
-                  method: Method, shared: QParams | None = None,
+                  method: Method, shared: Sequence[QParams] = (),
                   ) -> tuple[list[Candidate], ActivationSamples]:
     """Chooses how the input is quantized at each of several pairs of widths.
 
@@ -33,7 +33,9 @@ def choose_inputs(captures: Sequence[Sequence[CallCapture]], rows: Sequence[Laye
         captures: Of each pair.
         rows: The same with targets.
         widths: Of the input in each pair; a width may come several times.
-        layer, plan, method, shared: See ``input_scales.choose_input``.
+        layer, plan, method: See ``input_scales.choose_input``.
+        shared: Of the residual stream that it reads, at each of these widths; none where it reads
+            none.
 
     Returns:
         One a pair, alike where widths are, and what was seen of the input at the widest.
@@ -42,8 +44,9 @@ def choose_inputs(captures: Sequence[Sequence[CallCapture]], rows: Sequence[Laye
     samples = merge_samples(captures[last], rows[last].team)
     if widths[last] is None:
         return [Candidate(None)] * len(widths), samples
-    if shared is not None:
-        return [Candidate(replace(shared, unit=True), search=SHARED)] * len(widths), samples
+    if shared:
+        known = {one.num_bits: Candidate(replace(one, unit=True), search=SHARED) for one in shared}
+        return [known[bits] for bits in widths if bits is not None], samples
     first = {bits: widths.index(bits) for bits in sorted({bits for bits in widths if bits})}
     narrowest = min(first)
 

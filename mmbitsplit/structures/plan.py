@@ -14,10 +14,12 @@ class OutputPlan:
         num_bits: Width of a code.
         rectified: Whether everything that reads the output does so through a ReLU, so that
             negative values need no codes.
+        widths: Rising, where it is a residual stream of several; the last is ``num_bits``.
     """
 
     num_bits: int
     rectified: bool
+    widths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,15 @@ class StreamPlan:
         num_bits: Width of a code.
         readers: Layers that take these codes as they are.
         on_layer: Whether ``name`` is a layer's.
+        widths: Rising, where it has those of its readers' inputs; the last is ``num_bits``. Empty
+            for one width.
     """
 
     name: str
     num_bits: int
     readers: tuple[str, ...]
     on_layer: bool = False
+    widths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
 from mmbitsplit.models.layers.stepped_layer import SteppedLayer
 from mmbitsplit.models.layers.steps import NO_STEPS, IdentityNorm, StepList, Steps
-from mmbitsplit.models.layers.streams import stream_qparams
+from mmbitsplit.models.layers.streams import all_stream_qparams, is_rounded, stream_qparams
 from mmbitsplit.models.opening import release_originals
 from mmbitsplit.models.surgery.fold_bn import (
     fold_batch_norm,
@@ -64,6 +64,15 @@ class PreparedModel:
         layer = self.layers.get(name)
         return stream_qparams(get_module(self.model, name)) if layer is None \
             else layer.output_qparams
+
+    def all_stream_qparams(self, name: str) -> tuple[QParams, ...]:
+        """Those of all widths of a residual stream, the widest first; none where it is not rounded
+        (yet)."""
+        layer = self.layers.get(name)
+        if layer is not None:
+            return () if layer.output_quantizer is None else layer.output_quantizer.solutions()
+        module = get_module(self.model, name)
+        return all_stream_qparams(module) if is_rounded(module) else ()
 
     def is_in(self, name: str) -> bool:
         """Whether a layer or folded batch norm is not the float module that it was."""
