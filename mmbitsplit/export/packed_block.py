@@ -18,7 +18,8 @@ from torch import Tensor
 from mmbitsplit.functional import as_bytes, place_once
 from mmbitsplit.version import __version__
 
-FORMAT = 3  # the newest version
+FORMAT = 4  # the newest version
+OF_WIDTHS = 3  # the first with layers of several widths
 OF_ONE_WIDTH = 2  # that of a file without layers of several widths
 AGAIN = 'Copy the file again from where it was made, or quantize again.'
 _FRAME = struct.Struct('<8sI32sQ')

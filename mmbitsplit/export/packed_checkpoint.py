@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mmbitsplit.export.packed_block import (
     AGAIN,
-    FORMAT,
     OF_ONE_WIDTH,
     frame,
     pack_tensors,
@@ -28,6 +27,7 @@ from mmbitsplit.export.packed_block import (
 from mmbitsplit.export.safetensors_file import is_safetensors, load_safetensors
 from mmbitsplit.export.width_parts import (
     fold_rows,
+    format_of,
     further_widths,
     join_parts,
     joined_name,
@@ -86,7 +86,7 @@ def pack_checkpoint(state: Mapping[str, Tensor], description: Mapping[str, Any],
     """
     if not any(layers_with_widths(description)):
         return assemble(state, {'description': description}, meta, OF_ONE_WIDTH)
-    return assemble(*of_widths(state, description), meta, FORMAT)
+    return assemble(*of_widths(state, description), meta, format_of(state))
 
 
 def of_widths(state: Mapping[str, Tensor], description: Mapping[str, Any],

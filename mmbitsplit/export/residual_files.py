@@ -8,9 +8,14 @@ beyond. All carry checksums, and a residual file says of which checkpoint it is.
 from collections.abc import Mapping
 from typing import Any
 
-from mmbitsplit.export.packed_block import FORMAT, pack_tensors, plain_checksum
+from mmbitsplit.export.packed_block import pack_tensors, plain_checksum
 from mmbitsplit.export.packed_checkpoint import PackedCheckpoint, assemble, of_widths
-from mmbitsplit.export.width_parts import further_widths, joined_name, layers_with_widths
+from mmbitsplit.export.width_parts import (
+    format_of,
+    further_widths,
+    joined_name,
+    layers_with_widths,
+)
 
 BASE = 0  # instead of a width
 
@@ -30,13 +35,14 @@ def split_checkpoint(packed: PackedCheckpoint) -> dict[int, dict[str, Any]]:
                          'nothing to split. Quantize with method=dict(type=\'NestedBitSplit\', '
                          'widths=[...]).')
     state, fields = of_widths(packed.state, packed.description)
+    version = format_of(packed.state)
     rows, _ = pack_tensors(state)
     identity = plain_checksum([(row[0], row[-1]) for row in rows])
     residuals = {width: joined_name(width) for width in widths}
     base = {name: value for name, value in state.items() if name not in residuals.values()}
     said: Mapping[str, Any] = {**fields['widths'], 'id': identity, 'residuals': widths}
-    files = {BASE: assemble(base, {**fields, 'widths': said}, packed.meta, FORMAT)}
+    files = {BASE: assemble(base, {**fields, 'widths': said}, packed.meta, version)}
     for width, name in residuals.items():
         files[width] = assemble({name: state[name]}, {'residual': {'width': width, 'of': identity}},
-                                {}, FORMAT)
+                                {}, version)
     return files

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmbitsplit.export.packed_block import FORMAT, OF_WIDTHS
 from mmbitsplit.models.layers.layer_state import (
     geometry_in_row,
     plan_row,
@@ -21,6 +22,7 @@ from mmbitsplit.models.layers.layer_state import (
 from mmbitsplit.models.layers.width_state import (
     FURTHER,
     NARROWEST,
+    has_few_bits,
     is_part,
     part_bytes,
     part_names,
@@ -38,6 +40,13 @@ def further_widths(description: Mapping[str, Any]) -> list[int]:
     """Widths that some layer has beside its narrowest, rising."""
     return sorted({width for _, row in layers_with_widths(description)
                    for width in row['widths']['weight'][1:]})
+
+
+def format_of(state: Mapping[str, Tensor]) -> int:
+    """The format version that parts of layers of several widths need; of what was read, its own."""
+    new = any(has_few_bits(value) for key, value in state.items()
+              if is_part(key.rpartition('.')[2]))
+    return FORMAT if new else OF_WIDTHS
 
 
 def width_bytes(state: Mapping[str, Tensor]) -> dict[int, int]:

@@ -5,10 +5,14 @@ Codes nest: those of a width are the leading bits of those of the widest. So a f
 the narrowest, and for each further width the bits that it adds (``pack_nested``). Scales and biases
 of all but the widest are stored beside those of the widest, in whole steps:
 
-- scales (``scale_codes``): a byte each, steps of 1/96 octave from what nesting alone would give,
-  ``widest_scale * 2^(widest - width)``;
-- biases (``bias_codes``): six bits each, steps of a power of two a layer and width from the bias of
-  the widest.
+- scales (``scale_codes``): steps of 1/96 octave from what nesting alone would give,
+  ``widest_scale * 2^(widest - width)``; two of them at 4 bits and four below, where codes are small
+  and their sum feels less of a scale;
+- biases (``bias_codes``): steps of a power of two a layer and width from the bias of the widest,
+  an eighth to a quarter of what biases differ by (root of the mean square).
+
+Most steps of a layer and width are near each other, the wider the nearer: ``pack_rice`` holds both
+in 6 to 8 bits a channel and width.
 
 Who makes a solution calls ``solution_as_stored`` on it (or ``scale_as_stored`` and
 ``bias_as_stored`` on its values): memory and file then agree bit for bit. All leave alone what they
@@ -30,8 +34,11 @@ from mmbitsplit.structures.solution import LayerSolution, Nesting, QParams
 
 SCALE_STEPS = 96  # an octave: at most 0.36 % off, over 2.5 times more and less
 ZERO_SCALE = -128  # the code of a channel that a width does without
-BIAS_BITS = 6
-_MOST_BIAS = 2 ** (BIAS_BITS - 1) - 1
+# Rounding a scale moves weights by a part of their code. With these steps that adds less than half
+# a percent to the mean square error of rounding codes up to 5 bits, were all codes as frequent.
+_SHIFTS = {2: 2, 3: 2, 4: 1}
+BIAS_BITS = 6  # of files of format 3
+_MOST_BIAS = 1023
 NO_STEP = -128  # the exponent where biases are those of the widest
 
 
@@ -134,47 +141,24 @@ def bytes_of(count: int, num_bits: int) -> int:
     return -(-count * num_bits // 8)
 
 
-def stored_bytes(num_codes: int, channels: int, widths: Sequence[int], *, bias: bool = True,
-                 nested: bool = True, further_inputs: int = 0) -> dict[int, int]:
-    """Bytes that a file takes for each width of a layer, beside what one width takes too.
-
-    That is all but ``weight_scale``, ``bias`` and the input of the widest. Of solutions whose
-    values are such as a file holds in steps.
-
-    Args:
-        num_codes: Weights of the layer.
-        channels: Its outputs.
-        widths: Rising.
-        bias: Whether there is one.
-        nested: Whether codes nest; else each width has its own.
-        further_inputs: Widths of the input beside the widest: counted with the narrowest.
-    """
-    found, before = {}, 0
-    for width in widths:
-        found[width] = 1 + bytes_of(num_codes, width - before if nested else width)
-        if width < widths[-1]:
-            found[width] += channels + (bytes_of(channels, BIAS_BITS) + 1 if bias else 0)
-        before = width
-    found[widths[0]] += 5 * further_inputs
-    return found
-
-
 # Scales.
 
-def scale_codes(scale: Tensor, widest_scale: Tensor, steps: int) -> Tensor:
+def scale_codes(scale: Tensor, widest_scale: Tensor, steps: int, coarse: int = 1) -> Tensor:
     """The nearest whole steps of scales beside those of the widest width.
 
     Args:
         scale: Any shape, of a width, real units a code step.
         widest_scale: The same, of the widest.
         steps: k, how many bits narrower it is.
+        coarse: Codes are multiples of this.
 
     Returns:
         int8; a scale that is not positive becomes ``ZERO_SCALE``.
     """
     ratio = scale.detach().double() / (widest_scale.detach().double() * 2.0 ** steps)
-    code = (torch.log2(ratio) * SCALE_STEPS).round().nan_to_num(0.0, 127.0, -127.0)
-    code = code.clamp(-127, 127).to(torch.int8)
+    code = (torch.log2(ratio) * (SCALE_STEPS / coarse)).round().nan_to_num(0.0, 127.0, -127.0)
+    most = 127 // coarse
+    code = (code.clamp(-most, most) * coarse).to(torch.int8)
     return torch.where(scale <= 0, torch.full_like(code, ZERO_SCALE), code)
 
 
@@ -184,12 +168,23 @@ def scale_of_codes(codes: Tensor, widest_scale: Tensor, steps: int) -> Tensor:
     return widest_scale.detach().float() * 2.0 ** steps * factors
 
 
-def scale_as_stored(scale: Tensor, widest_scale: Tensor, steps: int) -> Tensor:
-    """Float32 scales as a file gives them back; arguments as of ``scale_codes``.
+def scale_as_stored(scale: Tensor, widest_scale: Tensor, steps: int, num_bits: int) -> Tensor:
+    """Float32 scales as a file gives them back.
 
-    At most 0.37 % off between 0.4 and 2.5 times ``widest_scale * 2^steps``; beyond, the nearest.
+    Between 0.4 and 2.5 times ``widest_scale * 2^steps`` at most ``scale_error(num_bits)`` off;
+    beyond, the nearest that there is.
+
+    Args:
+        scale, widest_scale, steps: As of ``scale_codes``.
+        num_bits: Of the width.
     """
-    return scale_of_codes(scale_codes(scale, widest_scale, steps), widest_scale, steps)
+    codes = scale_codes(scale, widest_scale, steps, 2 ** _SHIFTS.get(num_bits, 0))
+    return scale_of_codes(codes, widest_scale, steps)
+
+
+def scale_error(num_bits: int) -> float:
+    """How far off a stored scale of a width may be, as a part of it."""
+    return 0.004 * 2 ** _SHIFTS.get(num_bits, 0)
 
 
 @cache
@@ -210,20 +205,32 @@ def bias_codes(bias: Tensor, widest_bias: Tensor) -> tuple[Tensor, int]:
         widest_bias: The same, of the widest.
 
     Returns:
-        int8 from -31 to 31, and the exponent e of the step 2^e: the least that reaches all,
-        and no less than what float32 can add to the largest bias.
+        int16 from -1023 to 1023, and the exponent e of the step 2^e: the largest that makes no
+        difference where there is one; else an eighth to a quarter of the root mean square of the
+        differences, and no less than what float32 can add to the largest bias.
     """
     away = bias.detach().double() - widest_bias.detach().double()
     most = float(away.abs().max()) if away.numel() else 0.0
     if most == 0:
-        return torch.zeros_like(bias, dtype=torch.int8), NO_STEP
-    exponent = math.ceil(math.log2(most / (_MOST_BIAS + 0.5)))
+        return torch.zeros_like(bias, dtype=torch.int16), NO_STEP
+    size = float(away.square().mean().sqrt())
+    exponent = max(math.floor(math.log2(size / 4)), math.ceil(math.log2(most / _MOST_BIAS)))
     # Sums are rounded to float32; to a small part of a step, so that codes come back.
     largest = float(widest_bias.detach().abs().max())
-    least = math.frexp(largest)[1] - 21 if largest else -126
-    exponent = min(max(exponent, least, -126), 120)
-    codes = (away / 2.0 ** exponent).round().clamp(-_MOST_BIAS, _MOST_BIAS).to(torch.int8)
+    least = min(max(math.frexp(largest)[1] - 21 if largest else -126, -126), 120)
+    exponent = min(max(exponent, least), 120)
+    finest, coarsest = max(exponent - 5, least), min(math.ceil(math.log2(most)) + 1, 120)
+    for coarser in range(coarsest, finest - 1, -1):
+        codes = _whole_steps(away, coarser)
+        if codes.any() and torch.equal(
+                bias_of_codes(codes, coarser, widest_bias).to(bias.dtype), bias.detach()):
+            return codes, coarser
+    codes = _whole_steps(away, exponent)
     return (codes, exponent) if codes.any() else (codes, NO_STEP)
+
+
+def _whole_steps(away: Tensor, exponent: int) -> Tensor:
+    return (away / 2.0 ** exponent).round().clamp(-_MOST_BIAS, _MOST_BIAS).to(torch.int16)
 
 
 def bias_of_codes(codes: Tensor, exponent: int, widest_bias: Tensor) -> Tensor:
@@ -236,7 +243,7 @@ def bias_of_codes(codes: Tensor, exponent: int, widest_bias: Tensor) -> Tensor:
 def bias_as_stored(bias: Tensor, widest_bias: Tensor) -> Tensor:
     """Float32 biases as a file gives them back; arguments as of ``bias_codes``.
 
-    At most 1/31 of the largest difference off.
+    Off by at most an eighth of the root mean square of the differences.
     """
     return bias_of_codes(*bias_codes(bias, widest_bias), widest_bias)
 
@@ -260,9 +267,11 @@ def solution_as_stored(solution: LayerSolution) -> LayerSolution:
 
 
 def _width_as_stored(one: LayerSolution, widest: LayerSolution) -> LayerSolution:
-    scale = scale_as_stored(one.weight_scale, widest.weight_scale, widest.num_bits - one.num_bits)
+    scale = scale_as_stored(one.weight_scale, widest.weight_scale, widest.num_bits - one.num_bits,
+                            one.num_bits)
     bias, offset = one.bias, one.weight_offset
-    if bool(((scale - one.weight_scale).abs() > 0.004 * one.weight_scale.abs()).any()):
+    most = scale_error(one.num_bits) * one.weight_scale.abs()
+    if bool(((scale - one.weight_scale).abs() > most).any()):
         scale = one.weight_scale
     elif widest.nesting == 'floor':
         offset = midrise_offset(scale)

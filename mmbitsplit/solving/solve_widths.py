@@ -191,7 +191,7 @@ def _stored_scales(solution: WeightSolution, found: Sequence[_AtWidth]) -> Weigh
     for bits, one in solution.narrower.items():
         factor = _factor(inputs[bits], inputs[widest])
         scale = factor * scale_as_stored((one.scale / factor).float(), solution.scale.float(),
-                                         widest - bits).to(one.scale)
+                                         widest - bits, bits).to(one.scale)
         narrower[bits] = replace(one, scale=scale, offset=None if one.offset is None
                                  else midrise_offset(scale))
     return replace(solution, narrower=narrower)

@@ -46,7 +46,7 @@ def several(geometry=CONV, widths=(2, 3, 5, 8), nesting='floor', inputs=(4, 8), 
             values = scale * 2 ** steps * (1 + noise() / 5)
             own = None if shift is None else shift + noise() / 10
         if steps and stored:
-            values = scale_as_stored(values, scale, steps)
+            values = scale_as_stored(values, scale, steps, num_bits)
             own = None if own is None else bias_as_stored(own, shift)
         return LayerSolution(
             codes=narrower_codes(shared, widest, num_bits, nesting) if nesting else
@@ -118,7 +118,8 @@ def with_narrower(model, kept):
         return replace(
             solution, num_bits=num_bits, qparams=None,
             codes=narrower_codes(solution.codes, solution.num_bits, num_bits, 'planes'),
-            weight_scale=scale_as_stored(scale * 2 ** steps, solution.weight_scale, steps),
+            weight_scale=scale_as_stored(scale * 2 ** steps, solution.weight_scale, steps,
+                                         num_bits),
             bias=None if bias is None else bias_as_stored(bias + bias.abs() / 50, bias))
 
     rows = dict(kept.description['layers'])

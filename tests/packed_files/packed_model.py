@@ -2,9 +2,10 @@
 
 ``packed_v1.pth`` is what mmbitsplit 0.1 wrote before files had a format version, ``packed_v2.pth``
 the same request in format version 2, ``packed_v3.pth`` version 3: the same model, which narrower
-widths have been given to. They are kept: whoever changes the format adds a file and leaves these
-alone. From the project's folder, ``python tests/packed_files/packed_model.py FOLDER`` writes
-``quantized.pth`` as a run of one width writes it, and ``several.pth``.
+widths have been given to, ``packed_v4.pth`` that in version 4, whose steps of scales are coarser.
+They are kept: whoever changes the format adds a file and leaves these alone. From the project's
+folder, ``python tests/packed_files/packed_model.py FOLDER`` writes ``quantized.pth`` as a run of
+one width writes it, and ``several.pth``.
 """
 
 import sys

@@ -73,17 +73,17 @@ def test_the_table_has_a_line_a_layer_and_the_totals(inspect):
 
 
 def test_several_widths_are_listed(inspect):
-    code, printed = inspect(FILES[2])
+    code, printed = inspect(FILES[-1])
     lines = printed.out.splitlines()
-    packed = read_checkpoint(FILES[2])
+    packed = read_checkpoint(FILES[-1])
     assert code == 0
     assert lines[3].split()[:9] == ['depthwise', 'conv2d', '7x1x3x3', '2', '3', '4', '5', '2', '3']
     last = [line for line in lines if line.startswith(('narrowest widths', 'width '))]
     assert [line.split()[1] for line in last] == ['widths', '3', '4', '5', '6', '7', '8']
     assert last[-1].endswith(f' {packed.payload_bytes:,} with all that it needs')
-    found = json.loads(inspect(FILES[2], '--json')[1].out)
+    found = json.loads(inspect(FILES[-1], '--json')[1].out)
     assert found['width_bytes']['8'] == packed.width_bytes[8] and found['format_version'] == FORMAT
-    plan = json.loads(inspect(FILES[2], '--plan')[1].out)
+    plan = json.loads(inspect(FILES[-1], '--plan')[1].out)
     assert [row['weight_bits'] for row in plan['layers']] == [8, 5, 3, 3, 3, 3, 8]
 
 

@@ -1,6 +1,7 @@
 """Files of several widths: one tensor a width, split and joined, damage and mix-ups refused."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def files(whole, tmp_path_factory):
 
 def test_a_file_gives_state_and_description_back(net, whole):
     packed = unpack_state(whole['state_dict'])
-    assert packed.version == 3 and packed.description == description_of(net)
+    assert packed.version == 4 and packed.description == description_of(net)
     assert packed.state.keys() == state_of(net).keys()
     for name, value in state_of(net).items():
         assert torch.equal(packed.state[name], value), name
@@ -108,6 +109,19 @@ def test_all_files_joined_are_the_file_that_was_split(files, whole):
     for key, value in whole['state_dict'].items():
         assert torch.equal(again['state_dict'][key], value)
     assert packed.payload_bytes == whole['state_dict'][PAYLOAD_KEY].numel()
+
+
+@pytest.mark.parametrize('version', [3, 4])
+def test_files_of_every_version_are_split_and_joined_in_it(version, tmp_path):
+    path = Path(__file__).parents[1] / f'packed_files/packed_v{version}.pth'
+    for width, one in split_checkpoint(read_checkpoint(path)).items():
+        torch.save(one, tmp_path / f'{width}.pth')
+    names = sorted(tmp_path.glob('*.pth'))
+    packed, kept = read_checkpoint(names[0], names[1:]), torch.load(path, weights_only=True)
+    assert packed.version == version
+    again = pack_checkpoint(packed.state, packed.description, packed.meta)
+    for name in (HEADER_KEY, PAYLOAD_KEY):
+        assert torch.equal(again['state_dict'][name], kept['state_dict'][name])
 
 
 def test_a_gap_is_named(files):

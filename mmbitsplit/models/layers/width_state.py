@@ -7,12 +7,13 @@ layer of fewer widths needs a prefix of them. A part is, one after another:
 =========  =======================================================================================
 flags      a byte: layout of the codes (2 bits: separate, planes, floor), whether scales and whether
            biases are whole numbers of float32 instead of steps (a bit each), offsets (2 bits: none,
-           half a step, float32)
+           half a step, float32), 64 unless steps are as in files of format 3
 codes      nested: those of the narrowest, later the bits that a width adds (``pack_nested``);
            separate: two's complement of the width. Without a gap between codes
-scales     but for the widest: (out_channels,) int8 steps, or float32
-biases     but for the widest, where there are any: packed steps of six bits and their exponent
-           (int8), or values of the bias's dtype
+scales     but for the widest: (out_channels,) steps as ``pack_rice`` packs them, or float32; in
+           format 3 int8 steps
+biases     but for the widest, where there are any: their exponent (int8) and steps as of scales,
+           or values of the bias's dtype; in format 3 packed steps of six bits, then the exponent
 offsets    where float32 and not the widest: (out_channels,)
 =========  =======================================================================================
 
@@ -35,12 +36,12 @@ from torch import Tensor
 
 from mmbitsplit.functional import midrise_offset, narrower_codes, narrower_qparams
 from mmbitsplit.functional.packing import as_bytes
+from mmbitsplit.functional.rice_codes import pack_rice, unpack_rice
 from mmbitsplit.functional.stored_widths import (
     BIAS_BITS,
     bias_codes,
     bias_of_codes,
     bytes_of,
-    pack_bits,
     pack_nested,
     scale_codes,
     scale_of_codes,
@@ -53,6 +54,7 @@ NARROWEST, FURTHER = 'narrowest', 'bits_'
 _LAYOUTS = ('separate', 'planes', 'floor')
 _WHOLE_SCALE, _WHOLE_BIAS = 4, 8
 _NO_OFFSET, _HALF_STEP, _WHOLE_OFFSET = 0, 16, 32
+_FEW_BITS = 64  # steps are packed in as many bits as they need
 
 
 def part_names(widths: Sequence[int]) -> list[str]:
@@ -63,6 +65,11 @@ def part_names(widths: Sequence[int]) -> list[str]:
 def is_part(name: str) -> bool:
     """Whether a tensor, by its last name, is a part."""
     return name == NARROWEST or name.removeprefix(FURTHER).isdigit() and name.startswith(FURTHER)
+
+
+def has_few_bits(part: Tensor) -> bool:
+    """Whether a part is as files have them from format 4 on."""
+    return bool(int(part[0]) & _FEW_BITS)
 
 
 def has_widths(solution: LayerSolution) -> bool:
@@ -136,18 +143,17 @@ def _packed_codes(ordered: Sequence[LayerSolution], widest: LayerSolution,
 
 def _values(one: LayerSolution, widest: LayerSolution) -> tuple[int, bytes]:
     """Flags and bytes of scales, biases and offsets of a width."""
-    flags, values, steps = 0, b'', widest.num_bits - one.num_bits
+    flags, values, steps = _FEW_BITS, b'', widest.num_bits - one.num_bits
     if one is not widest:
         scales = scale_codes(one.weight_scale, widest.weight_scale, steps)
         if torch.equal(scale_of_codes(scales, widest.weight_scale, steps), one.weight_scale):
-            values += as_bytes(scales)
+            values += as_bytes(pack_rice(scales))
         else:
             flags, values = flags | _WHOLE_SCALE, values + as_bytes(one.weight_scale)
         if widest.bias is not None:
             codes, exponent = bias_codes(one.bias, widest.bias)
             if torch.equal(_bias(codes, exponent, widest.bias), one.bias):
-                values += as_bytes(pack_bits(codes.cpu().short() & 2 ** BIAS_BITS - 1, BIAS_BITS))
-                values += np.int8(exponent).tobytes()
+                values += np.int8(exponent).tobytes() + as_bytes(pack_rice(codes))
             else:
                 flags, values = flags | _WHOLE_BIAS, values + as_bytes(one.bias)
     if one.weight_offset is None:
@@ -222,14 +228,14 @@ def _read_width(reader: '_Reader', width: int, flags: int, widest: LayerSolution
     scale, bias, offset = widest.weight_scale, widest.bias, widest.weight_offset
     if steps:
         offset = None
-        scale = reader.tensor(torch.float32, channels) if flags & _WHOLE_SCALE else scale_of_codes(
-            reader.tensor(torch.int8, channels), scale, steps)
+        if flags & _WHOLE_SCALE:
+            scale = reader.tensor(torch.float32, channels)
+        else:
+            scale = scale_of_codes(reader.scale_steps(flags, channels), scale, steps)
         if bias is not None and flags & _WHOLE_BIAS:
             bias = reader.tensor(bias.dtype, channels)
         elif bias is not None:
-            codes = unpack_bits(reader.take(bytes_of(channels, BIAS_BITS)), BIAS_BITS, channels)
-            half = 2 ** (BIAS_BITS - 1)
-            bias = _bias((codes ^ half) - half, int(reader.tensor(torch.int8, 1)), bias)
+            bias = _bias(*reader.bias_steps(flags, channels), bias)
         if flags & _WHOLE_OFFSET:
             offset = reader.tensor(torch.float32, channels)
     if flags & _HALF_STEP:
@@ -275,6 +281,28 @@ class _Reader:
         """The next numbers of a dtype."""
         return self.take(count * dtype.itemsize).clone().view(dtype)
 
+    def scale_steps(self, flags: int, channels: int) -> Tensor:
+        """Steps of scales."""
+        return self._few_bits(channels) if flags & _FEW_BITS else self.tensor(torch.int8, channels)
+
+    def bias_steps(self, flags: int, channels: int) -> tuple[Tensor, int]:
+        """Steps of biases and their exponent."""
+        if flags & _FEW_BITS:
+            exponent = int(self.tensor(torch.int8, 1))
+            return self._few_bits(channels), exponent
+        codes = unpack_bits(self.take(bytes_of(channels, BIAS_BITS)), BIAS_BITS, channels)
+        half = 2 ** (BIAS_BITS - 1)
+        return (codes ^ half) - half, int(self.tensor(torch.int8, 1))
+
+    def _few_bits(self, count: int) -> Tensor:
+        try:
+            values, size = unpack_rice(self.data[self.place:], count)
+        except ValueError as error:
+            raise ValueError(f"the part '{self.name}' has {self.data.numel()} bytes, too few or "
+                             f'damaged: {error}') from error
+        self.place += size
+        return values
+
     def end(self) -> None:
         """Raises ``ValueError`` where there is more."""
         if self.place < self.data.numel():
@@ -301,10 +329,14 @@ def part_bytes(name: str, data: Tensor, row: Mapping[str, Any], channels: int,
     added = widths[place] - (widths[place - 1] if place and flags & 3 else 0)
     reader.take(bytes_of(math.prod(row['shape']), added))
     if place < len(widths) - 1:
-        reader.take(channels * (4 if flags & _WHOLE_SCALE else 1))
-        if bias_bytes:
-            reader.take(channels * bias_bytes if flags & _WHOLE_BIAS
-                        else bytes_of(channels, BIAS_BITS) + 1)
+        if flags & _WHOLE_SCALE:
+            reader.take(4 * channels)
+        else:
+            reader.scale_steps(flags, channels)
+        if flags & _WHOLE_BIAS:
+            reader.take(channels * bias_bytes)
+        elif bias_bytes:
+            reader.bias_steps(flags, channels)
         if flags & _WHOLE_OFFSET:
             reader.take(4 * channels)
     for side in ('input', 'output') if not place else ():

