@@ -36,7 +36,7 @@ EXTRAS_REQUIRE = {
     # Export needs torch>=2.8 (torch.onnx.ops); tried: onnx 1.23, onnxscript 0.7, onnx-ir 1.1,
     # onnxruntime 1.31, openvino 2026.4.
     'onnx': ['onnx>=1.23,<2', 'onnxscript>=0.7,<0.8', 'onnx-ir>=1.1,<2',
-             'onnxruntime>=1.31,<2', 'openvino>=2026.4,<2027'],
+             'onnxruntime>=1.23,<2', 'openvino>=2026.4,<2027'],
     # Sphinx 9.0 is tried; 7.4 is the first whose directives can parse text of their own making.
     'docs': ['sphinx>=7.4,<10', 'myst-parser>=4,<6', 'furo>=2024.8', 'matplotlib>=3.8'],
     # quantized.safetensors, and `mmbitsplit card --push`; tried: safetensors 0.8.
@@ -50,8 +50,8 @@ EXTRAS_REQUIRE = {
     # which the tests of kernels run in (290 MB, and so in none of the others); tried: 3.9.
     'gpu': ['triton>=3.4; platform_system == "Linux"'],
     'test': ['pytest>=7', 'pytest-cov>=7,<8', 'pytest-xdist>=3.8,<4', 'ruff', 'mypy>=2.4,<3',
-             'hypothesis>=6.170,<7', 'nbclient>=0.11,<0.12', 'nbformat>=5.11,<6',
-             'ipykernel>=7.4,<8', 'tensorboard>=2.19', 'mlflow-skinny>=3.1'],
+             'hypothesis>=6.100,<7', 'nbclient>=0.11,<0.12', 'nbformat>=5.11,<6',
+             'ipykernel>=6.29,<8', 'tensorboard>=2.19', 'mlflow-skinny>=3.1'],
 }
 EXTRAS_REQUIRE['all'] = sorted({name for extra, names in EXTRAS_REQUIRE.items() if extra != 'gpu'
                                 for name in names})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import setup_mmcv
 import setup_versions as versions
-from setup_mmcv import UNITS, build_env, deal, join_files, wheel_folder
+from setup_mmcv import UNITS, build_env, deal, join_files, raise_cpp_standard, wheel_folder
 from setup_runner import SetupError, StatusLine
 from setup_steps import Options, SetupRun
 
@@ -167,6 +167,14 @@ def test_a_kept_wheel_that_does_not_work_is_made_again(run, cache):
     run.failures['trial'] = 1
     install(run)
     assert run.commands.count('wheel') == 1 and len(list(cache.rglob('*.whl'))) == 1
+
+
+@pytest.mark.parametrize(('torch', 'standard'), [
+    ('2.8.0+cpu', 'c++17'), ('2.13.0', 'c++17'), ('2.14.1+cu130', 'c++20'), ('3.0.0', 'c++20')])
+def test_headers_in_cpp20_have_all_compiled_so(tmp_path, torch, standard):
+    (tmp_path / 'setup.py').write_text("cxx = ['-Wall', '-std=c++17']\n")
+    raise_cpp_standard(tmp_path, torch)
+    assert (tmp_path / 'setup.py').read_text() == f"cxx = ['-Wall', '-std={standard}']\n"
 
 
 @pytest.mark.parametrize('verb', ['download', 'wheel', 'install wheel', 'trial'])

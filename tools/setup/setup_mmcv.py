@@ -102,6 +102,7 @@ def _install_from_units(run, env: dict[str, str]) -> float:
         seconds = run.pip(['--no-deps', '--no-build-isolation', '--no-binary', 'onedl-mmcv',
                            '--dest', str(source), versions.MMCV], LOG, env, command='download')
         root = unpack(*source.iterdir())
+        raise_cpp_standard(root, run.state.torch)
         join_files(root)
         seconds += run.pip(['-v', '--no-build-isolation', '--no-deps', '--no-cache-dir',
                             '--wheel-dir', str(target), str(root)], LOG, env, command='wheel')
@@ -156,6 +157,21 @@ def join_files(root: Path) -> None:
             lines.append(f'#include "../{ORIGINALS}/{name}"')
             lines += [f'#undef {macro}' for macro in dict.fromkeys(DEFINE.findall(texts[name]))]
         (sources / f'mmbitsplit_unit_{number}.cpp').write_text('\n'.join(lines) + '\n')
+
+
+def raise_cpp_standard(root: Path, torch: str) -> None:
+    """Have an unpacked source compiled in the C++ that this torch's headers are written in.
+
+    onedl-mmcv asks for C++17 by itself, and what it asks for stands behind all other flags.
+
+    Args:
+        root: The unpacked source.
+        torch: Version of the installed torch, such as ``'2.13.0+cpu'``.
+    """
+    if tuple(int(part) for part in re.findall(r'\d+', torch)[:2]) < versions.CPP20_SINCE:
+        return
+    script = root / 'setup.py'
+    script.write_text(re.sub(r'-std=c\+\+1[47]', '-std=c++20', script.read_text()))
 
 
 def deal(sizes: dict[str, int]) -> list[list[str]]:

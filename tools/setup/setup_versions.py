@@ -10,6 +10,7 @@ TORCH = 'torch==2.13.0'
 TORCHVISION = {'torch==2.13.0': 'torchvision==0.28.0'}  # other torch: pip picks the one that fits
 
 MMCV = 'onedl-mmcv==2.3.6'
+CPP20_SINCE = (2, 14)  # the first torch whose headers are C++20; onedl-mmcv compiles as C++17
 MM_PACKAGES = (
     'onedl-mmengine==0.10.12',
     'onedl-mmdetection==3.5.1',
