@@ -155,11 +155,13 @@ class _Problem:
             taken = np.round(found.x)
             mask = np.zeros(self.size, bool)
             mask[self.useful[core[taken > 0]]] = True
-            if all(cost[mask].sum() <= within(limit) for cost, limit in self.exact):
+            # Some releases of HiGHS call "optimal" what breaks the equations (SciPy issue 24141).
+            if np.array_equal(self.equal[:, core] @ taken, self.sides) and all(
+                    cost[mask].sum() <= within(limit) for cost, limit in self.exact):
                 bound = self.least + (found.mip_dual_bound * scale / OPEN if scale > 0
                                       else float('-inf'))
                 return Chosen(mask, bound, found.status == _DONE)
-            # Within the solver's tolerance and not within the limit: this plan is none.
+            # Within the solver's tolerance and not within the rules: this plan is none.
             rules.append(LinearConstraint(taken[None], -np.inf, taken.sum() - 1))
         return Chosen(None, finished=False)
 

@@ -175,3 +175,23 @@ def test_budgets_are_checked_without_losses():
         check_budgets({'a': [Widths(2, 4)], 'b': [Widths(2, 8)]}, {
             'bytes': tables({'a': [Widths(2, 4)], 'b': [Widths(2, 8)]}, lambda *_: 1.0)},
             [{'bytes': 9.0}], [frozenset('ab')])
+
+
+def test_a_solver_that_calls_broken_equations_optimal_is_asked_again(monkeypatch):
+    """As HiGHS did in SciPy's issue 24141: such a plan seems cheap, a layer has no width."""
+    import scipy.optimize
+
+    losses, costs = random_tables(6, 0)
+    limits, real, broken = {'weight_bits': 4.0}, scipy.optimize.milp, []
+    right = allocate(losses, costs, limits, gap=0)
+
+    def milp(*args, **kwargs):
+        found = real(*args, **kwargs)
+        if not broken:
+            broken.append(np.flatnonzero(found.x > 0.5)[0])
+            found.x[broken[0]] = 0
+        return found
+
+    monkeypatch.setattr(scipy.optimize, 'milp', milp)
+    assert allocate(losses, costs, limits, gap=0).widths == right.widths
+    assert broken
