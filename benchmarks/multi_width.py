@@ -55,7 +55,8 @@ def main() -> None:
     parser.add_argument('--front', nargs='+', help='budgets of plans, as of mmbitsplit pareto')
     parser.add_argument('--evaluations', type=int, default=200, help='plans measured a budget')
     parser.add_argument('--granularity', default='block', help='of plans: block or layer')
-    parser.add_argument('--pairs', default='tied', help='of widths in plans: tied or all')
+    parser.add_argument('--pairs', nargs='+', default=['tied'],
+                        help='of widths in plans: tied, all (activations free) or both')
     args = parser.parse_args()
     network = NETWORKS[args.network]
     calib, _ = load_images(args.data / 'calib', None, network.mean, network.std)
@@ -110,17 +111,22 @@ def fronts(network: Network, args: argparse.Namespace, calib: torch.Tensor,
     for seed in args.seeds:
         model, _ = calibrated(network, args, calib, request(method, seed, None, args.options),
                               seed)
-        front = pareto_front(model, chosen(calib, args.num_images, seed), args.front, seed=seed,
-                             evaluations=args.evaluations, granularity=args.granularity,
-                             pairs=args.pairs, reference=reference)
-        print(f'seed {seed}: {front.measured} plans measured in {front.seconds:.0f} s', flush=True)
-        for one in front.plans:
-            set_plan(model, one.plan)
-            logits, costs = predict(model, images), one.found.costs
-            name = f'{one.source} {one.budget or one.found.name.removeprefix(one.source)}'
-            figures.setdefault(name, []).append((
-                accuracy(logits, labels), agreement(logits, floats), one.found.whole,
-                costs['weight_bits'], costs['bitops']))
+        batches = chosen(calib, args.num_images, seed)
+        for pairs in args.pairs:
+            front = pareto_front(model, batches, args.front, seed=seed, reference=reference,
+                                 evaluations=args.evaluations, granularity=args.granularity,
+                                 pairs=pairs)
+            print(f'seed {seed}, {pairs}: {front.measured} plans measured in '
+                  f'{front.seconds:.0f} s', flush=True)
+            for one in front.plans:
+                if not one.budget and pairs != args.pairs[0]:
+                    continue
+                name = f'{pairs} {one.source} {one.budget}' if one.budget else one.found.name
+                set_plan(model, one.plan)
+                logits, costs = predict(model, images), one.found.costs
+                figures.setdefault(name, []).append((
+                    accuracy(logits, labels), agreement(logits, floats), one.found.whole,
+                    costs['weight_bits'], costs['bitops']))
     for name, rows in figures.items():
         top1, alike, loss, bits, operations = zip(*rows)
         print(f'{name:28s} {over_seeds(top1)}, as float {over_seeds(alike)}, divergence '

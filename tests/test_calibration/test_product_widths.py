@@ -8,6 +8,7 @@ import torch
 from attention_nets import Encoder
 from thread_team import together
 
+from mmbitsplit.apis import pareto_front
 from mmbitsplit.calibration import Journal, calibrate
 from mmbitsplit.cli.inspect_checkpoint import plan_of, text_of
 from mmbitsplit.export import pack_checkpoint, summarise, unpack_state
@@ -166,3 +167,20 @@ def test_two_processes_and_a_resumed_run_give_what_one_gives(go, images, seeded,
     resumed, report = go(journal=Journal.open(tmp_path, {'a': 'b'}, resume=True))
     assert_equal(products_of(resumed), whole)
     assert all(len(row.width_errors) == 2 for row in report.products)
+
+
+def test_plans_count_the_bit_operations_of_products_at_their_widths(go, images, run_model):
+    model = go()[0].model
+    front = pareto_front(model, images(2), ['bitops=0.6'], run=run_model, search='program',
+                         pairs='all', granularity='layer')
+    costs = front.costs['bitops'].layers
+    layer = {(own.weight, own.activation): cost for own, cost in costs['mlps.0.0'].items()}
+    tokens, width, hidden = 16, 16, 24
+    for name in NAMES:  # of all heads together
+        found = {own.activation: cost for own, cost in costs[name].items()}
+        assert found.keys() == {3, 6}
+        for bits, cost in found.items():
+            assert cost / layer[8, bits] == pytest.approx(
+                tokens * width * tokens * bits ** 2 / (tokens * width * hidden * 8 * bits))
+    set_plan(model, front.best('bitops=0.6').plan)
+    assert torch.isfinite(model(images(1)[0])).all()
