@@ -16,6 +16,7 @@ from mmbitsplit.calibration.unit_times import UnitTimes
 from mmbitsplit.methods import Method
 from mmbitsplit.methods.unit_problem import UnitCall
 from mmbitsplit.models import DataFlow, PreparedModel, QuantizedLayer
+from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.surgery.undo import as_it_was_on_error
 from mmbitsplit.passes.repeated_calls import Owner, find_owners
 from mmbitsplit.passes.stopwatch import Stopwatch
@@ -155,7 +156,8 @@ class UnitSolver:
 
         journal = self.solved.journal  # of the first process
         outcome = solve_unit(
-            evidence, calls, self._layers(unit), self.method, progress=progress,
+            evidence, calls, self._layers(unit), self.method, products=self._products(unit),
+            progress=progress,
             snapshots=None if journal is None else journal.unit_state(unit.name),
             importance=self.importance.get(unit.name),
             widths=() if self.widths is None else tuple(self.widths.widths))
@@ -164,6 +166,11 @@ class UnitSolver:
     def _layers(self, unit: Unit) -> dict[str, UnitLayer]:
         plans = {plan.name: plan for plan in self.prepared.plan.layers}
         return {name: UnitLayer(self.prepared.layers[name], plans[name]) for name in unit.layers}
+
+    def _products(self, unit: Unit) -> list[Product]:
+        """Those inside the unit's modules."""
+        return [product for name, product in self.prepared.products.items()
+                if any(f'{name}.'.startswith(f'{module}.') for module in unit.modules)]
 
     def _device(self, evidence: UnitEvidence) -> torch.device:
         return self.prepared.layers[evidence.function.unit.layers[0]].product_weight.device
@@ -201,7 +208,7 @@ def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: 
         solve=UnitSolver(prepared, method, solved, stopwatch, team, run.importance.channels,
                          times, None if not widths else WidthInputs(
                              forwards=forwards, tape=run.tape, widths=widths,
-                             use=lambda one: use_widths(layers.values(), one))),
+                             use=lambda one: use_widths(prepared.sites.values(), one))),
         collection=Collection(
             batches=forwards.total, seed=run.sampler.spec.seed,
             sizes={batch: size for part in team.gather(look.sizes)

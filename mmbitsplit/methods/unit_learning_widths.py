@@ -111,9 +111,10 @@ class LearnedWidths:
         self.use(problem.widths[-1])
 
     def use(self, widths: Widths) -> None:
-        """Switches all layers."""
+        """Switches all layers and products."""
         for one in self.pairs.values():
             one.use(widths)
+        self.problem.use_products(widths)
 
     def soften(self, start: WidthStart = 'lowest') -> dict[str, Tensor]:
         """Gives each layer one rounding for all widths, to be learned.

@@ -49,7 +49,7 @@ def product_widths(name: str, spec: QuantSpec) -> tuple[int, ...]:
     method = build_method(spec.method)
     given = spec.plan is not None and any(row.name == name for row in spec.plan.products)
     one = spec.products is not None and spec.products.num_bits is not None
-    if method.solves != 'layer' or given or one or _said(name, 'activation', spec):
+    if given or one or _said(name, 'activation', spec):
         return ()
     return method.input_widths(spec)
 

@@ -1,6 +1,6 @@
 """From what both branches had of a unit to the solutions of its layers."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 from mmbitsplit.methods import Method
 from mmbitsplit.methods.unit_problem import Snapshots, UnitCall, UnitCandidate, UnitProblem
 from mmbitsplit.models import QuantizedLayer, apply
+from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.layers.quantizers import ActivationQuantizer
 from mmbitsplit.models.layers.streams import rounded, streams_through
 from mmbitsplit.passes.unit_evidence import UnitEvidence
@@ -104,6 +105,7 @@ class UnitOutcome:
 
 def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
                layers: Mapping[str, UnitLayer], method: Method, *,
+               products: Sequence[Product] = (),
                importance: Tensor | None = None, widths: tuple[Widths, ...] = (),
                progress: Callable[[int, int], None] = lambda step, steps: None,
                snapshots: Snapshots | None = None) -> UnitOutcome:
@@ -114,6 +116,7 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
         calls: Of all processes.
         layers: Of the unit, solved.
         method: One that solves units.
+        products: Of activations inside the unit, solved.
         importance, widths, progress, snapshots: See ``UnitProblem``.
 
     Raises:
@@ -133,7 +136,8 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
                           seed=evidence.what.seed, importance=importance, progress=progress,
                           snapshots=snapshots or Snapshots(), streams=_streams, widths=widths,
                           use=lambda one: use_widths(
-                              (layer.layer for layer in layers.values()), one))
+                              (*(layer.layer for layer in layers.values()), *products), one),
+                          use_products=lambda one: use_widths(products, one))
     candidates = {LAYERS: solved}
     at_widths: dict[str, list[float]] = {}
     try:
@@ -145,6 +149,8 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
             candidates[name], at_widths[name] = candidate.solutions, problem.errors(judge)
     finally:
         install(layers, solved)
+        if widths:
+            use_widths(products, widths[-1])
     errors = {name: sum(found) / len(found) for name, found in at_widths.items()}
     numbers = {name: error for name, error in errors.items() if error == error}
     taken = next((name for name, candidate in found.items() if candidate.always),
@@ -172,10 +178,15 @@ def install(layers: Mapping[str, UnitLayer], solutions: Mapping[str, LayerSoluti
         layer.install(solutions[name])
 
 
-def use_widths(layers: Iterable[QuantizedLayer], widths: Widths) -> None:
-    """Switches the layers that have these widths; what has one alone stays as it is."""
-    for layer in layers:
+def use_widths(sites: Iterable[QuantizedLayer | Product], widths: Widths) -> None:
+    """Switches the layers and products that have these widths; what has one alone stays as it
+    is."""
+    for layer in sites:
         if not layer.quantized:
+            continue
+        if isinstance(layer, Product):
+            layer.use(**{side: widths.activation for side, quantizer in layer.quantizers().items()
+                         if quantizer is not None and widths.activation in quantizer.widths})
             continue
         inputs = layer.input_quantizer
         layer.use(

@@ -13,6 +13,8 @@ from mmbitsplit.calibration import Journal, calibrate
 from mmbitsplit.cli.inspect_checkpoint import plan_of, text_of
 from mmbitsplit.export import pack_checkpoint, summarise, unpack_state
 from mmbitsplit.methods import read_request
+from mmbitsplit.methods.unit_learning_widths import LearnedWidths
+from mmbitsplit.methods.unit_problem import UnitProblem
 from mmbitsplit.models import describe, rebuild, set_bits, set_plan, widths_of
 from mmbitsplit.passes.product_capture import capture_product
 from mmbitsplit.solving.solve_product import solve_product
@@ -184,3 +186,32 @@ def test_plans_count_the_bit_operations_of_products_at_their_widths(go, images, 
                 tokens * width * tokens * bits ** 2 / (tokens * width * hidden * 8 * bits))
     set_plan(model, front.best('bitops=0.6').plan)
     assert torch.isfinite(model(images(1)[0])).all()
+
+
+def test_units_are_learned_with_their_products_at_each_width(seeded, images, run_model,
+                                                             monkeypatch):
+    seen, model = {'learned': set(), 'judged': set()}, seeded(Encoder)
+    use, judge = LearnedWidths.use, UnitProblem._error
+
+    def bits(problem):
+        return {one.num_bits for name in NAMES if problem.unit.name == 'blocks.0'
+                for one in model.get_submodule(name).in_use().values()}
+
+    def used(learned, widths):
+        use(learned, widths)
+        seen['learned'] |= {(widths.activation, own) for own in bits(learned.problem)}
+
+    def judged(problem, *args):
+        seen['judged'] |= bits(problem)
+        return judge(problem, *args)
+
+    monkeypatch.setattr(LearnedWidths, 'use', used)
+    monkeypatch.setattr(UnitProblem, '_error', judged)
+    prepared, report = calibrate(model, images(4), read_request(dict(
+        method=dict(type='PTMQ', widths=[3, 4, 6], iterations=4),
+        calibration=dict(rows_per_layer=256))), run=run_model)
+    assert seen == {'learned': {(one, one) for one in (3, 4, 6)}, 'judged': {3, 4, 6}}
+    for name in NAMES:
+        assert widths_of(model)[name].a == (3, 4, 6)
+        assert {one.num_bits for one in model.get_submodule(name).in_use().values()} == {6}
+    assert [len(row.width_errors) for row in report.products] == [3, 3]
