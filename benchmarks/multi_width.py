@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument('--effort', default=None, help='of all of them')
     parser.add_argument('--front', nargs='+', help='budgets of plans, as of mmbitsplit pareto')
     parser.add_argument('--evaluations', type=int, default=200, help='plans measured a budget')
+    parser.add_argument('--search', default='both', help='of plans: program, genetic or both')
     parser.add_argument('--granularity', default='block', help='of plans: block or layer')
     parser.add_argument('--pairs', nargs='+', default=['tied'],
                         help='of widths in plans: tied, all (activations free) or both')
@@ -115,12 +116,12 @@ def fronts(network: Network, args: argparse.Namespace, calib: torch.Tensor,
         for pairs in args.pairs:
             front = pareto_front(model, batches, args.front, seed=seed, reference=reference,
                                  evaluations=args.evaluations, granularity=args.granularity,
-                                 pairs=pairs)
+                                 pairs=pairs, search=args.search)
             print(f'seed {seed}, {pairs}: {front.measured} plans measured in '
                   f'{front.seconds:.0f} s', flush=True)
             for one in front.plans:
-                if not one.budget and pairs != args.pairs[0]:
-                    continue
+                if not one.budget and pairs != 'tied':
+                    continue  # as many as there are pairs of widths
                 name = f'{pairs} {one.source} {one.budget}' if one.budget else one.found.name
                 set_plan(model, one.plan)
                 logits, costs = predict(model, images), one.found.costs

@@ -66,6 +66,21 @@ def test_a_product_by_itself_gives_what_torch_gives(a, b, integers, runtime, tmp
         assert (counts.integer_products, counts.products) == (integers, 1)
 
 
+def test_a_product_of_several_widths_is_written_at_those_in_use(tmp_path):
+    pytest.importorskip('onnxruntime')
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8)
+    model, seen = Alone(ProductSolution(WIDE, SIGNED, narrower_a=(NARROW,), narrower_b=(
+        NARROW,))).eval(), []
+    for a, b in ((8, 8), (4, 8), (4, 4)):
+        model.product.use(a=a, b=b)
+        file = write_onnx(GraphRequest('net', model, inputs, ('a', 'b')),
+                          tmp_path / f'{a}{b}.onnx')
+        seen.append(torch.as_tensor(OnnxGraph(file.path, 'onnxruntime', threads=1)(*inputs)[0]))
+        torch.testing.assert_close(seen[-1], model(*inputs), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(seen[0], seen[1]) and not torch.allclose(seen[1], seen[2])
+
+
 def test_attention_runs_in_integers(tmp_path):
     model, batches = _seeded(lambda: Encoder(2, masked=True)), _images(6)
     calibrate(model, batches, read_request(dict(
