@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.onnx_latency import CASES, MULTIPLE, build, machine, quantize
 from mmbitsplit.engine.onnx.export_targets import export_requests
+from mmbitsplit.engine.run.map_order import may_be_channels_last
 from mmbitsplit.models import quantized_layers, to_integer
 from mmbitsplit.models.layers.integer_weight import IntegerWeight
 
@@ -73,7 +74,7 @@ def measure(name: str, args: argparse.Namespace) -> list[Timing]:
     plain, simulated = build(name), build(name)
     quantize(simulated, shape, 'inputs', args.weight_bits)
     integer = copy.deepcopy(simulated)
-    done = to_integer(integer)
+    done = to_integer(integer, channels_last=may_be_channels_last(integer))
     models = {kind: export_requests(model, shape)[0].module for kind, model in (
         ('float', plain), ('simulated', simulated), ('integer', integer))}
     weights = [layer.weight_quantizer for _, layer in quantized_layers(integer)]

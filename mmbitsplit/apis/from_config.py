@@ -51,7 +51,7 @@ from mmbitsplit.engine.results.resume import finished_results, open_journal
 from mmbitsplit.engine.results.visualizer_log import show_run
 from mmbitsplit.engine.run.distributed import is_first, prepare_config, unite
 from mmbitsplit.engine.run.float_weights import forget_pretrained, load_weights
-from mmbitsplit.engine.run.integers import IntegerMode, evaluated_with_integers
+from mmbitsplit.engine.run.integers import IntegerMode, default_mode, evaluated_with_integers
 from mmbitsplit.engine.run.preflight import check_data, check_weights
 from mmbitsplit.engine.run.quantize import (
     bare_model,
@@ -73,7 +73,7 @@ FLOAT_RECORD = 'float_record.json'  # beside the journal, for the report of a re
 def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
                     resume: bool = False,
                     float_metrics: Mapping[str, float] | None = None,
-                    report: bool = True, integer: IntegerMode = False) -> dict[str, Any]:
+                    report: bool = True, integer: IntegerMode | None = None) -> dict[str, Any]:
     """Evaluates the float model, quantizes it, evaluates again, writes the work directory.
 
     Args:
@@ -86,9 +86,9 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
         report: Note what both models say of single images, leave ``report.html``, and show the
             run in the config's visualizer.
         integer: Whether the quantized model is evaluated with layers that multiply bytes
-            (``models.to_integer``); ``'auto'``: where torch and processor can. Figures may differ
-            in the last digits from those that upstream's tools find, which compute in float;
-            ``False`` gives the same.
+            (``models.to_integer``); ``'auto'``: where torch and processor can. Given nothing,
+            ``'auto'`` on processors with VNNI. Figures may differ in the last digits from those
+            that upstream's tools find, which compute in float; ``False`` gives the same.
 
     Returns:
         The contents of ``results.json``.
@@ -98,6 +98,7 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
             are at fault, when the run to resume was of something else, or when another run
             works in the directory.
     """
+    integer = default_mode() if integer is None else integer
     check_mode(integer)
     check_shape(cfg)
     spec = read_spec(cfg)

@@ -83,14 +83,19 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
                         help='show the traceback of an error instead of one line')
 
 
-def add_integer(parser: argparse.ArgumentParser, default: str | None, said: str) -> None:
-    """Adds ``--integer``, of commands that evaluate."""
-    parser.add_argument('--integer', choices=('auto', 'on', 'off'), default=default,
+def add_integer(parser: argparse.ArgumentParser, first: str = '') -> None:
+    """Adds ``--integer``, of commands that evaluate.
+
+    Args:
+        parser: Of the command.
+        first: What counts before the default where the argument is not given.
+    """
+    parser.add_argument('--integer', choices=('auto', 'on', 'off'),
                         help='evaluate the quantized model with layers that multiply bytes: auto '
                              'where torch and the processor can, on (on GPUs, too) or an error; '
-                             'takes less time for most models, and figures may differ in the last '
-                             "digit from those of upstream's tools, which compute in float; "
-                             'default ' + said)
+                             'figures may differ in the last digit from those of off, which '
+                             f"upstream's tools give, too; default {first}auto on processors with "
+                             'VNNI, off on others')
 
 
 def positive(text: str) -> int:

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         'them, not at its widest alone; with --resume also of a finished run')
     parser.add_argument('--untrained', action='store_true',
                         help='quantize random weights: measures speed and memory, not accuracy')
-    add_integer(parser, 'off', 'off')
+    add_integer(parser)
     add_debug(parser)
 
 
@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
         cfg.merge_from_dict({key: value for key, value in changes.items() if value is not None})
         apply_budget(cfg, args)
         results = quantize_config(cfg, config_name=args.config, untrained=args.untrained,
-                                  resume=args.resume, integer=WORDS[args.integer])
+                                  resume=args.resume, integer=None if args.integer is None
+                                  else WORDS[args.integer])
         if processes.rank == 0:
             print(results_text([results]))
             print(multiplications_text(results['multiplications']))

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_width_arguments(parser)
     parser.add_argument('--out', help='write the metrics to this JSON file')
-    add_integer(parser, None, "as the config's model.integer says, else off")
+    add_integer(parser, "as the config's model.integer says, else ")
     add_debug(parser)
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         work_together,
     )
     from mmbitsplit.engine.run.float_weights import load_weights
-    from mmbitsplit.engine.run.integers import WORDS
+    from mmbitsplit.engine.run.integers import WORDS, default_mode
     from mmbitsplit.engine.run.preflight import check_data
     from mmbitsplit.engine.run.quantize import build_evaluation
     from mmbitsplit.engine.run.weight_averages import leave_out_averages
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
         check_file(args.checkpoint, 'pass the checkpoint file.')
         if quantized:
             read_checkpoint(args.checkpoint)  # damage is told before data sets are read
-            if args.integer is not None:
-                cfg.model.integer = WORDS[args.integer]
+            cfg.model.integer = cfg.model.get('integer', default_mode()) \
+                if args.integer is None else WORDS[args.integer]
         elif args.integer == 'on':
             raise ValueError(f'--integer on: the model of {args.config} is not a quantized one; '
                              'pass the quantized_config.py beside a quantized.pth.')

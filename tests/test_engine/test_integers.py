@@ -10,6 +10,7 @@ from width_solutions import CONV, several
 
 from mmbitsplit.calibration import calibrate
 from mmbitsplit.engine import QuantizedModel
+from mmbitsplit.engine.run import integers
 from mmbitsplit.engine.run.integers import IntegerUse, evaluated_with_integers
 from mmbitsplit.models import QuantizedLayer, describe, quantized_layers, set_bits
 from mmbitsplit.models.layers.integer_support import why_no_integers, why_no_products
@@ -86,15 +87,30 @@ def test_an_evaluation_of_several_widths():
     assert torch.equal(net(x), expected)
 
 
-def test_a_model_that_views_maps(wrapped):
-    (wrapper, x), views = copy.deepcopy(wrapped), []
+@pytest.mark.parametrize('may', [False, True])
+def test_a_model_that_views_maps(wrapped, may, monkeypatch):
+    monkeypatch.setattr(integers, 'may_be_channels_last', lambda model: may)
+    (wrapper, x), orders = copy.deepcopy(wrapped), []
+    with torch.no_grad():
+        expected = wrapper(x)
+
+    def view(module, args, y):
+        orders.append(y.is_contiguous())
+        y.view(-1)
+
     conv = next(layer for _, layer in quantized_layers(wrapper)
                 if layer.geometry.kind == 'conv2d' and layer.input_quantizer is not None)
-    conv.register_forward_hook(lambda module, args, y: views.append(y.view(-1)))
+    conv.register_forward_hook(view)
     wrapper.use_integers(True)
     with torch.no_grad():
-        wrapper(x)
-    assert conv.integers and views
+        assert (wrapper(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert conv.integers and orders == [False] * may + [True]
+
+
+def test_the_default_is_exact_everywhere_or_float(monkeypatch):
+    for saturates in (False, True):
+        monkeypatch.setattr(integers, 'saturates_pairs', lambda found=saturates: found)
+        assert integers.default_mode() == (False if saturates else 'auto')
 
 
 @pytest.mark.parametrize('asked', ['auto', True])

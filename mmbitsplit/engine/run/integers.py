@@ -8,13 +8,25 @@ from typing import Any, Literal
 from mmengine.logging import print_log
 from torch import nn
 
+from mmbitsplit.engine.run.map_order import may_be_channels_last
 from mmbitsplit.models import quantized_layers, quantized_products, to_integer
+from mmbitsplit.models.layers.integer_support import saturates_pairs, why_no_integers
 from mmbitsplit.models.layers.integer_widths import IntegerWidths
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.surgery.integers import check_mode
 
 IntegerMode = bool | Literal['auto']
 WORDS: dict[str, IntegerMode] = {'auto': 'auto', 'on': True, 'off': False}  # of command lines
+# What torch says where a model views a map in an order that channels last does not have.
+_VIEWED = 'view size is not compatible'
+
+
+def default_mode() -> IntegerMode:
+    """How a quantized model is evaluated where nobody says: ``'auto'`` where no layer saturates.
+
+    Without VNNI some layers would be computed in float, and figures would depend on which.
+    """
+    return 'auto' if why_no_integers() is None and not saturates_pairs() else False
 
 
 @dataclass
@@ -30,6 +42,7 @@ class IntegerUse:
     asked: IntegerMode
     layers: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    _last: bool = False
     _may_change: dict[str, Product | IntegerWidths] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -38,7 +51,8 @@ class IntegerUse:
 
     def start(self, model: nn.Module) -> None:
         """Lets a model's layers and products multiply bytes."""
-        done = to_integer(model, self.asked)
+        self._last = may_be_channels_last(model)
+        done = to_integer(model, self.asked, self._last)
         self.layers, self.left = list(done.integer), dict(done.left)
         self._may_change = {name: product for name, product in quantized_products(model)
                             if product.integers}
@@ -65,6 +79,10 @@ class IntegerUse:
             self._note_changes()
             return found
         except RuntimeError as error:
+            if self._last and _VIEWED in str(error):
+                self._last = False
+                to_integer(model, self.asked)
+                return self.call(model, step, *args, **kwargs)
             if self.asked != 'auto' or not self.layers:
                 raise
             reason = str(error).partition('\n')[0]

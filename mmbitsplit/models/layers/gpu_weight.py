@@ -13,7 +13,7 @@ from mmbitsplit.functional.kernels.byte_products import (
 from mmbitsplit.functional.patches import explicit_padding
 from mmbitsplit.models.layers.gpu_support import Kernels, choose_kernels, kernels_named
 from mmbitsplit.models.layers.integer_support import traced
-from mmbitsplit.models.layers.integer_weight import IntegerWeight, why_no_bytes
+from mmbitsplit.models.layers.integer_weight import IntegerWeight, channels_come_first, why_no_bytes
 from mmbitsplit.models.layers.quantizers import ActivationQuantizer, WeightQuantizer
 from mmbitsplit.structures import LayerGeometry, QParams
 
@@ -92,8 +92,7 @@ class GpuWeight(IntegerWeight):
         windows = Windows(geometry.kernel_size, geometry.stride, geometry.dilation)
         y = self._windows(x.permute(0, 2, 3, 1), geometry.padding, windows).permute(0, 3, 1, 2)
         # Compiled operators of others (mmcv's RoIAlign) read maps as if channels came first.
-        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        return y if last else y.contiguous()
+        return y if self.channels_last or not channels_come_first(x) else y.contiguous()
 
     def _windows(self, x: Tensor, padding: tuple[int, int], windows: Windows) -> Tensor:
         """x (A, H, W, C) to (A, H, W, out_channels)."""

@@ -113,6 +113,7 @@ class IntegerWeight(nn.Module):
     soft = False
     learning = None
     left = None
+    channels_last = False
 
     def __init__(self, quantizer: WeightQuantizer, inputs: ActivationQuantizer,
                  factor: float = 1.0):
@@ -162,6 +163,10 @@ class IntegerWeight(nn.Module):
         """See ``WeightQuantizer.use``."""
         check_width(num_bits, self.widths)
 
+    def lay_out(self, channels_last: bool) -> None:
+        """Gives maps channels last in memory from now on, or as the input lies."""
+        self.channels_last = channels_last
+
     def product(self, x: Tensor) -> Tensor | None:
         """What the layer makes of real inputs.
 
@@ -170,8 +175,9 @@ class IntegerWeight(nn.Module):
 
         Returns:
             float32; convolutions give channels last in memory where the input lies so, as torch's
-            do. ``None`` where floats have to be taken: for gradients, for values that are no
-            numbers, in other dtypes, and in a trace, which would not see a compiled loop.
+            do, or with ``lay_out(True)``. ``None`` where floats have to be taken: for gradients,
+            for values that are no numbers, in other dtypes, and in a trace, which would not see a
+            compiled loop.
         """
         if x.dtype != torch.float32 or x.device.type != 'cpu' or not x.numel() or traced() \
                 or (x.requires_grad and torch.is_grad_enabled()):
@@ -203,7 +209,7 @@ class IntegerWeight(nn.Module):
         if any(padding) and self._zero_byte is None:  # one in each channel
             x, padding = F.pad(x, around), (0, 0)
         # Compiled operators of others (mmcv's RoIAlign) read maps as if channels came first.
-        first = not x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous()
+        first = channels_come_first(x)
         bytes_ = self._bytes_of_map(x, first)
         if bytes_ is None:
             return None
@@ -218,7 +224,7 @@ class IntegerWeight(nn.Module):
                                             product_values(self.offset, self.geometry).view(
                                                 *groups, 1, 1))
         y = side_by_side(y, self.geometry)
-        return _channels_first(y) if first else y
+        return _channels_first(y) if first and not self.channels_last else y
 
     def _bytes_of_map(self, x: Tensor, first: bool) -> Tensor | None:
         """Bytes channels last in memory, whichever dimension is ``first`` in it."""
@@ -313,6 +319,11 @@ class InputSums:
         """The sums, one channel a group, by one of the products of bytes."""
         return product(bytes_, self._codes.of(bytes_.shape), self._scale, self._zeros, self._bias,
                        *steps)
+
+
+def channels_come_first(x: Tensor) -> bool:
+    """Whether torch's convolutions would give a map of this input channels first in memory."""
+    return x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _channels_first(y: Tensor) -> Tensor:

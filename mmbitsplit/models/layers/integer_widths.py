@@ -29,6 +29,7 @@ class IntegerWidths(nn.Module):
 
     soft = False
     learning = None
+    channels_last = False
     integer: IntegerWeight | None
 
     def __init__(self, kept: WeightQuantizerSet | WeightQuantizer,
@@ -63,6 +64,7 @@ class IntegerWidths(nn.Module):
         self.left = why_float_there(quantizer.geometry, quantizer.codes, inputs.qparams)
         made = None if self.left else integer_weight(quantizer, inputs, factor)
         self.__dict__['integer'] = made
+        self.lay_out(self.channels_last)
         quantizer.made_for, self._made_for = factor, wanted
         if made is None:
             quantizer.refresh(factor)
@@ -70,6 +72,12 @@ class IntegerWidths(nn.Module):
             quantizer.give_room()
             if isinstance(self.kept, WeightQuantizerSet):
                 self.kept.give_back()
+
+    def lay_out(self, channels_last: bool) -> None:
+        """See ``IntegerWeight.lay_out``."""
+        self.channels_last = channels_last
+        if self.integer is not None:
+            self.integer.lay_out(channels_last)
 
     def product(self, x: Tensor) -> Tensor | None:
         """See ``IntegerWeight.product``."""

@@ -38,7 +38,8 @@ class IntegerLayers:
     left: dict[str, str]
 
 
-def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True) -> IntegerLayers:
+def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True,
+               channels_last: bool = False) -> IntegerLayers:
     """Lets quantized layers and products of a model multiply bytes from now on, where they are.
 
     Layers stay the modules that they are, with their hooks. What they give is what they gave, but
@@ -52,6 +53,9 @@ def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True) -> Inte
         integer: ``True``; ``'auto'``: where this torch and processor can, else nothing is done,
             and nothing on GPUs, where it is not measured yet how fast it is; ``False``: takes it
             back.
+        channels_last: Give maps channels last in memory, which is quickest, whatever the order of
+            the input. For models without compiled operators of others, which may read such maps as
+            if channels came first (mmcv's ``RoIAlign`` does).
 
     Returns:
         Which layers and products, and why not the others.
@@ -72,6 +76,8 @@ def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True) -> Inte
     if reason is None:
         for _, layer in _layers(model):
             _turn(layer)
+            if layer.integers:
+                layer.weight_quantizer.lay_out(channels_last)
         for _, product in quantized_products(model):
             product.integers = _why_float_product(product) is None
     found = integer_layers(model)
