@@ -246,8 +246,9 @@ def _fixed_names(owner: Any) -> frozenset[str]:
 @functools.cache
 def _names_in_place() -> frozenset[str]:
     geometry = layer_geometry(nn.Linear(1, 1))
+    # Without 'training', which was looked at before the layer took its place.
     return frozenset((*_OF_HOOKS, *vars(Steps(())),
-                      *vars(QuantizedLayer(geometry, torch.zeros(1, 1), None))))
+                      *vars(QuantizedLayer(geometry, torch.zeros(1, 1), None)))) - {'training'}
 
 
 def _hook_variables(modules: Iterable[nn.Module]) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ class LayerPositions:
     team: Team
     weight: Tensor | None = None
 
-    def split(self) -> tuple[Rows, Rows]:
+    @cached_property
+    def apart(self) -> tuple[Rows, Rows]:
         """Positions to fit to, and those held out to judge on; all twice when none are apart."""
         fit = sum(int((~capture.held_out).sum()) for capture in self.captures)
         held_out = sum(int(capture.held_out.sum()) for capture in self.captures)
@@ -102,8 +104,8 @@ class LayerPositions:
         x, y = [], []
         for capture, target in zip(self.captures, self.targets):
             chosen = choose(capture)
-            x.append(capture.patches[..., chosen])
-            y.append(target[..., chosen])
+            x.append(_columns(capture.patches, chosen))
+            y.append(_columns(target, chosen))
         calls = tuple((capture.batch, part.shape[-1]) for capture, part in zip(self.captures, y))
         return Rows(torch.cat(x, -1), torch.cat(y, -1), calls)
 
@@ -123,7 +125,17 @@ def check_seen(name: str, targets: Sequence[Tensor], team: Team) -> None:
 
 
 def _chosen(mask: Tensor) -> Tensor | slice:
-    """A slice where all or none are meant: whole images are held out, and slices copy nothing."""
+    """Indices, or a slice where all or none are meant: whole images are held out, and slices copy
+    nothing."""
     if mask.all():
         return slice(None)
-    return mask if mask.any() else slice(0)
+    return mask.nonzero()[:, 0] if mask.any() else slice(0)
+
+
+def _columns(values: Tensor, chosen: Tensor | slice) -> Tensor:
+    """Positions of (G, N, K) values, in the order that they are named."""
+    if isinstance(chosen, slice):
+        return values[..., chosen]
+    # Of a matrix; in three dimensions it takes six times as long.
+    rows = values.flatten(0, 1).index_select(1, chosen.to(values.device))
+    return rows.view(*values.shape[:2], -1)

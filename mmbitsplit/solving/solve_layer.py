@@ -185,7 +185,7 @@ def fit_and_held_out(rows: LayerPositions, candidate: Candidate, geometry: Layer
 
     Inputs are those that enter the product; of a large layer each copy is half a gigabyte.
     """
-    fit, held_out = rows.split()
+    fit, held_out = rows.apart
     apart = held_out is not fit
     held_out = replace(held_out, x=candidate.inputs(held_out.x, geometry))
     fit = replace(fit, x=candidate.inputs(fit.x, geometry))
