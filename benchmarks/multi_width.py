@@ -4,7 +4,8 @@ Beside it stand the same method at each width by itself, and Bit-split. With ``-
 plans of a mean of 4 bits are searched on the calibration images instead, and stand beside uniform
 widths: ``'4,bitops=0.25'`` also bounds the bit operations, which mean bits leave free. Seconds are
 those of processors, which other programs on the machine hardly change: take OMP_NUM_THREADS=1.
-Data and weights are those of ``benchmarks/cifar.py``.
+What only the first calibration of a process pays (kernels are loaded) is paid before, on a few
+images. Data and weights are those of ``benchmarks/cifar.py``.
 """
 
 import argparse
@@ -87,6 +88,9 @@ def main() -> None:
     if args.front:
         fronts(network, args, calib, (images, labels, floats), {**joint, **effort})
         return
+    for asked in (request(dict(type='NestedBitSplit', effort='fast'), 0),
+                  request(dict(type='BitSplit', effort='fast'), 0, 4)):
+        quantize_model(load_model(network, [args.data]), calib[:16].split(4), asked)
     run(' '.join([args.method, *args.options]), joint, None, args.widths, tuple(args.options))
     for name in args.alone:
         for bits in args.widths:

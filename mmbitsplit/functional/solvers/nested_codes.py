@@ -32,7 +32,7 @@ from mmbitsplit.structures.solution import Nesting
 from mmbitsplit.structures.spec import check_bits
 
 Order = Literal['joint', 'up']
-RANGES = 25  # ranges that a row's first scales are chosen from
+RANGES = 13  # ranges that a row's first scales are chosen from
 LEAST_RANGE = 0.2  # of them, as a part of the largest weight
 LEAST_SCALE = 1e-12  # of rows of zeros
 STILL = 1e-3  # a row is at rest when a sweep takes less than this part of its error away
@@ -102,7 +102,7 @@ def round_nested(weights: Sequence[Tensor], widths: Sequence[int], nesting: Nest
     planes, widest = nesting == 'planes', weights[-1]
     offset, one = (0.0 if planes else 0.5), torch.ones_like(widest[:1, :1, :1])
     found = []
-    for top in _tops(widest)[::2]:
+    for top in _tops(widest):
         codes = _round(widest, top, widths[-1], planes).to(torch.int32)
         found.append((codes, [_fit(weight, narrower_codes(codes, widths[-1], bits, nesting).to(
             weight) + offset, one) for weight, bits in zip(weights, widths)]))
