@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,8 +47,7 @@ class LayerPositions:
     team: Team
     weight: Tensor | None = None
 
-    @cached_property
-    def apart(self) -> tuple[Rows, Rows]:
+    def split(self) -> tuple[Rows, Rows]:
         """Positions to fit to, and those held out to judge on; all twice when none are apart."""
         fit = sum(int((~capture.held_out).sum()) for capture in self.captures)
         held_out = sum(int(capture.held_out.sum()) for capture in self.captures)

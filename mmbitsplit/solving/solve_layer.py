@@ -180,12 +180,15 @@ def _alike(one: Candidate, other: Candidate) -> bool:
 
 
 def fit_and_held_out(rows: LayerPositions, candidate: Candidate, geometry: LayerGeometry,
-                      method: Method) -> tuple[LayerStatistics | RowStatistics, Rows, bool]:
+                      method: Method, parts: tuple[Rows, Rows] | None = None,
+                      ) -> tuple[LayerStatistics | RowStatistics, Rows, bool]:
     """What the method is given, positions to judge on, and whether these are others.
 
     Inputs are those that enter the product; of a large layer each copy is half a gigabyte.
+    ``parts`` are those of ``rows.split()``, where the caller needs them again.
     """
-    fit, held_out = rows.apart
+    fit, held_out = parts or rows.split()
+    del parts
     apart = held_out is not fit
     held_out = replace(held_out, x=candidate.inputs(held_out.x, geometry))
     fit = replace(fit, x=candidate.inputs(fit.x, geometry))

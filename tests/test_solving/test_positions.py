@@ -56,7 +56,7 @@ def test_every_position_is_fitted_to_or_held_out(held_out):
     mask = torch.tensor([bit for call in held_out for bit in call])
     before = [(capture.patches.clone(), target.clone())
               for capture, target in zip(rows.captures, rows.targets)]
-    fit, judge = rows.apart
+    fit, judge = rows.split()
     assert numbers_of(fit) == (mask == 0).nonzero()[:, 0].tolist()
     assert numbers_of(judge) == (mask == 1).nonzero()[:, 0].tolist()
     fit.x.zero_(), judge.y.zero_()  # nothing is shared with what was captured
@@ -66,7 +66,7 @@ def test_every_position_is_fitted_to_or_held_out(held_out):
 
 @pytest.mark.parametrize('held_out', [[[0, 0], [0]], [[1, 1, 1]], [[], [0]]], ids=str)
 def test_without_one_of_the_parts_all_positions_are_both(held_out):
-    parts = make_rows(held_out).apart
+    parts = make_rows(held_out).split()
     everything = list(range(sum(map(len, held_out))))
     assert [numbers_of(part) for part in parts] == [everything, everything]
 
@@ -77,7 +77,7 @@ def test_without_one_of_the_parts_all_positions_are_both(held_out):
     ([[]], [(5, 5)], [], [])], ids=str)
 def test_processes_agree_on_whether_there_are_both_parts(held_out, others, fit, judge):
     """One that holds only one part must not take it for the other too."""
-    parts = make_rows(held_out, Reports(*others)).apart
+    parts = make_rows(held_out, Reports(*others)).split()
     assert [numbers_of(part) for part in parts] == [fit, judge]
 
 
@@ -85,7 +85,7 @@ def test_processes_agree_on_whether_there_are_both_parts(held_out, others, fit, 
 @pytest.mark.parametrize('holdout', [0, 0.125, 0.25, 0.5])
 def test_split_keeps_the_holdout_of_the_sampling(num_batches, holdout):
     masks = [is_held_out(batch, num_batches, 16, holdout) for batch in range(num_batches)]
-    fit, judge = make_rows(masks).apart
+    fit, judge = make_rows(masks).split()
     total = 16 * num_batches
     if holdout == 0:
         assert numbers_of(fit) == numbers_of(judge) == list(range(total))
@@ -147,7 +147,7 @@ def test_dtypes_and_order_of_calls_are_kept():
     rows = make_rows([[0, 0, 1], [0, 1]])
     double = LayerPositions([replace(capture, patches=capture.patches.double())
                         for capture in reversed(rows.captures)], rows.targets[::-1], Team())
-    fit, judge = double.apart
+    fit, judge = double.split()
     assert fit.x.dtype == torch.float64 and fit.y.dtype == torch.float32
     assert numbers_of(fit) == [3, 0, 1]
     assert numbers_of(judge) == [4, 2]
