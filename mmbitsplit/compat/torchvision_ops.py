@@ -1,9 +1,10 @@
 """Lets ``import torchvision`` work where its compiled part does not load.
 
-The registry's torchvision is built for CUDA torch. Beside a CPU torch its ``_C`` library cannot be
-loaded; torchvision goes on without it and then stops at "operator torchvision::nms does not
-exist", because it attaches shape functions to operators that only ``_C`` would have declared. The
-schema alone is enough for that, so the schemas are declared here, and only when ``_C`` is missing.
+The registry's torchvision is built for CUDA torch. Beside a CPU torch its ``_C`` library
+(``_C_stable`` from torchvision 0.29 on) cannot be loaded; torchvision goes on without it and then
+stops at "operator torchvision::nms does not exist", because it attaches shape functions to
+operators that only ``_C`` would have declared. The schema alone is enough for that, so the schemas
+are declared here, and only when ``_C`` is missing.
 Calling such an operator still fails, with torchvision's own message about the missing C++ part.
 
 Stdlib only at the top, and nothing from this package: the set-up copies this file into a virtual
@@ -18,6 +19,8 @@ TORCHVISION_OPERATORS = {
     'nms': 'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
     'qnms': 'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
 }
+
+COMPILED_PARTS = ('_C', '_C_stable')
 
 _libraries = []  # torch forgets a schema as soon as the Library object that declared it is freed
 
@@ -111,10 +114,10 @@ def _torchvision_dirs():
 
 
 def _compiled_part_loads(torch, package_dirs):
-    """Whether torchvision's ``_C`` loads, found out by loading it as torchvision itself does."""
+    """Whether torchvision's compiled part loads, found out by loading it as torchvision does."""
     details = (importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES)
-    for package_dir in package_dirs:
-        spec = importlib.machinery.FileFinder(package_dir, details).find_spec('_C')
+    finders = [importlib.machinery.FileFinder(folder, details) for folder in package_dirs]
+    for spec in [finder.find_spec(name) for finder in finders for name in COMPILED_PARTS]:
         if spec is None:
             continue
         try:

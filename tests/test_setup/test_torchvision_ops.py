@@ -13,7 +13,8 @@ from setup_steps import install_import_hook
 from mmbitsplit.compat import torchvision_ops
 
 SOURCE = Path(torchvision_ops.__file__)
-EXTENSION = '_C' + importlib.machinery.EXTENSION_SUFFIXES[-1]
+SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[-1]
+EXTENSION = '_C' + SUFFIX
 
 
 class FakeTorch(types.ModuleType):
@@ -49,12 +50,12 @@ class FakeTorch(types.ModuleType):
 @pytest.fixture
 def use_fakes(monkeypatch, tmp_path):
     """Put a stand-in for torch into place, and one for the torchvision package on disk."""
-    def use(torch, *, has_compiled_part=True):
+    def use(torch, *, has_compiled_part=True, name=EXTENSION):
         package = tmp_path / 'torchvision'
         package.mkdir()
         (package / '__init__.py').touch()
         if has_compiled_part:
-            (package / EXTENSION).touch()
+            (package / name).touch()
         monkeypatch.setitem(sys.modules, 'torch', torch)
         monkeypatch.setitem(sys.modules, 'torch.library', torch.library)
         monkeypatch.delitem(sys.modules, 'torchvision', raising=False)
@@ -65,10 +66,11 @@ def use_fakes(monkeypatch, tmp_path):
     return use
 
 
-def test_nothing_is_declared_where_the_compiled_part_loads(use_fakes, tmp_path):
-    torch = use_fakes(FakeTorch(loads=True))
+@pytest.mark.parametrize('name', ['_C', '_C_stable'])  # the latter: torchvision 0.29
+def test_nothing_is_declared_where_the_compiled_part_loads(use_fakes, tmp_path, name):
+    torch = use_fakes(FakeTorch(loads=True), name=name + SUFFIX)
     assert torchvision_ops.declare_missing_torchvision_ops() == ()
-    assert torch.loaded == [str(tmp_path / 'torchvision' / EXTENSION)]
+    assert torch.loaded == [str(tmp_path / 'torchvision' / (name + SUFFIX))]
     assert torch.declared == []
 
 
