@@ -4,7 +4,7 @@ setup.py states wider ranges for people who bring their own environment.
 """
 
 PYTHON_RANGE = ((3, 10), (3, 14))  # first and last for which the registry has every package
-TRIED_PYTHONS = ((3, 11),)
+TRIED_PYTHONS = ((3, 10), (3, 11), (3, 12), (3, 13))
 
 TORCH = 'torch==2.13.0'
 TORCHVISION = {'torch==2.13.0': 'torchvision==0.28.0'}  # other torch: pip picks the one that fits

@@ -92,6 +92,11 @@ def trace(request: GraphRequest) -> TracedGraph:
                 f"torch's ONNX exporter cannot follow '{request.name}': {_reason(error)}. "
                 'Export a fixed shape (no --dynamic) if it is about shapes, or a part of the '
                 'model that is tensors alone.') from error
+    # Draft export, the last resort of torch 2.8's exporter, keeps the branch that inputs take.
+    if getattr(program, '_capture_strategy', None) == 'TorchExportDraftExportStrategy':
+        raise ValueError(
+            f"torch's ONNX exporter cannot follow '{request.name}' but for these inputs: what it "
+            'computes depends on their values. Export a part of the model that is tensors alone.')
     structure = _name_outputs(program)
     streams = {name: qparams for module, name in given.items()
                if (qparams := stream_qparams(module)) is not None}
