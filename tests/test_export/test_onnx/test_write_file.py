@@ -214,6 +214,21 @@ def test_a_model_that_cannot_be_traced_is_refused_and_left_alone(layer_of, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_a_graph_of_these_inputs_alone_is_refused(layer_of, tmp_path, monkeypatch):
+    """As torch 2.8's exporter gives it where it can follow a model by one branch only."""
+    export = torch.onnx.export
+
+    def drafted(*args, **kwargs):
+        program = export(*args, **kwargs)
+        program._capture_strategy = 'TorchExportDraftExportStrategy'
+        return program
+
+    monkeypatch.setattr(torch.onnx, 'export', drafted)
+    with pytest.raises(ValueError, match="cannot follow 'model' but for these inputs"):
+        write_onnx(request_for(layer_of(nn.Conv2d(3, 3, 1), 'float')), tmp_path / 'model.onnx')
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_format_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="format='int2'.*int8.*int4"):
         write_onnx(request_for(model), tmp_path / 'model.onnx', format='int2')
