@@ -14,10 +14,18 @@ MOST_PATTERNS = 6
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises ``ValueError`` for a model that is quantized already, a trace, or without layers."""
+    """Raises ``ValueError`` for a model that is quantized already, a trace, or without layers.
+
+    Likewise for one that holds a trace: torch lets nobody watch what such a module is given.
+    """
     if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
         raise ValueError(f'The model is a {type(model).__name__}, traced or scripted: its layers '
                          'cannot be quantized. Give the nn.Module that it was made from.')
+    traced = next((name for name, module in model.named_modules()
+                   if isinstance(module, torch.jit.ScriptModule)), None)
+    if traced is not None:
+        raise ValueError(f"The model's '{traced}' is traced or scripted: what runs inside cannot "
+                         'be watched. Put the nn.Module that it was made from in its place.')
     quantized = [name for name, module in model.named_modules()
                  if isinstance(module, QuantizedLayer)]
     if quantized:

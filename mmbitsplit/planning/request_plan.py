@@ -196,7 +196,7 @@ def check_request(model: nn.Module, spec: QuantSpec, closed: Collection[str] | N
     """Raises ``ValueError`` for what no calibration can mend.
 
     A model that is quantized already, a trace or without layers, a scope, an override or a given
-    plan that names nothing in the model, and layers that are not float32.
+    plan that names nothing in the model, and layers whose weights are not float32, or not finite.
 
     Args:
         model: Float model.
@@ -209,7 +209,7 @@ def check_request(model: nn.Module, spec: QuantSpec, closed: Collection[str] | N
     check_given_products(model, spec, opened=closed is not None)
     _check_scope(model, spec.scope)
     _check_overrides(model, spec, closed)
-    _check_precision(model, spec)
+    _check_weights(model, spec)
 
 
 def layers_to_find(model: nn.Module, spec: QuantSpec) -> set[str]:
@@ -281,13 +281,20 @@ def _check_overrides(model: nn.Module, spec: QuantSpec, closed: Collection[str] 
                              f'no {what}; {hint} Allowed: {shown}.'.replace(';  ', '; '))
 
 
-def _check_precision(model: nn.Module, spec: QuantSpec) -> None:
+def _check_weights(model: nn.Module, spec: QuantSpec) -> None:
     for name, module in model.named_modules():
-        if takes_codes(module) and not left_in_float(name, spec) \
-                and module.weight.dtype != torch.float32:
-            raise ValueError(f"Layer '{name}' has weights of {module.weight.dtype}, calibration "
+        if not takes_codes(module) or left_in_float(name, spec):
+            continue
+        weight = module.weight.detach()
+        if weight.dtype != torch.float32:
+            raise ValueError(f"Layer '{name}' has weights of {weight.dtype}, calibration "
                              'computes in torch.float32: call model.float() before, and give '
                              'inputs of that type.')
+        if bad := int((~torch.isfinite(weight)).sum()):
+            raise ValueError(f"Layer '{name}' has {bad} of {weight.numel()} weights that are NaN "
+                             'or infinite. Check the checkpoint, or leave the layer in float '
+                             f"with overrides=[dict(match='{name}', skip=True)].")
+
 
 
 def _never_called(modules: dict[str, nn.Module], flow: DataFlow, spec: QuantSpec,

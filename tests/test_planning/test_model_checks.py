@@ -27,6 +27,13 @@ def test_a_trace_is_refused(make):
         check_model(make(nn.Sequential(nn.Linear(2, 2))))
 
 
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_a_traced_part_is_refused_by_its_name():
+    stem = torch.jit.script(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="'1.0' is traced or scripted.*in its place"):
+        check_model(nn.Sequential(nn.Linear(2, 2), nn.Sequential(stem)))
+
+
 @pytest.mark.parametrize('model, seen', [
     (nn.Sequential(nn.ReLU()), r'no weights at all \(Sequential\)'),
     (nn.Sequential(nn.LSTM(2, 2), nn.LayerNorm(2)), 'LSTM, LayerNorm')])

@@ -62,8 +62,6 @@ def decide(model: nn.Module, found: Found, closed: Container[str] = (),
 def _why_not(module: nn.Module, calls: list[list[Row]]) -> str:
     if 'forward' in vars(module):
         return 'its forward has been replaced on the module itself'
-    if isinstance(module, torch.jit.ScriptModule):
-        return 'a TorchScript module'
     if len({len(rows) for rows in calls}) > 1:
         return 'their number differs from call to call'
     if any(len({_key(row) for row in place}) > 1 for place in zip(*calls)):
