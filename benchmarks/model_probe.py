@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.integer_probe import compare_integers
 from mmbitsplit.calibration import calibrate
 from mmbitsplit.engine.configs.default_request import CLASSIFICATION, task_of
 from mmbitsplit.engine.data.synthetic_images import reach_all_stages, synthetic_batches
@@ -68,9 +69,10 @@ def probe(name: str, cfg: Config) -> dict[str, Any]:
             calibration=dict(num_images=BATCHES, batch_size=1, rows_per_layer=ROWS)))
         _, report = calibrate(quantized, batches, spec, run=run,
                               replay_points=replay_points(quantized))
-        with torch.no_grad():
-            run(quantized, batches[0])
         found['errors'][f'W{weight_bits}A{activation_bits}'] = errors_of(report)
+        found['integers'] = compare_integers(  # those of the narrower weights, which are kept
+            quantized, lambda model: run(model, copy.deepcopy(batches[0])),
+            {layer.name for layer in report.layers if 'last' in layer.role})
     return {**found, **shares_of(model, report, multiplications, seen)}
 
 

@@ -96,6 +96,13 @@ large (what MobileOne pools is about 4.00 with a spread of 0.07 over images). An
 above at W8A8 is a reason to look at that model's report: rows that belong to different things are
 compared, or a layer amplifies what rounding changes.
 
+**Integers** compares the model at W4A8 [multiplying integers](deploy.md#integers-inside-torch) with
+itself simulating them: how many layers do, the largest difference of a layer's output on equal
+inputs, relative to its largest value, and in brackets the squared difference of the model's output
+layers in a whole run, relative to their spread (– where it makes other calls, of other proposals
+for one). The first is rounding of float32; the second is larger, since a rounded input that lies on
+a border falls to either side, which random layers amplify.
+
 What does not finish mostly ends in the package's own code, before or without quantization: weights
 of a second network to be fetched (no network here), operators that are not built for CPUs, packages
 that are not installed, random boxes that a step cannot take.
@@ -223,7 +230,7 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
             parts.append('\n'.join([
                 f'## {package}', '', '<!-- no results: from benchmarks/supported_models.py -->',
                 '| Config | Layers | Weights | Multiplications | Error W8A8 | Error W4A8 | '
-                'Most of what stays float |', '|---|---:|---:|---:|---:|---:|---|',
+                'Integers | Most of what stays float |', '|---|---:|---:|---:|---:|---:|---|---|',
                 *map(_row, sorted(rows, key=lambda row: row['config'])), '']))
     return '\n'.join(parts)
 
@@ -231,11 +238,12 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
 def _row(result: Mapping[str, Any]) -> str:
     name = result['config'].split(MARK)[1]
     if 'failed' in result:
-        return f'| {name} | – | – | – | – | – | does not finish: {_short(result["failed"])} |'
+        return f'| {name} | – | – | – | – | – | – | does not finish: {_short(result["failed"])} |'
     kept = result['kept_float'][:1]
     cells = [str(result['layers']), _percent(result['share_of_weights']),
              _percent(result['share_of_multiplications']),
              *(_errors(result['errors'][bits]) for bits in ('W8A8', 'W4A8')),
+             _integers(result['integers']),
              *(f'{part["kind"]}: {_short(part["reason"])} ({_percent(part["share"])})'
                for part in kept)]
     return f'| {name} | {" | ".join(cells)}{"" if kept else " | "} |'
@@ -243,6 +251,11 @@ def _row(result: Mapping[str, Any]) -> str:
 
 def _errors(errors: Mapping[str, Any]) -> str:
     return f"{_figure(errors['layers'])} ({_figure(errors['outputs'])})"
+
+
+def _integers(integers: Mapping[str, Any]) -> str:
+    return (f"{integers['layers']}: {_figure(integers['equal_inputs'])} "
+            f"({_figure(integers['outputs'])})")
 
 
 def _percent(share: float | None) -> str:

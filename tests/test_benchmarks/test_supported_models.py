@@ -75,6 +75,7 @@ def test_a_small_model_from_end_to_end(tmp_path):
     assert result['task'] == 'classification' and result['layers'] == 5
     assert result['share_of_weights'] > 0.99 and result['share_of_multiplications'] == 1.0
     assert result['errors']['W8A8']['layers'] < 0.01 < result['errors']['W4A8']['layers'] < 1
+    assert result['integers']['equal_inputs'] < 1e-5 and result['integers']['outputs'] < 1e-3
     assert json.loads((tmp_path / 'mmpretrain__lenet__lenet5_mnist.json').read_text()) == result
     assert LENET.split('::')[1] in page([result])
 
