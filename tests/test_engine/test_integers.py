@@ -49,13 +49,16 @@ def test_integers_begin_with_the_first_call(wrapped, toy_model):
         QuantizedModel(toy_model(), integer=2)
 
 
-def test_an_evaluation_leaves_the_model_as_it_was(wrapped):
+def test_an_evaluation_leaves_the_model_as_it_was(wrapped, monkeypatch):
     (wrapper, _), step = copy.deepcopy(wrapped), 'a step'
     model = wrapper.model
     model.test_step = lambda data: (step, [layer.integers for _, layer in quantized_layers(model)])
     before = [layer.weight_quantizer for _, layer in quantized_layers(model)]
+    monkeypatch.setattr(integers, 'may_be_channels_last', lambda model: True)
     with evaluated_with_integers(model, 'auto') as use:
         found = model.test_step(None)[1]
+        assert all(layer.channels_last for _, layer in quantized_layers(model))
+    assert not any(layer.channels_last for _, layer in quantized_layers(model))
     assert found[1:] == [True] * (len(before) - 1)  # the first reads the image in float
     assert use.to_dict()['layers'] == sum(found) and len(use.left) == len(before) - sum(found)
     assert all(layer.weight_quantizer is one

@@ -120,7 +120,7 @@ def evaluated_with_integers(model: nn.Module, asked: IntegerMode) -> Iterator[In
         yield use
         return
     layers = [layer for _, layer in quantized_layers(model)]
-    before = [layer.weight_quantizer for layer in layers]
+    before = [(layer.weight_quantizer, layer.channels_last) for layer in layers]
     products = [(product, product.integers) for _, product in quantized_products(model)]
     use.start(model)
     own, step = vars(model).get('test_step'), model.test_step
@@ -131,9 +131,9 @@ def evaluated_with_integers(model: nn.Module, asked: IntegerMode) -> Iterator[In
         del model.test_step
         if own is not None:
             model.test_step = own
-        for layer, quantizer in zip(layers, before):  # the very same: others may hold it
+        for layer, (quantizer, last) in zip(layers, before):  # the very same: others may hold it
             if isinstance(layer.weight_quantizer, IntegerWidths):
                 layer.weight_quantizer.plain()
-            layer.weight_quantizer = quantizer
+            layer.weight_quantizer, layer.channels_last = quantizer, last
         for product, integers in products:
             product.integers = integers

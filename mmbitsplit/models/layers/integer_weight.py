@@ -21,6 +21,7 @@ from mmbitsplit.models.layers.integer_blocks import (
     side_by_side,
 )
 from mmbitsplit.models.layers.integer_packing import PackedCodes
+from mmbitsplit.models.layers.integer_rows import FewRows, takes_rows
 from mmbitsplit.models.layers.integer_support import (
     integer_conv,
     integer_linear,
@@ -182,12 +183,13 @@ class IntegerWeight(nn.Module):
         if x.dtype != torch.float32 or x.device.type != 'cpu' or not x.numel() or traced() \
                 or (x.requires_grad and torch.is_grad_enabled()):
             return None
-        if self.geometry.kind == 'linear':
-            return self._linear(x)
-        if x.dim() == 3:
-            y = self.product(x.unsqueeze(0))
+        if self.geometry.kind != 'linear' and x.dim() != 4:
+            y = self.product(x.unsqueeze(0)) if x.dim() == 3 else None
             return None if y is None else y.squeeze(0)
-        return self._conv(x) if x.dim() == 4 else None
+        y = None if self._few is None else self._few.product(x, self._codes)
+        if y is not None:
+            return y
+        return self._linear(x) if self.geometry.kind == 'linear' else self._conv(x)
 
     def _linear(self, x: Tensor) -> Tensor | None:
         bytes_ = self._bytes(x.contiguous())
@@ -262,6 +264,8 @@ class IntegerWeight(nn.Module):
         self._codes, self._sums = _packed(codes, geometry, bool(shift.any())), None
         if self.offset is not None and not self._odd:
             self._sums = InputSums(codes, geometry, step, shift)
+        self._few = FewRows(geometry, self._rounding, self._scale, self._bias) \
+            if takes_rows(self.geometry) and self._sums is None else None
 
     def _fits_odd(self, codes: Tensor, qparams: QParams) -> bool:
         """Whether codes are multiplied as ``2 q + 1``."""

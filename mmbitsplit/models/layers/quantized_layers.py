@@ -62,6 +62,7 @@ class QuantizedLayer(LayerView):
     in_place_name = 'Quantized'
 
     declared: LayerGeometry | None
+    channels_last = False
     _kept: FloatWeights | None
 
     def __init__(self, geometry: LayerGeometry, weight: Tensor, bias: Tensor | None,
@@ -111,6 +112,8 @@ class QuantizedLayer(LayerView):
                 return output
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
+        if self.channels_last and input.dim() == 4:  # then torch's convolutions give maps so, too
+            input = input.contiguous(memory_format=torch.channels_last)
         # In TF32, torch's default for convolutions on GPUs, scale times code would be rounded.
         with full_float32() if self.quantized and input.is_cuda else nullcontext():
             return apply_layer(input, self.product_weight, self.product_bias, self.geometry)
@@ -129,6 +132,12 @@ class QuantizedLayer(LayerView):
             self._kept = self.float_weights()
             self._parameters.clear()
         self.weight_quantizer = quantizer.train(self.training)
+
+    def lay_out(self, channels_last: bool) -> None:
+        """Gives maps channels last in memory from now on, or as the input lies."""
+        self.channels_last = channels_last
+        if self.integers:
+            self.weight_quantizer.lay_out(channels_last)
 
     @property
     def integers(self) -> bool:

@@ -54,8 +54,9 @@ def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True,
             and nothing on GPUs, where it is not measured yet how fast it is; ``False``: takes it
             back.
         channels_last: Give maps channels last in memory, which is quickest, whatever the order of
-            the input. For models without compiled operators of others, which may read such maps as
-            if channels came first (mmcv's ``RoIAlign`` does).
+            the input; layers that stay in float on a CPU do so, too. For models without compiled
+            operators of others, which may read such maps as if channels came first (mmcv's
+            ``RoIAlign`` does).
 
     Returns:
         Which layers and products, and why not the others.
@@ -76,8 +77,7 @@ def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True,
     if reason is None:
         for _, layer in _layers(model):
             _turn(layer)
-            if layer.integers:
-                layer.weight_quantizer.lay_out(channels_last)
+            layer.lay_out(channels_last and (layer.integers or layer.weight_scale.is_cpu))
         for _, product in quantized_products(model):
             product.integers = _why_float_product(product) is None
     found = integer_layers(model)
@@ -106,6 +106,7 @@ def _as_it_is(model: nn.Module, reason: str | None) -> IntegerLayers:
 
 def _take_back(model: nn.Module) -> None:
     for _, layer in _layers(model):
+        layer.lay_out(False)
         if layer.integers:
             layer.weight_quantizer = layer.weight_quantizer.plain()
     for _, product in quantized_products(model):

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from integer_layers import INPUTS, assert_close, assert_same, layer_of
 from integer_oracle import exact
 from torch import nn
 
-from mmbitsplit.functional import code_range
-from mmbitsplit.models import QuantizedLayer, to_integer
+from mmbitsplit.models import to_integer
+from mmbitsplit.models.layers import integer_rows
 from mmbitsplit.models.layers.integer_packing import PATIENCE
+from mmbitsplit.models.layers.integer_rows import FEW
 from mmbitsplit.models.layers.integer_support import saturates_pairs, why_no_integers
 from mmbitsplit.models.layers.integer_weight import SATURATES
-from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
+from mmbitsplit.structures import LayerGeometry
 
 pytestmark = pytest.mark.skipif(why_no_integers() is not None, reason='torch without bytes')
 
@@ -31,51 +33,10 @@ CONVOLUTIONS = {
     'reflected': dict(kernel_size=(3, 3), pre_padding=(1, 1, 1, 1), pre_padding_mode='reflect'),
     'uneven': dict(kernel_size=(3, 3), stride=(2, 2), auto_padding='same_upper'),
 }
-INPUTS = {  # scales, zero points, lowest and highest code, unit
-    'relu': ([0.02], [0], 0, 255, True),
-    'asymmetric': ([0.03], [93], 0, 255, True),
-    'signed': ([0.04], [0], -128, 127, True),
-    'narrow': ([0.4], [5], 0, 15, True),
-    'real': ([0.03], [17], 0, 255, False),
-    'ecaq': ([0.01 * (i + 1) for i in range(8)], [11], 0, 255, True),
-    'ecaq, points': ([0.01 * (i + 1) for i in range(8)], [7 * i for i in range(8)], 0, 255, True),
-}
-
-
-def layer_of(geometry, inputs, num_bits=6, offset=False, bias=True, seed=0):
-    """A layer with random codes, and an input that leaves the range of its codes at both ends."""
-    generator = torch.Generator().manual_seed(seed)
-    shape, channels = geometry.weight_shape, geometry.out_channels
-    scales, points, low, high, unit = inputs
-    draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
-    smallest, largest = code_range(num_bits, signed=True)
-    codes = torch.randint(smallest, largest + 1, shape, generator=generator, dtype=torch.int8)
-    layer = QuantizedLayer(geometry, torch.zeros(shape), torch.zeros(channels))
-    layer.install(LayerSolution(
-        codes=codes, num_bits=num_bits, weight_scale=draw(channels).abs() + 0.01,
-        bias=draw(channels) if bias else None,
-        qparams=QParams(torch.tensor(scales), torch.tensor(points), low, high, unit=unit),
-        weight_offset=draw(channels) if offset else None))
-    layer.release_float()
-    size = (2, 5, geometry.in_channels) if geometry.kind == 'linear' else (
-        2, geometry.in_channels, 9, 11)
-    return layer.eval(), 3 * draw(*size)
-
-
-def assert_close(y, expected):
-    assert (y - expected).abs().max() <= 1e-5 * expected.abs().max()
-
-
-def assert_same(layer, x, expected):
-    """Twice more than the calls after which codes are packed: in plain order and packed."""
-    with torch.no_grad():
-        for _ in range(PATIENCE + 1):
-            assert_close(layer(x), expected)
-
-
 @pytest.mark.parametrize('inputs', INPUTS)
 @pytest.mark.parametrize('convolution', CONVOLUTIONS)
-def test_convolutions(convolution, inputs):
+def test_convolutions(convolution, inputs, monkeypatch):
+    monkeypatch.setattr(integer_rows, 'FEW', 0)
     geometry = LayerGeometry('conv2d', 8, 16, **CONVOLUTIONS[convolution])
     for offset in (False, True):
         layer, x = layer_of(geometry, INPUTS[inputs], offset=offset, bias=not offset)
@@ -117,8 +78,24 @@ def test_maps_lie_in_memory_as_torch_has_them(kind):
         to_integer(layer, False)
 
 
+def test_layers_left_in_float_give_maps_channels_last_where_all_others_do():
+    geometry = LayerGeometry('conv2d', 8, 16, kernel_size=(3, 3), padding=(1, 1))
+    first, x = layer_of(geometry, INPUTS['asymmetric'])
+    first.quantize_input(None)
+    expected, net = first(x), nn.Sequential(first, layer_of(
+        LayerGeometry('conv2d', 16, 8), INPUTS['asymmetric'])[0])
+    assert list(to_integer(net, channels_last=True).left) == ['0']
+    found = first(x)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert_close(found, expected)
+    to_integer(net, False)
+    assert torch.equal(first(x), expected) and first(x).stride() == expected.stride()
+
+
 @pytest.mark.parametrize('inputs', INPUTS)
-def test_linear_layers(inputs):
+@pytest.mark.parametrize('few', [0, FEW])
+def test_linear_layers(inputs, few, monkeypatch):
+    monkeypatch.setattr(integer_rows, 'FEW', few)
     geometry = LayerGeometry('linear', 8, 17)
     for offset in (False, True):
         layer, x = layer_of(geometry, INPUTS[inputs], offset=offset, bias=not offset)
