@@ -21,10 +21,11 @@ from mmbitsplit.apis.from_config import quantize_config
 from mmbitsplit.calibration.journal.identity import check_identity, describe
 from mmbitsplit.engine.configs.config_shape import check_shape
 from mmbitsplit.engine.configs.data_root import move_data
-from mmbitsplit.engine.files.writing import check_work_dir, write_json
-from mmbitsplit.engine.results.artifacts import CHECKPOINT, file_sha256, versions
+from mmbitsplit.engine.results.artifacts import CHECKPOINT, file_sha256
 from mmbitsplit.engine.run.preflight import check_data, check_weights
 from mmbitsplit.engine.run.quantize import read_spec
+from mmbitsplit.export import versions
+from mmbitsplit.export.writing import check_work_dir, write_json
 from mmbitsplit.structures import QuantSpec
 
 LOG = 'output.log'

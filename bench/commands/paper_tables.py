@@ -232,7 +232,7 @@ def describe(run: Mapping[str, Any]) -> str:
 def write_tables(table, runs: Sequence[Mapping[str, Any]], work_dir: Path, planned: int) -> str:
     """Writes Markdown, CSV and plot of what has run; returns the Markdown."""
     from bench.paper import bits_figure, csv_text, paper_page, summarise
-    from mmbitsplit.engine.files.writing import write_text
+    from mmbitsplit.export.writing import write_text
 
     rows = summarise(runs)
     left = planned - len(runs)

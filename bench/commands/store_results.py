@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: Nothing has finished there, a cell failed, or a command is not known.
     """
     from bench.stored_runs import FAILURE, RESULTS, read_folder, stored_text
-    from mmbitsplit.engine.files.writing import check_work_dir, write_text
+    from mmbitsplit.export.writing import check_work_dir, write_text
 
     folders = dict.fromkeys(path.parent for folder in args.folders
                             for name in (RESULTS, FAILURE) for path in folder.rglob(name))

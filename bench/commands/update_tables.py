@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes or checks every page; returns 1 where ``--check`` finds something."""
-    from mmbitsplit.engine.files.writing import write_text
+    from mmbitsplit.export.writing import write_text
 
     stale = {path: text for path, text in wanted(args.root).items()
              if not path.is_file() or path.read_text(encoding='utf-8') != text}

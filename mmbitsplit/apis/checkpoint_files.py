@@ -5,18 +5,18 @@ from typing import Any
 
 import torch
 
-from mmbitsplit.engine.files.writing import (
-    check_output_file,
-    write_bytes,
-    write_checkpoint,
-    write_json,
-)
 from mmbitsplit.export import (
     is_safetensors,
     load_safetensors,
     read_checkpoint,
     summarise,
     to_safetensors,
+)
+from mmbitsplit.export.writing import (
+    check_output_file,
+    write_bytes,
+    write_checkpoint,
+    write_json,
 )
 
 ENDINGS = ('.safetensors', '.pth')

@@ -24,7 +24,6 @@ from mmbitsplit.calibration.budget_check import check_budget
 from mmbitsplit.engine.configs.config_shape import check_shape
 from mmbitsplit.engine.files.choice_writer import BUDGET
 from mmbitsplit.engine.files.run_lock import only_run_in
-from mmbitsplit.engine.files.writing import check_work_dir
 from mmbitsplit.engine.quantization_runner import runner_of
 from mmbitsplit.engine.results.artifacts import (
     CHECKPOINT,
@@ -33,8 +32,8 @@ from mmbitsplit.engine.results.artifacts import (
     RUNNER_TYPE,
     numbers,
     results_table,
-    save_quantized,
     save_results,
+    save_run,
     without_hook,
 )
 from mmbitsplit.engine.results.evaluation_record import EvaluationRecord, recording_evaluation
@@ -63,6 +62,7 @@ from mmbitsplit.engine.run.quantize import (
     tensor_bytes,
 )
 from mmbitsplit.engine.run.weight_averages import leave_out_averages
+from mmbitsplit.export.writing import check_work_dir
 from mmbitsplit.models.surgery.integers import check_mode
 from mmbitsplit.planning.latency_table import read_latencies
 from mmbitsplit.structures import QuantSpec
@@ -178,7 +178,7 @@ def _quantize(runner: Runner, cfg: Config, spec: QuantSpec, config_name: str, *,
     sizes = {'float': run.float_bytes}
     dataset_meta = getattr(runner.test_loop.dataloader.dataset, 'metainfo', None)
     if runner.rank == 0:
-        sizes = save_quantized(work_dir, cfg, spec, run, dataset_meta)
+        sizes = save_run(work_dir, cfg, spec, run, dataset_meta)
     known = metric.known(run.report.budget)
     if known is None:
         print_log('mmbitsplit: evaluating the quantized model', logger='current')

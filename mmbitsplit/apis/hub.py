@@ -7,10 +7,10 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmbitsplit.engine.files.writing import write_text
 from mmbitsplit.engine.results.artifacts import CHECKPOINT, CONFIG, CONVERTED, LAYERS, RESULTS
 from mmbitsplit.engine.results.report_files import read_file
 from mmbitsplit.export import read_checkpoint
+from mmbitsplit.export.writing import write_text
 from mmbitsplit.report.model_card import CARD_BEGINS, model_card
 
 CARD, SAFETENSORS = 'README.md', CONVERTED[0]

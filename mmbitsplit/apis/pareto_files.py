@@ -15,11 +15,11 @@ from mmbitsplit.calibration.pareto import FrontOptions, find_front
 from mmbitsplit.calibration.plan_loss import Given
 from mmbitsplit.engine.data.calibration_data import CalibrationData, load_calibration_data
 from mmbitsplit.engine.files.run_lock import only_run_in
-from mmbitsplit.engine.files.writing import check_work_dir, write_json, write_text
 from mmbitsplit.engine.results.artifacts import file_sha256
 from mmbitsplit.engine.run.preflight import check_data
 from mmbitsplit.engine.run.presets import replay_points
 from mmbitsplit.engine.run.progress import progress_bar
+from mmbitsplit.export.writing import check_work_dir, write_json, write_text
 from mmbitsplit.report.front import front_page, front_text
 from mmbitsplit.structures import CalibrationSpec, from_mapping, plan_text
 from mmbitsplit.structures.plan_file import widths_value

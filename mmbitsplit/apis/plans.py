@@ -15,7 +15,6 @@ from mmbitsplit.calibration.plan_finder import PlanFinder, Remembered
 from mmbitsplit.calibration.width_measuring import measured_widths
 from mmbitsplit.engine.data.calibration_data import CalibrationData
 from mmbitsplit.engine.files.run_lock import only_run_in
-from mmbitsplit.engine.files.writing import check_work_dir, write_json, write_text
 from mmbitsplit.engine.results.resume import FOLDER, identity
 from mmbitsplit.engine.run.preflight import check_data
 from mmbitsplit.engine.run.progress import progress_bar
@@ -25,6 +24,7 @@ from mmbitsplit.engine.run.quantize import (
     prepare_data,
     read_spec,
 )
+from mmbitsplit.export.writing import check_work_dir, write_json, write_text
 from mmbitsplit.models.surgery.undo import ModelState
 from mmbitsplit.planning import front
 from mmbitsplit.report.budget import plan_page

@@ -14,6 +14,7 @@ from mmbitsplit.calibration import Progress, ReplayPoint, calibrate, read_reques
 from mmbitsplit.calibration.budget import Callbacks, calibrate_within
 from mmbitsplit.calibration.plan_loss import Given
 from mmbitsplit.calibration.plan_trials import MetricTarget
+from mmbitsplit.models import describe, note_surgery
 from mmbitsplit.structures import BitPlan, PlanSpec, QuantizationReport, QuantSpec, read_plan
 
 
@@ -67,12 +68,12 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
         batches = arrays_to_tensors(batches, model)
     try:
         if spec.budget is None:
-            _, report = calibrate(model, batches, spec, run=run or call,
+            prepared, report = calibrate(model, batches, spec, run=run or call,
                                   replay_points=replay_points, labels=labels, progress=progress)
         else:
             given = Given(model=model, batches=batches, run=run or call,
                           replay_points=replay_points, labels=labels)
-            _, report = calibrate_within(
+            prepared, report = calibrate_within(
                 given, spec, target=None if evaluate is None else _target(model, evaluate),
                 callbacks=Callbacks(progress=progress))
     except Exception as error:
@@ -82,6 +83,7 @@ def quantize_model(model: nn.Module, batches: Iterable[Any],
                 reworded(error)
             raise
         raise ValueError(refusal) from error
+    note_surgery(model, describe(prepared))  # for save_quantized
     if not are_images(batches):
         reword_report(report)
     for warning in report.warnings:

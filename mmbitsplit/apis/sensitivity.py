@@ -17,7 +17,6 @@ from mmbitsplit.apis.from_config import build_runner
 from mmbitsplit.calibration import Sensitivity
 from mmbitsplit.calibration.journal.identity import check_identity
 from mmbitsplit.engine.data.fewer_images import choose_images, count_only_evaluated
-from mmbitsplit.engine.files.writing import check_work_dir, write_json, write_text
 from mmbitsplit.engine.results.artifacts import numbers
 from mmbitsplit.engine.results.report_files import read_file
 from mmbitsplit.engine.results.resume import identity
@@ -25,6 +24,7 @@ from mmbitsplit.engine.run.float_weights import load_weights
 from mmbitsplit.engine.run.preflight import check_data, check_weights
 from mmbitsplit.engine.run.presets import replay_points
 from mmbitsplit.engine.run.quantize import bare_model, prepare_data, read_spec
+from mmbitsplit.export.writing import check_work_dir, write_json, write_text
 from mmbitsplit.planning.request_plan import matches
 from mmbitsplit.report.sensitivity import (
     sensitivity_csv,

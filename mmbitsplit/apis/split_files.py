@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmbitsplit.engine.files.writing import check_output_file, write_bytes, write_checkpoint
 from mmbitsplit.export import (
     BASE,
     is_safetensors,
@@ -13,6 +12,7 @@ from mmbitsplit.export import (
     split_checkpoint,
     to_safetensors,
 )
+from mmbitsplit.export.writing import check_output_file, write_bytes, write_checkpoint
 
 
 def split_file(path: str | Path, folder: str | Path | None = None) -> dict[int, Path]:

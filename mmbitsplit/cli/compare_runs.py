@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the three files and prints the table."""
-    from mmbitsplit.engine.files.writing import check_work_dir, write_text
     from mmbitsplit.engine.results.artifacts import LAYERS, RESULTS
     from mmbitsplit.engine.results.report_files import read_file
+    from mmbitsplit.export.writing import check_work_dir, write_text
     from mmbitsplit.report.comparison import (
         comparison_csv,
         comparison_markdown,

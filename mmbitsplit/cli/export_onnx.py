@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.apis import export_onnx, load_quantized
     from mmbitsplit.cli.config_arguments import check_config_file
     from mmbitsplit.cli.width_arguments import chosen_bits
-    from mmbitsplit.engine.files.writing import check_file, check_work_dir
     from mmbitsplit.engine.onnx.evaluation import evaluation_shape
     from mmbitsplit.export.onnx.operator_check import executed_operators
     from mmbitsplit.export.onnx.processor import SaturationWarning, saturates, saturation_warning
     from mmbitsplit.export.onnx.runtimes import RUNTIMES
+    from mmbitsplit.export.writing import check_file, check_work_dir
 
     check_config_file(args.config)
     check_file(args.checkpoint, 'pass quantized.pth of a work directory of tools/quantize.py.')

@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.apis.pareto_files import pareto_of_files
     from mmbitsplit.calibration.pareto import FrontOptions
     from mmbitsplit.cli.config_arguments import read_config
-    from mmbitsplit.engine.files.writing import check_file
     from mmbitsplit.engine.run.model_wrapper import check_wrapped
+    from mmbitsplit.export.writing import check_file
     from mmbitsplit.report.front import front_text
 
     if args.launcher != 'none':

@@ -29,12 +29,6 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates, in each of the processes that a launcher started, and prints the metrics."""
     from mmbitsplit.cli.config_arguments import read_config
     from mmbitsplit.cli.width_arguments import chosen_bits, use_bits
-    from mmbitsplit.engine.files.writing import (
-        check_file,
-        check_output_file,
-        check_work_dir,
-        write_json,
-    )
     from mmbitsplit.engine.quantization_runner import runner_of
     from mmbitsplit.engine.run.distributed import (
         Processes,
@@ -48,6 +42,12 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.engine.run.quantize import build_evaluation
     from mmbitsplit.engine.run.weight_averages import leave_out_averages
     from mmbitsplit.export import read_checkpoint
+    from mmbitsplit.export.writing import (
+        check_file,
+        check_output_file,
+        check_work_dir,
+        write_json,
+    )
     from mmbitsplit.structures import CalibrationSpec
 
     def work(processes: Processes) -> None:

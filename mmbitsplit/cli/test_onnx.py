@@ -42,7 +42,6 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.apis import load_quantized
     from mmbitsplit.cli.config_arguments import read_config
     from mmbitsplit.engine.configs.config_errors import naming_config_errors
-    from mmbitsplit.engine.files.writing import check_output_file, check_work_dir, write_json
     from mmbitsplit.engine.onnx.evaluation import (
         GraphComparison,
         load_graphs,
@@ -53,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from mmbitsplit.engine.run.preflight import check_data
     from mmbitsplit.engine.run.quantize import build_evaluation
     from mmbitsplit.export.onnx.processor import saturates, saturation_warning
+    from mmbitsplit.export.writing import check_output_file, check_work_dir, write_json
     from mmbitsplit.structures import CalibrationSpec
 
     cfg = read_config(args)

@@ -205,7 +205,8 @@ def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None
                         f'{tuple(wanted[wrong[0]].shape)})')
     if problems:
         raise ValueError(f'The checkpoint does not fit the model: it {" and ".join(problems)}. It '
-                         'belongs to another architecture; use the config written beside it.')
+                         'belongs to another architecture; use the config written beside it, or '
+                         'the float model that was quantized.')
 
 
 def _unpack(header: Tensor, payload: Tensor, residuals: Sequence[Mapping[str, Tensor]],

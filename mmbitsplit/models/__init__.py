@@ -6,13 +6,14 @@ from mmbitsplit.models.layers.stepped_layer import SteppedLayer
 from mmbitsplit.models.surgery.install import apply, quantized_layers, quantized_products
 from mmbitsplit.models.surgery.integers import IntegerLayers, integer_layers, to_integer
 from mmbitsplit.models.surgery.prepare import PreparedModel, prepare
-from mmbitsplit.models.surgery.rebuild import describe, rebuild
+from mmbitsplit.models.surgery.rebuild import describe, note_surgery, rebuild, surgery_of
 from mmbitsplit.models.switching import (
     LayerBits,
     LayerWidths,
     bits_of,
     set_bits,
     set_plan,
+    use_bits,
     widths_of,
 )
 from mmbitsplit.models.watch.data_flow import DataFlow
@@ -22,6 +23,6 @@ from mmbitsplit.models.watch.watcher import layer_input
 
 __all__ = ['DataFlow', 'IntegerLayers', 'LayerBits', 'LayerWidths', 'PreparedModel',
            'QuantizedLayer', 'SteppedLayer', 'apply', 'bits_of', 'describe', 'integer_layers',
-           'last_layers', 'layer_geometry', 'layer_input', 'layer_kind', 'layer_role', 'prepare',
-           'quantized_layers', 'quantized_products', 'rebuild', 'set_bits', 'set_plan',
-           'to_integer', 'watch', 'widths_of']
+           'last_layers', 'layer_geometry', 'layer_input', 'layer_kind', 'layer_role',
+           'note_surgery', 'prepare', 'quantized_layers', 'quantized_products', 'rebuild',
+           'set_bits', 'set_plan', 'surgery_of', 'to_integer', 'use_bits', 'watch', 'widths_of']

@@ -127,6 +127,31 @@ def set_bits(model: nn.Module, bits: int | None = None, *, weight: int | None = 
     _switch(switches)
 
 
+def use_bits(model: nn.Module, bits: int | Mapping[str, Any] | str | Path | None,
+             key: str = 'bits') -> None:
+    """Switches to a width, to ``dict(weight=3, activation=8)``, or to a plan; ``None``: to nothing.
+
+    Args:
+        model: Quantized.
+        bits: What to use; a plan by its path or its contents.
+        key: What ``bits`` is called where it was given.
+
+    Raises:
+        ValueError: It is no width and no plan, or a layer lacks it.
+    """
+    if bits is None:
+        return
+    if isinstance(bits, int):
+        set_bits(model, bits)
+    elif not isinstance(bits, Mapping) or 'layers' in bits:
+        set_plan(model, bits if isinstance(bits, (str, Path)) else dict(bits))
+    elif not bits or set(bits) - {'weight', 'activation'}:
+        raise ValueError(f'{key}={dict(bits)!r} is not supported; give a width such as 4, '
+                         'dict(weight=3, activation=8), or a plan.')
+    else:
+        set_bits(model, **bits)
+
+
 def set_plan(model: nn.Module, plan: PlanSpec | BitPlan | Mapping[str, Any] | str | Path) -> None:
     """Switches each layer, product and stream to the width that a plan gives it.
 

@@ -68,7 +68,7 @@ def write(folder: Path) -> torch.Tensor:
     """Quantizes the model, writes the files of a run; returns what it makes of ``inputs``."""
     from mmbitsplit.calibration import calibrate
     from mmbitsplit.engine.data.calibration_data import CalibrationData
-    from mmbitsplit.engine.results.artifacts import save_quantized
+    from mmbitsplit.engine.results.artifacts import save_run
     from mmbitsplit.engine.run.quantize import QuantizedRun, tensor_bytes
     from mmbitsplit.structures import QuantSpec
 
@@ -77,7 +77,7 @@ def write(folder: Path) -> torch.Tensor:
     prepared, report = calibrate(model, list(x.split(1)), spec,
                                  run=lambda model, batch: model(batch))
     data = CalibrationData([], [], [11, 12, 13, 14], [])
-    save_quantized(folder, Config(dict(model=dict(type='PackedModel'))), spec,
+    save_run(folder, Config(dict(model=dict(type='PackedModel'))), spec,
                    QuantizedRun(prepared, report, data, float_bytes),
                    dict(classes=('cat', 'dog')))
     with torch.no_grad():

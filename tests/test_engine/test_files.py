@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmbitsplit.engine.files.writing import (
+from mmbitsplit.export.writing import (
     check_work_dir,
     write_checkpoint,
     write_json,
@@ -139,7 +139,7 @@ def test_killed_while_writing(tmp_path):
     code = (f"""
 import os, signal, torch
 from pathlib import Path
-from mmbitsplit.engine.files.writing import write_checkpoint
+from mmbitsplit.export.writing import write_checkpoint
 def save(value, file):
     file.write(b'half a file')
     file.flush()

@@ -17,7 +17,7 @@ from mmbitsplit.apis.checkpoint_files import convert_checkpoint
 from mmbitsplit.apis.split_files import join_files, split_file
 from mmbitsplit.calibration import calibrate
 from mmbitsplit.engine.data.calibration_data import load_calibration_data
-from mmbitsplit.engine.results.artifacts import save_quantized
+from mmbitsplit.engine.results.artifacts import save_run
 from mmbitsplit.engine.run.presets import replay_points
 from mmbitsplit.engine.run.quantize import QuantizedRun, read_spec, tensor_bytes
 from mmbitsplit.export import read_checkpoint
@@ -44,7 +44,7 @@ def quantize_and_save(scope: str, name: str, folder: Path) -> Saved:
             replay_points=replay_points(model), labels=data.labels)
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         cfg = Config.fromfile(f'configs/demo/{name}.py')  # as the user has it
-        sizes = save_quantized(folder, cfg, spec, QuantizedRun(prepared, report, data,
+        sizes = save_run(folder, cfg, spec, QuantizedRun(prepared, report, data,
                                                                float_bytes), dataset.metainfo)
         paths = [dataset.get_data_info(index)['img_path'] for index in range(IMAGES)]
         with torch.no_grad():

@@ -217,14 +217,20 @@ for name in ('mmengine', 'mmdet', 'mmpretrain', 'cv2', 'onnx'):
 
 import torch
 from torch import nn
-from mmbitsplit.apis import quantize_model
+from mmbitsplit.apis import load_quantized, quantize_model, save_quantized
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3),
+                         nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
+
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3),
-                      nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
+model = build()
 batches = [torch.rand(8, 3, 10, 10) for _ in range(3)]
 report = quantize_model(model, batches, dict(weight=dict(num_bits=4)))
 assert len(report.layers) == 3 and all(0 < row.error < 0.1 for row in report.layers)
+save_quantized(model, 'model.pth')
+assert torch.equal(load_quantized(build(), 'model.pth')(batches[0]), model(batches[0]))
 print('quantized by', sys.modules['mmbitsplit'].__file__)
 '''
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbitsplit.calibration.budget import NoPlanHolds
-from mmbitsplit.engine.files.writing import write_json
+from mmbitsplit.export.writing import write_json
 
 BUDGET = 'budget.json'
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbitsplit.calibration import Progress
-from mmbitsplit.engine.files.writing import unwritable
+from mmbitsplit.export.writing import unwritable
 from mmbitsplit.structures import LayerReport
 
 LAYER_LOG = 'layers.jsonl'

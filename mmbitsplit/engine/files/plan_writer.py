@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmbitsplit.engine.files.writing import write_text
+from mmbitsplit.export.writing import write_text
 from mmbitsplit.structures import BitPlan, plan_text, plan_value
 from mmbitsplit.structures.plan_file import PLAN
 

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from mmengine.logging import print_log
 
-from mmbitsplit.engine.files.writing import unwritable
+from mmbitsplit.export.writing import unwritable
 
 LOCK = '.running.json'
 # Of file systems that know no locks.

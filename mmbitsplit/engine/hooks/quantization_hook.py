@@ -4,8 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmbitsplit.engine.files.run_lock import only_run_in
-from mmbitsplit.engine.files.writing import check_work_dir
-from mmbitsplit.engine.results.artifacts import layers_table, save_quantized
+from mmbitsplit.engine.results.artifacts import layers_table, save_run
 from mmbitsplit.engine.results.visualizer_log import show_layers
 from mmbitsplit.engine.run.float_weights import check_float_weights
 from mmbitsplit.engine.run.preflight import check_data
@@ -17,6 +16,7 @@ from mmbitsplit.engine.run.quantize import (
     tensor_bytes,
 )
 from mmbitsplit.engine.run.weight_averages import leave_out_averages
+from mmbitsplit.export.writing import check_work_dir
 from mmbitsplit.registry import HOOKS
 
 
@@ -51,7 +51,7 @@ class QuantizationHook(Hook):
         with only_run_in(work_dir, runner.rank == 0):
             run = quantize_runner(runner, spec, prepare_data(runner, spec))
             if runner.rank == 0:
-                save_quantized(work_dir, runner.cfg, spec, run,
+                save_run(work_dir, runner.cfg, spec, run,
                                getattr(runner.test_loop.dataloader.dataset, 'metainfo', None))
                 show_layers(runner.visualizer, layers_table(run)['layers'])
         self.done = True

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from mmbitsplit.engine.files.writing import write_json
 from mmbitsplit.engine.onnx.end_to_end import NAME, end_to_end_request, suppression
 from mmbitsplit.engine.onnx.export_targets import (
     CLASSIFIER,
@@ -24,6 +23,7 @@ from mmbitsplit.export.onnx.nms_nodes import (
     rename_output,
 )
 from mmbitsplit.export.onnx.write_file import OnnxFile, write_onnx
+from mmbitsplit.export.writing import write_json
 from mmbitsplit.structures.options import check_choice
 
 LAYOUTS = ('mmdeploy',)

@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import hashlib
-import importlib.metadata
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,38 +10,21 @@ from typing import Any
 from mmengine.config import Config
 
 from mmbitsplit.engine.files.layer_log import layer_row
-from mmbitsplit.engine.files.writing import write_checkpoint, write_json, write_text
 from mmbitsplit.engine.run.model_wrapper import QuantizedModel
 from mmbitsplit.engine.run.quantize import QuantizedRun
 from mmbitsplit.engine.run.weight_averages import is_average
-from mmbitsplit.export import PAYLOAD_KEY, PLAN_KEY, pack_checkpoint, width_bytes
+from mmbitsplit.export import PAYLOAD_KEY, PLAN_KEY, pack_checkpoint, versions, width_bytes
+from mmbitsplit.export.writing import write_checkpoint, write_json, write_text
 from mmbitsplit.models import describe
 from mmbitsplit.planning.first_and_last import is_uniform
 from mmbitsplit.structures import QuantSpec, width_summary
 from mmbitsplit.structures.plan_choice import budget_summary
-from mmbitsplit.version import __version__
 
 CHECKPOINT, CONFIG = 'quantized.pth', 'quantized_config.py'
 CONVERTED = ('quantized.safetensors', 'quantized.json')  # made of it by `mmbitsplit convert`
 LAYERS, RESULTS = 'layers.json', 'results.json'
 HOOK_TYPE = 'mmbitsplit.QuantizationHook'
 RUNNER_TYPE = 'mmbitsplit.QuantizationRunner'
-PACKAGES = {'torch': ('torch',), 'mmengine': ('mmengine', 'onedl-mmengine'),
-            'mmcv': ('mmcv', 'onedl-mmcv'), 'mmdet': ('mmdet', 'onedl-mmdetection'),
-            'mmpretrain': ('mmpretrain', 'onedl-mmpretrain'), 'numba': ('numba',)}
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of everything that can change a result."""
-    found = {'mmbitsplit': __version__, 'python': platform.python_version()}
-    for name, distributions in PACKAGES.items():
-        for distribution in distributions:
-            try:
-                found[name] = importlib.metadata.version(distribution)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-            break
-    return found
 
 
 def file_sha256(path: str | None) -> str | None:
@@ -57,8 +38,8 @@ def file_sha256(path: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def save_quantized(work_dir: Path, cfg: Config, spec: QuantSpec, run: QuantizedRun,
-                   dataset_meta: Any = None) -> dict[str, int]:
+def save_run(work_dir: Path, cfg: Config, spec: QuantSpec, run: QuantizedRun,
+             dataset_meta: Any = None) -> dict[str, int]:
     """Writes checkpoint, config and ``layers.json``.
 
     Args:

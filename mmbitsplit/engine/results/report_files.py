@@ -9,10 +9,10 @@ from typing import Any
 from mmengine.logging import print_log
 
 from mmbitsplit.engine.files.choice_writer import BUDGET
-from mmbitsplit.engine.files.writing import write_json, write_text
 from mmbitsplit.engine.results.artifacts import LAYERS, RESULTS
 from mmbitsplit.engine.results.evaluation_record import EvaluationRecord
 from mmbitsplit.engine.run.quantize import QuantizedRun
+from mmbitsplit.export.writing import write_json, write_text
 from mmbitsplit.functional import code_histogram
 from mmbitsplit.report import classification, detections
 from mmbitsplit.report.classification import Answer, accuracy_by_class

@@ -14,8 +14,9 @@ from torch import nn
 from mmbitsplit.calibration import Journal
 from mmbitsplit.calibration.journal.identity import describe
 from mmbitsplit.engine.data.calibration_data import CalibrationData, calibration_dataset_config
-from mmbitsplit.engine.results.artifacts import CHECKPOINT, RESULTS, file_sha256, versions
+from mmbitsplit.engine.results.artifacts import CHECKPOINT, RESULTS, file_sha256
 from mmbitsplit.engine.run.quantize import bare_model
+from mmbitsplit.export import versions
 from mmbitsplit.methods import build_method
 from mmbitsplit.structures import ActivationSpec, CalibrationSpec, QuantSpec
 from mmbitsplit.structures.widths import SEARCHED

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmbitsplit.engine.run.integers import IntegerMode, IntegerUse
 from mmbitsplit.export import HEADER_KEY, PAYLOAD_KEY, PLAN_KEY, check_fit, unpack_state
-from mmbitsplit.models import rebuild, set_bits, set_plan
+from mmbitsplit.models import note_surgery, rebuild, set_bits, set_plan, use_bits
 from mmbitsplit.models.surgery.integers import check_mode
 from mmbitsplit.registry import MODELS
 from mmbitsplit.structures import BitPlan, PlanSpec
@@ -70,6 +70,7 @@ class QuantizedModel(BaseModel):
     def note_description(self, description: Mapping[str, Any]) -> None:
         """Notes what ``models.describe`` said of a model quantized in place."""
         self._buffers[PLAN_KEY] = encode_plan(description)
+        note_surgery(self.model, dict(description))
 
     def set_bits(self, bits: int | None = None, *, weight: int | None = None,
                  activation: int | None = None) -> None:
@@ -121,7 +122,8 @@ class QuantizedModel(BaseModel):
         plan = encode_plan(packed.description)
         if not self.quantization_plan.numel():
             rebuild(self.model, packed.description)
-            _use(self, self.quantized_bits)  # layers keep it while they are loaded
+            # Layers keep it while they are loaded.
+            use_bits(self, self.quantized_bits, 'quantized_bits')
         elif decode_plan(self.quantization_plan) != packed.description:
             raise ValueError('The model holds another quantized checkpoint already; build it '
                              'again to load this one.')
@@ -134,25 +136,6 @@ class QuantizedModel(BaseModel):
         state_dict.update({prefix + name: value for name, value in packed.state.items()})
         state_dict[prefix + PLAN_KEY] = plan
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _use(model: QuantizedModel, bits: int | Mapping[str, Any] | str | Path | None) -> None:
-    """Switches to what ``quantized_bits`` says.
-
-    Raises:
-        ValueError: It says what is no width and no plan, or a layer lacks it.
-    """
-    if bits is None:
-        return
-    if isinstance(bits, int):
-        set_bits(model, bits)
-    elif not isinstance(bits, Mapping) or 'layers' in bits:
-        set_plan(model, bits if isinstance(bits, (str, Path)) else dict(bits))
-    elif not bits or set(bits) - {'weight', 'activation'}:
-        raise ValueError(f'quantized_bits={dict(bits)!r} is not supported; give a width such as 4, '
-                         'dict(weight=3, activation=8), or a plan.')
-    else:
-        set_bits(model, **bits)
 
 
 def check_wrapped(cfg: Mapping[str, Any]) -> None:

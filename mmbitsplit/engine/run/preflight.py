@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 from mmbitsplit.engine.data.calibration_data import calibration_dataset_config
-from mmbitsplit.engine.files.writing import check_file
+from mmbitsplit.export.writing import check_file
 from mmbitsplit.structures import CalibrationSpec
 
 HOW_TO_GET = {

@@ -21,6 +21,9 @@ from mmbitsplit.models.surgery.modules import get_module
 from mmbitsplit.models.surgery.prepare import PreparedModel
 from mmbitsplit.models.surgery.turned import Turned
 
+_NOTE = '_mmbitsplit_surgery'  # attribute of a quantized model
+_USE = 'Use the config written beside the checkpoint, or the float model that was quantized.'
+
 
 def describe(prepared: PreparedModel) -> dict[str, Any]:
     """Returns what ``rebuild`` needs, in plain values."""
@@ -42,8 +45,20 @@ def describe(prepared: PreparedModel) -> dict[str, Any]:
             **({'products': products} if products else {})}
 
 
+def note_surgery(model: nn.Module, description: dict[str, Any]) -> None:
+    """Notes on a model what ``describe`` says of it; copies and pickles of the model have it."""
+    vars(model)[_NOTE] = description
+
+
+def surgery_of(model: nn.Module) -> dict[str, Any] | None:
+    """What was noted on a model (not on its parts), ``None`` where it was not quantized."""
+    return vars(model).get(_NOTE)
+
+
 def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
     """Repeats the surgery on a freshly built float model, ready to load quantized state.
+
+    The description is noted on the model.
 
     Raises:
         ValueError: The model lacks a layer of the description, or it is of another kind; the
@@ -56,6 +71,7 @@ def rebuild(model: nn.Module, description: dict[str, Any]) -> None:
         opened.close()
         raise
     release_originals(model)
+    note_surgery(model, description)
 
 
 def _rebuild(model: nn.Module, description: dict[str, Any]) -> None:
@@ -65,12 +81,12 @@ def _rebuild(model: nn.Module, description: dict[str, Any]) -> None:
                  *description.get('streams', ()), *description.get('products', ())):
         if name not in names:
             raise ValueError(f"The checkpoint's layer '{name}' is not in the model: it belongs "
-                             'to another architecture. Use the config written beside it.')
+                             f'to another architecture. {_USE}')
     for name in description.get('products', ()):
         if not isinstance(names[name], Product):
             raise ValueError(f"'{name}' is a product of activations in the checkpoint and a "
                              f'{type(names[name]).__name__} in the model: it belongs to another '
-                             'architecture. Use the config written beside it.')
+                             f'architecture. {_USE}')
     like = next(model.parameters(), torch.zeros(0))
     begins: list[Callable[[], Any]] = []  # nothing is changed while something may be refused
     for name, row in (*description['layers'].items(), *tables.items()):
@@ -81,8 +97,7 @@ def _rebuild(model: nn.Module, description: dict[str, Any]) -> None:
             else:
                 begins.append(_layer_of_row(row, names[name], like))
         except ValueError as error:
-            raise ValueError(f"Layer '{name}': {error} Use the config written beside the "
-                             'checkpoint.') from error
+            raise ValueError(f"Layer '{name}': {error} {_USE}") from error
     for name in description['folded']:
         steps = Steps.from_description(description.get('folded_steps', {}).get(
             name, {'steps': [], 'constants': []}), like)
