@@ -87,8 +87,8 @@ def quantize_config(cfg: Config, *, config_name: str, untrained: bool = False,
             run in the config's visualizer.
         integer: Whether the quantized model is evaluated with layers that multiply bytes
             (``models.to_integer``); ``'auto'``: where torch and processor can. Given nothing,
-            ``'auto'`` on processors with VNNI. Figures may differ in the last digits from those
-            that upstream's tools find, which compute in float; ``False`` gives the same.
+            ``'auto'``. Figures may differ in the last digits from those that upstream's tools
+            find, which compute in float; ``False`` gives the same.
 
     Returns:
         The contents of ``results.json``.

@@ -94,8 +94,7 @@ def add_integer(parser: argparse.ArgumentParser, first: str = '') -> None:
                         help='evaluate the quantized model with layers that multiply bytes: auto '
                              'where torch and the processor can, on (on GPUs, too) or an error; '
                              'figures may differ in the last digit from those of off, which '
-                             f"upstream's tools give, too; default {first}auto on processors with "
-                             'VNNI, off on others')
+                             f"upstream's tools give, too; default {first}auto")
 
 
 def positive(text: str) -> int:

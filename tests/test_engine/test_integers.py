@@ -110,10 +110,10 @@ def test_a_model_that_views_maps(wrapped, may, monkeypatch):
     assert conv.integers and orders == [False] * may + [True]
 
 
-def test_the_default_is_exact_everywhere_or_float(monkeypatch):
-    for saturates in (False, True):
-        monkeypatch.setattr(integers, 'saturates_pairs', lambda found=saturates: found)
-        assert integers.default_mode() == (False if saturates else 'auto')
+def test_the_default_multiplies_bytes_where_torch_does(monkeypatch):
+    for why in (None, 'no bytes here'):
+        monkeypatch.setattr(integers, 'why_no_integers', lambda found=why: found)
+        assert integers.default_mode() == ('auto' if why is None else False)
 
 
 @pytest.mark.parametrize('asked', ['auto', True])

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmbitsplit.engine.run.map_order import may_be_channels_last
 from mmbitsplit.models import quantized_layers, quantized_products, to_integer
-from mmbitsplit.models.layers.integer_support import saturates_pairs, why_no_integers
+from mmbitsplit.models.layers.integer_support import why_no_integers
 from mmbitsplit.models.layers.integer_widths import IntegerWidths
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.surgery.integers import check_mode
@@ -22,11 +22,9 @@ _VIEWED = 'view size is not compatible'
 
 
 def default_mode() -> IntegerMode:
-    """How a quantized model is evaluated where nobody says: ``'auto'`` where no layer saturates.
-
-    Without VNNI some layers would be computed in float, and figures would depend on which.
-    """
-    return 'auto' if why_no_integers() is None and not saturates_pairs() else False
+    """How a quantized model is evaluated where nobody says: ``'auto'`` where torch multiplies
+    bytes."""
+    return 'auto' if why_no_integers() is None else False
 
 
 @dataclass

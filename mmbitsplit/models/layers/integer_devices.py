@@ -8,7 +8,7 @@ from mmbitsplit.models.layers.gpu_support import why_no_gpu_integers
 from mmbitsplit.models.layers.gpu_weight import GpuWeight, why_float_on_gpu
 from mmbitsplit.models.layers.integer_product import IntegerProduct, why_float_product
 from mmbitsplit.models.layers.integer_support import why_no_integers, why_no_products
-from mmbitsplit.models.layers.integer_weight import IntegerWeight, why_float
+from mmbitsplit.models.layers.integer_weight import IntegerWeight, why_no_bytes
 from mmbitsplit.models.layers.quantizers import ActivationQuantizer, WeightQuantizer
 from mmbitsplit.structures import LayerGeometry, QParams
 
@@ -22,10 +22,16 @@ def why_no_integers_on(device: torch.device) -> str | None:
 
 
 def why_float_there(geometry: LayerGeometry, codes: Tensor, qparams: QParams) -> str | None:
-    """``why_float`` on the device of the codes."""
+    """Why a layer cannot be computed with integers at a width, ``None`` where it can.
+
+    Args:
+        geometry: Of the layer, for which ``why_never`` has no reason.
+        codes: int8, of the weight in use.
+        qparams: Of the input in use.
+    """
     if codes.device.type != 'cpu':
         return why_no_integers_on(codes.device) or why_float_on_gpu(geometry, qparams)
-    return why_float(geometry, codes, qparams)
+    return why_no_bytes(geometry, qparams)
 
 
 def integer_weight(quantizer: WeightQuantizer, inputs: ActivationQuantizer,

@@ -44,7 +44,7 @@ def saturates_pairs() -> bool:
 def why_no_products() -> str | None:
     """Why torch has no exact product of two matrices of bytes here, ``None`` where it has.
 
-    Of two inputs nobody knows how far they reach: so pairs must not saturate.
+    Of two inputs nobody knows how far they reach: pairs must not saturate at their ends.
     """
     reason = why_no_integers()
     if reason is not None:
@@ -58,18 +58,22 @@ def why_no_products() -> str | None:
         return (f'torch {torch.__version__} does not multiply matrices of bytes on this processor: '
                 f'{str(error).splitlines()[0]}')
     return None if torch.equal(found.double(), a.double() @ b.double()) else (
-        'sums of two of its products may leave 16 bits, where this processor (no VNNI) saturates')
+        f'torch {torch.__version__} gives wrong products of matrices of bytes on this processor')
 
 
 def integer_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """Writes the sums of a product of bytes.
+    """Writes the sums of a product of bytes, whole ones on every processor.
+
+    Where sums of two products saturate, b is multiplied as ``2 (b >> 1)`` and ``b & 1``.
 
     Args:
         a: uint8 (M, K).
         b: int8 (K, N).
         out: int32 (M, N), contiguous.
     """
-    return torch._int_mm(a, b, out=out)
+    if not saturates_pairs():
+        return torch._int_mm(a, b, out=out)
+    return torch._int_mm(a, b >> 1, out=out).mul_(2).add_(torch._int_mm(a, b & 1))
 
 
 def traced() -> bool:

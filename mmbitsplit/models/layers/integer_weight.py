@@ -34,9 +34,6 @@ from mmbitsplit.models.layers.quantizers import ActivationQuantizer, WeightQuant
 from mmbitsplit.models.layers.quantizers.learning import check_width
 from mmbitsplit.structures import LayerGeometry, LayerSolution, QParams
 
-SATURATES = ('two products of its weights and inputs may leave 16 bits, where this processor (no '
-             'VNNI) saturates')
-
 
 def why_never(geometry: LayerGeometry, weight: nn.Module | None,
               inputs: nn.Module | None) -> str | None:
@@ -63,20 +60,6 @@ def why_never(geometry: LayerGeometry, weight: nn.Module | None,
     return None
 
 
-def why_float(geometry: LayerGeometry, codes: Tensor, qparams: QParams) -> str | None:
-    """Why a layer cannot be computed with integers at a width on the CPU, ``None`` where it can.
-
-    Args:
-        geometry: Of the layer, for which ``why_never`` has no reason.
-        codes: int8, of the weight in use.
-        qparams: Of the input in use.
-    """
-    reason = why_no_bytes(geometry, qparams)
-    if reason is None and _saturates(codes, geometry, qparams.quant_max - qparams.quant_min):
-        return SATURATES
-    return reason
-
-
 def why_no_bytes(geometry: LayerGeometry, qparams: QParams) -> str | None:
     """Why no product of bytes is the layer, on any device, ``None`` where one is."""
     points = qparams.zero_point
@@ -90,7 +73,14 @@ def why_no_bytes(geometry: LayerGeometry, qparams: QParams) -> str | None:
     return None
 
 
-def _saturates(codes: Tensor, geometry: LayerGeometry, reach: int) -> bool:
+def must_be_halved(codes: Tensor, geometry: LayerGeometry, reach: int) -> bool:
+    """Whether two products of codes and inputs may leave 16 bits, where this processor saturates.
+
+    Args:
+        codes: int8, of a layer.
+        geometry: Of the layer.
+        reach: Largest byte of its inputs.
+    """
     return saturates_pairs() and pairs_saturate(weight_rows(codes, geometry), reach)
 
 
@@ -100,6 +90,9 @@ class IntegerWeight(nn.Module):
     It holds codes in the form that oneDNN takes, one byte a weight, and nothing of them beside;
     ``codes`` and ``weight()`` are made of it for others to read. ``plain`` gives the quantizer
     back as it was.
+
+    Where a processor saturates sums of two products, codes that could make it do so are multiplied
+    as ``2 (q >> 1)`` and ``q & 1``, two products that cannot, and take two bytes a weight.
 
     ``'floor'`` codes, which half a step is added to, are multiplied as ``2 q + 1`` at half the
     scale where that fits into a byte and does not saturate. Another offset takes the sum of the
@@ -136,6 +129,8 @@ class IntegerWeight(nn.Module):
     def codes(self) -> Tensor:
         """int8, shape of the weight; made anew each time."""
         codes = self._codes.dense()
+        if self._low is not None:
+            codes = 2 * codes + self._low.dense()
         codes = codes.t().contiguous() if self.geometry.kind == 'linear' \
             else layer_codes(codes, self.geometry)
         return codes >> 1 if self._odd else codes
@@ -149,7 +144,8 @@ class IntegerWeight(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes of what it multiplies by."""
-        return self._codes.nbytes + 4 * self._scale.numel()
+        halves = self._codes.nbytes + (0 if self._low is None else self._low.nbytes)
+        return halves + 4 * self._scale.numel()
 
     def plain(self) -> WeightQuantizer:
         """The quantizer that it was made of."""
@@ -196,10 +192,19 @@ class IntegerWeight(nn.Module):
         if bytes_ is None:
             return None
         rows = bytes_.view(-1, x.shape[-1])
-        y = integer_linear(rows, self._codes.of(rows.shape), self._scale, self._zeros, self._bias)
+        y = self._multiply(integer_linear, rows)
         if self._sums is not None:
             y.addcmul_(self._sums.of(integer_linear, rows), self.offset)
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _multiply(self, product: Callable[..., Tensor], bytes_: Tensor, *steps: Any) -> Tensor:
+        """One of the products of bytes, with scales and bias."""
+        shape = bytes_.shape
+        if self._low is None:
+            return product(bytes_, self._codes.of(shape), self._scale, self._zeros, self._bias,
+                           *steps)
+        y = product(bytes_, self._codes.of(shape), 2 * self._scale, self._zeros, self._bias, *steps)
+        return y.add_(product(bytes_, self._low.of(shape), self._scale, self._zeros, None, *steps))
 
     def _conv(self, x: Tensor) -> Tensor | None:
         geometry = explicit_padding(product_geometry(self.geometry), x.shape)
@@ -218,8 +223,7 @@ class IntegerWeight(nn.Module):
         if any(padding) and self._zero_byte:
             bytes_, padding = F.pad(bytes_, around, value=self._zero_byte), (0, 0)
         steps = geometry.stride, padding, geometry.dilation, geometry.groups
-        y = integer_conv(bytes_, self._codes.of(bytes_.shape), self._scale, self._zeros,
-                         self._bias, *steps)
+        y = self._multiply(integer_conv, bytes_, *steps)
         if self._sums is not None:
             sums, groups = self._sums.of(integer_conv, bytes_, *steps), (geometry.groups, -1)
             y.unflatten(1, groups).addcmul_(sums.unflatten(1, groups),
@@ -261,16 +265,19 @@ class IntegerWeight(nn.Module):
         self._zeros = torch.zeros(geometry.out_channels, dtype=torch.int64)
         rows = weight_rows(codes, geometry)  # (G, M, N)
         self._bias = _less_zeros(bias, rows, self._scale, shift)
-        self._codes, self._sums = _packed(codes, geometry, bool(shift.any())), None
+        halved = must_be_halved(codes, geometry, qparams.quant_max - qparams.quant_min)
+        self._codes, self._low = (None if part is None else _packed(part, geometry, bool(
+            shift.any())) for part in ((codes >> 1, codes & 1) if halved else (codes, None)))
+        self._sums = None
         if self.offset is not None and not self._odd:
             self._sums = InputSums(codes, geometry, step, shift)
         self._few = FewRows(geometry, self._rounding, self._scale, self._bias) \
-            if takes_rows(self.geometry) and self._sums is None else None
+            if takes_rows(self.geometry) and self._sums is None and not halved else None
 
     def _fits_odd(self, codes: Tensor, qparams: QParams) -> bool:
         """Whether codes are multiplied as ``2 q + 1``."""
         return self.num_bits < 8 and self.nesting == 'floor' \
-            and is_midrise(self.scale, self.offset) and not _saturates(
+            and is_midrise(self.scale, self.offset) and not must_be_halved(
                 odd_codes(codes), self.geometry, qparams.quant_max - qparams.quant_min)
 
     # It moves and is stored as the quantizer that it was made of.

@@ -195,8 +195,7 @@ def as_on_a_gpu(monkeypatch):
         for name, made in (('IntegerWeight', GpuWeight), ('IntegerProduct', GpuProduct)):
             monkeypatch.setattr(integer_devices, name, partial(made, kernels='torch'))
         monkeypatch.setattr(integer_devices, 'why_no_integers', lambda: None)
-        monkeypatch.setattr(integer_devices, 'why_float',
-                            lambda geometry, codes, qparams: why_float_on_gpu(geometry, qparams))
+        monkeypatch.setattr(integer_devices, 'why_no_bytes', why_float_on_gpu)
 
 
 def test_to_integer_on_a_gpu(as_on_a_gpu):

@@ -17,8 +17,7 @@ from mmbitsplit.models import to_integer
 from mmbitsplit.models.layers import integer_rows
 from mmbitsplit.models.layers.integer_packing import PATIENCE
 from mmbitsplit.models.layers.integer_rows import FEW
-from mmbitsplit.models.layers.integer_support import saturates_pairs, why_no_integers
-from mmbitsplit.models.layers.integer_weight import SATURATES
+from mmbitsplit.models.layers.integer_support import why_no_integers
 from mmbitsplit.structures import LayerGeometry
 
 pytestmark = pytest.mark.skipif(why_no_integers() is not None, reason='torch without bytes')
@@ -56,8 +55,6 @@ def test_transposed_convolutions_without_overlap(groups, inputs):
                              groups=groups)
     for offset, num_bits in ((False, 4), (True, 8)):
         layer, x = layer_of(geometry, INPUTS[inputs], num_bits, offset)
-        if saturates_pairs() and num_bits == 8:
-            continue
         expected, codes = exact(layer, x), layer.codes.clone()
         assert to_integer(layer).left == {}
         assert torch.equal(layer.codes, codes)
@@ -110,8 +107,8 @@ def test_linear_layers(inputs, few, monkeypatch):
 def test_widths_of_weights(num_bits):
     layer, x = layer_of(LayerGeometry('conv2d', 8, 16, kernel_size=(3, 3)), INPUTS['asymmetric'],
                         num_bits=num_bits)
-    expected, left = exact(layer, x), to_integer(layer, 'auto').left
-    assert left == ({'': SATURATES} if saturates_pairs() and num_bits == 8 else {})
+    expected, codes = exact(layer, x), layer.codes.clone()
+    assert to_integer(layer).left == {} and torch.equal(layer.codes, codes)
     assert_same(layer, x, expected)
 
 
@@ -185,19 +182,33 @@ from mmbitsplit.models import to_integer
 from mmbitsplit.models.layers.integer_support import saturates_pairs
 from mmbitsplit.structures import LayerGeometry
 assert saturates_pairs()
-for bits, inputs, done in ((8, 'asymmetric', False), (7, 'asymmetric', True),
-                           (8, 'narrow', True)):
-    layer, x = cases.layer_of(LayerGeometry('conv2d', 8, 16, kernel_size=(3, 3), padding=(1, 1)),
-                              cases.INPUTS[inputs], num_bits=bits)
+from mmbitsplit.models.layers.product import Product
+from mmbitsplit.structures import QParams
+from mmbitsplit.structures.products import ProductSolution
+convolution = LayerGeometry('conv2d', 8, 16, kernel_size=(3, 3), padding=(1, 1))
+for geometry, bits, inputs, halved in (
+        (convolution, 8, 'asymmetric', True), (convolution, 7, 'asymmetric', False),
+        (convolution, 8, 'narrow', False), (LayerGeometry('linear', 8, 16), 8, 'ecaq', True)):
+    layer, x = cases.layer_of(geometry, cases.INPUTS[inputs], num_bits=bits, offset=halved)
     layer.weight_quantizer.codes.sign_().mul_(2 ** (bits - 1) - 1)
+    layer.weight_quantizer.codes.flatten()[:3] = torch.tensor([-2 ** (bits - 1), 0, 1])
     layer.weight_quantizer.refresh()
-    expected, x = cases.exact(layer, 100 * x), 100 * x
-    assert (not to_integer(layer, 'auto').left) == done, bits
+    expected, x, codes = cases.exact(layer, 100 * x), 100 * x, layer.codes.clone()
+    to_integer(layer)
+    assert layer.weight_quantizer.nbytes // codes.numel() == (2 if halved else 1)
+    assert torch.equal(layer.codes, codes)
     cases.assert_same(layer, x, expected)
+product, grid = Product().eval(), lambda low, high: QParams(
+    torch.tensor([1.0]), torch.tensor([0]), low, high, unit=True)
+product.install(ProductSolution(grid(0, 255), grid(-128, 127)))
+to_integer(product)
+a, b = torch.full((1, 64, 64), 255.0), torch.tensor([127.0, -128.0, 1.0]).repeat(22)[:64]
+b = b.repeat(64, 1).unsqueeze(0)
+assert torch.equal(product.byte_product().product(a, b), a @ b)
 '''
 
 
-def test_without_vnni_it_is_exact_or_refused():
+def test_without_vnni_it_is_exact():
     helpers = str(Path(__file__).resolve().parents[2] / 'helpers')
     environment = {**os.environ, 'ONEDNN_MAX_CPU_ISA': 'AVX2', 'PYTHONPATH': os.pathsep.join(
         filter(None, (helpers, os.environ.get('PYTHONPATH'))))}
