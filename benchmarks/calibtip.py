@@ -1,10 +1,11 @@
 """What each stage of CalibTIP's pipelines gains: widths by budget, renewed norms, bias tuning.
 
 Rows are cumulative, as in the paper's ablation: a method at one width everywhere, then, with
-``--budget``, at widths chosen within that many bits a weight on average; then with batch norms
-renewed (``NormReestimation``), then with biases tuned (``BiasTuning``). Figures as in
-``benchmarks/cifar.py`` and ``benchmarks/imagenet_mini.py``, whose data and networks these are;
-``lite0`` needs ``--imagenet`` and ``--lite0-weights``.
+``--budget``, at widths chosen within that many bits a weight on average; then, as ``--stages``
+says, with batch norms renewed (``NormReestimation``), then with biases tuned (``BiasTuning``).
+Rows without a stage have what the method brings. Figures as in ``benchmarks/cifar.py`` and
+``benchmarks/imagenet_mini.py``, whose data and networks these are; ``lite0`` needs ``--imagenet``
+and ``--lite0-weights``.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import cifar, imagenet_mini
+from benchmarks.budget_rows import add_budget_arguments, budget_options, plan_taken
 from benchmarks.cifar import NETWORKS, accuracy, agreement, divergence, over_seeds
 from benchmarks.method_names import add_method_arguments, chosen_methods, typed_options
 from mmbitsplit.apis import quantize_model
@@ -70,20 +72,23 @@ def lite0_case(args: argparse.Namespace) -> Case:
                 imagenet_mini.predict)
 
 
-def rows(args: argparse.Namespace) -> Iterator[tuple[str, bool, list[dict[str, Any]]]]:
-    """Yields what a row adds, whether widths are chosen, and the stages."""
-    norms = {'type': NORMS, **typed_options(args.norm_options)}
-    biases = {'type': BIASES, **typed_options(args.bias_options)}
-    yield 'alone', False, []
-    if args.budget is None:
-        yield '+ norms', False, [norms]
-        yield '+ norms + biases', False, [norms, biases]
+def rows(args: argparse.Namespace) -> Iterator[tuple[str, float | None, list[dict[str, Any]]]]:
+    """Yields what a row adds, the mean bits within which widths are chosen, and the stages."""
+    known = {'norms': {'type': NORMS, **typed_options(args.norm_options)},
+             'biases': {'type': BIASES, **typed_options(args.bias_options)}}
+    stages = [known[name] for name in args.stages]
+    names = [''.join(f' + {name}' for name in args.stages[:count + 1])
+             for count in range(len(stages))]
+    yield 'alone', None, []
+    if not args.budget:
+        for count, name in enumerate(names, 1):
+            yield name[1:], None, stages[:count]
         if args.apart:
-            yield '+ biases', False, [biases]
-    else:
-        yield '+ widths', True, []
-        yield '+ widths + norms', True, [norms]
-        yield '+ widths + norms + biases', True, [norms, biases]
+            yield '+ biases', None, [known['biases']]
+    for budget in args.budget:
+        yield '+ widths', budget, []
+        for count, name in enumerate(names, 1):
+            yield f'+ widths{name}', budget, stages[:count]
 
 
 def main() -> None:
@@ -97,10 +102,9 @@ def main() -> None:
     parser.add_argument('--num-images', type=int, default=1024, help='of CIFAR-10')
     parser.add_argument('--bits', nargs='+', default=['4/4', '3/4'],
                         help='weight/activation bits of the uniform row')
-    parser.add_argument('--budget', type=float, metavar='BITS',
-                        help='mean weight bits within which the widths of the other rows are '
-                        'chosen')
-    parser.add_argument('--widths', type=int, nargs='+', default=[2, 3, 4, 8])
+    add_budget_arguments(parser)
+    parser.add_argument('--stages', nargs='*', choices=('norms', 'biases'),
+                        default=['norms', 'biases'], help='that come after widths, in this order')
     add_method_arguments(parser, ['RoundToNearest'])
     parser.add_argument('--norm-options', nargs='*', default=[], metavar='KEY=VALUE')
     parser.add_argument('--bias-options', nargs='*', default=[], metavar='KEY=VALUE')
@@ -119,21 +123,25 @@ def measure(name: str, case: Case, bits: str, method: str, args: argparse.Namesp
     """Prints the rows of one method at one width."""
     weight_bits, activation_bits = map(int, bits.split('/'))
     floats, plans = {}, {}
-    for row, chosen, stages in rows(args):
+    for row, budget, stages in rows(args):
         found = []
         for seed in args.seeds:
             batches, images, labels = case.split(seed)
             if seed not in floats:
                 floats[seed] = case.predict(case.build(), images)
             spec = cifar.request(method, weight_bits, activation_bits, seed, args.method_options)
-            if chosen:  # chosen once; the later rows calibrate at the same widths
-                spec |= {'plan': plans[seed]} if seed in plans else {'budget': {
-                    'weight_bits': args.budget, 'widths': args.widths}}
-            model, started = case.build(), time.perf_counter()
-            report = quantize_model(model, batches, {**spec, 'tuning': stages})
-            seconds = time.perf_counter() - started
-            if chosen:
-                plans[seed] = report.plan
+            if budget is not None:  # chosen once; the later rows calibrate at the same widths
+                spec |= {'plan': plans[budget, seed]} if (budget, seed) in plans else {'budget': {
+                    'weight_bits': budget, **budget_options(args.budget_options)}}
+            # Rows that ask for no stage have those that the method brings.
+            spec |= {'tuning': stages} if stages else {}
+            model, started = case.build(), time.process_time()
+            report = quantize_model(model, batches, spec)
+            seconds = time.process_time() - started
+            if budget is not None:
+                plans[budget, seed] = report.plan
+            if report.budget:
+                print(f'{name} seed {seed}, {plan_taken(report.budget)}', flush=True)
             logits = case.predict(model, images)
             found.append((accuracy(logits, labels), agreement(logits, floats[seed]),
                           divergence(logits, floats[seed]), seconds,
@@ -141,12 +149,12 @@ def measure(name: str, case: Case, bits: str, method: str, args: argparse.Namesp
                           accuracy(floats[seed], labels)))
         top1, agree, apart, seconds, kept, before = zip(*found)
         kept = ', '.join(f'{stage["type"]} kept {sum(taken)} of {len(kept)}'
-                         for stage, taken in zip(stages, zip(*kept)))
-        width = f'W{weight_bits}' if not chosen else f'mean {args.budget:g}'
+                         for stage, taken in zip(report.tuning, zip(*kept)))
+        width = f'W{weight_bits}' if budget is None else f'mean {budget:g}'
         print(f'{name} {width}A{activation_bits} {method} {row}: {over_seeds(top1)} (float '
               f'{np.mean(before):.2f}), as float {over_seeds(agree)}, divergence '
-              f'{over_seeds(apart, 4)}  ({np.mean(seconds):.0f} s){"; " * bool(kept)}{kept}',
-              flush=True)
+              f'{over_seeds(apart, 4)}  ({np.mean(seconds):.0f} s of a core){"; " * bool(kept)}'
+              f'{kept}', flush=True)
 
 
 if __name__ == '__main__':
