@@ -15,7 +15,7 @@ from mmbitsplit.export.onnx.write_file import OnnxFile, write_onnx
 
 def export_onnx(model: nn.Module, folder: str | Path, *, format: str = 'int8',
                 shape: tuple[int, int] | None = None, dynamic: bool = False,
-                inputs: Sequence[Tensor] | None = None, fold: bool = True,
+                inputs: Tensor | Sequence[Tensor] | None = None, fold: bool = True,
                 end2end: bool = False, layout: str | None = None) -> list[OnnxFile]:
     """Writes a quantized model as ONNX files of opset 21, one a graph.
 
@@ -32,7 +32,7 @@ def export_onnx(model: nn.Module, folder: str | Path, *, format: str = 'int8',
             are stored in 4, runs in float.
         shape: Height and width of the image, padded as the model's preprocessor does.
         dynamic: Whether batch, height and width may vary.
-        inputs: Example tensors of a torch module.
+        inputs: Example tensors of a torch module, or the one that it takes.
         fold: Whether input scales move into the layer before where its output goes nowhere else.
         end2end: Of a single-stage detector: decoding of boxes and non-maximum suppression are part
             of the graph, ``end2end.onnx``; it gives ``dets`` (N, K, 5) and ``labels`` (N, K).
@@ -55,7 +55,8 @@ def export_onnx(model: nn.Module, folder: str | Path, *, format: str = 'int8',
         _warn_of(files)
         return files
     if inputs is not None:
-        requests = [_plain_request(model, tuple(inputs), dynamic)]
+        inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        requests = [_plain_request(model, inputs, dynamic)]
     else:
         from mmbitsplit.engine.onnx.export_targets import export_requests, preprocessing_facts
         model = getattr(model, 'model', model)

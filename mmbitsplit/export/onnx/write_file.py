@@ -83,19 +83,24 @@ def write_onnx(request: GraphRequest, path: str | Path, *, format: str = 'int8',
     traced.model.metadata_props[METADATA] = json.dumps(
         {'graph': request.name, 'format': format, 'outputs': traced.structure,
          'saturating': saturating, 'codes': codes, **(facts or {})})
-    path = Path(path)
+    path, onnx = Path(path), need('onnx')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             ir.save(traced.model, temporary)
             if finish is not None:
-                proto = need('onnx').load(str(temporary))
+                proto = onnx.load(str(temporary))
                 finish(proto)
-                need('onnx').save(proto, str(temporary))
-            need('onnx').checker.check_model(str(temporary), full_check=True)
+                onnx.save(proto, str(temporary))
+            onnx.checker.check_model(str(temporary), full_check=True)
     except OSError as error:
         raise ValueError(f'{path} cannot be written: {error}. Choose another place with '
                          '--output.') from error
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = ' '.join(str(error).split())
+        raise ValueError(f"The graph of '{request.name}' is none that ONNX allows: {reason}. Give "
+                         'inputs with a batch; a layer that ONNX lacks can stay in float.'
+                         ) from error
     return OnnxFile(path, request.name, len(traced.layers), folds, path.stat().st_size,
                     saturating, format, codes, len(traced.products))
 
