@@ -116,7 +116,7 @@ class WidthSolver:
         elif plan.widths or plan.input_widths:
             self._solve(plan, offers)
         else:
-            self.solver(name, self._in_turn(offers))
+            self.solver(name, self._at_widest(offers))
 
     def _at_widths(self, plan: ProductPlan, offers: dict[tuple[int, int], list[ProductCapture]],
                    ) -> dict[int, dict[int, list[ProductCapture]]]:
@@ -129,8 +129,15 @@ class WidthSolver:
                            if number == prefix}
         return found
 
+    def _at_widest(self, offers: dict[tuple[int, int], list[Any]]) -> dict[int, list[Any]]:
+        """Of each batch what it gave at the widest widths. Least squares on inputs that narrow
+        widths have made noisy would shrink a weight, for every width (YOLOX-nano, 8 bits: 3 AP).
+        """
+        return {batch: captures for (batch, number), captures in offers.items()
+                if number == len(self.pairs.prefixes) - 1}
+
     def _in_turn(self, offers: dict[tuple[int, int], list[Any]]) -> dict[int, list[Any]]:
-        """Of each batch what it gave at one of its widths: as many positions as ever, of all."""
+        """Of each batch what it gave at one of its widths: ranges are of all, in as many values."""
         count = len(self.pairs.prefixes)
         # Every second batch may be judged on: two in a row have the same width.
         return {batch: captures for (batch, number), captures in offers.items()

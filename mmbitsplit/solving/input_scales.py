@@ -50,6 +50,7 @@ MOST_INPUTS_FOR_STRENGTH = 4608
 # large layers, whose grams are dear.
 OUTPUTS_FOR_STRENGTH = 128
 ROWS_FOR_STRENGTH, LEAST_ROWS_FOR_STRENGTH, ELEMENTS_FOR_STRENGTH = 8192, 2048, 1 << 21
+ROWS_FOR_CLIPPING = 1024  # by which ranges of further widths are told apart
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class InputTrial:
 
     def of_few(self) -> 'InputTrial':
         """Compares errors of rounding on few positions: enough to tell one scale from another."""
-        step = max(1, self.judge.x.shape[-1] // LEAST_ROWS_FOR_STRENGTH)
+        step = max(1, self.judge.x.shape[-1] // ROWS_FOR_CLIPPING)
         self.unseen = (replace(self.judge, x=self.judge.x[..., ::step].contiguous()),)
         return self
 

@@ -90,18 +90,19 @@ def solve_widths(layer: QuantizedLayer, plan: LayerPlan, method: Method, pairs: 
         del samples
     widths = plan.widths or (plan.weight.num_bits,)
     with stopwatch('solve_statistics'):
-        found, apart, of, parts = [], True, None, None
+        found, apart, of, used, parts = [], True, None, None, None
         for bits in widths:
             index = next((index for index, pair in enumerate(pairs) if pair.weight == bits),
                          len(pairs) - 1)
             if rows[index] is not of:  # widths that share a branch come one after another
                 parts = None  # before others are made
-                of, parts = rows[index], rows[index].split()
-            statistics, held_out, apart = fit_and_held_out(rows[index], inputs[index], geometry,
-                                                           method, parts)
+                of, used, parts = rows[index], None, rows[index].split()
+            if inputs[index] is not used:  # with inputs of one width they share sums as well
+                used = inputs[index]
+                statistics, held_out, apart = fit_and_held_out(of, used, geometry, method, parts)
             found.append(_AtWidth(
-                bits=bits, input=inputs[index], statistics=statistics, held_out=held_out,
-                weight=inputs[index].weight(weight, geometry).to(statistics.x_sum.dtype)))
+                bits=bits, input=used, statistics=statistics, held_out=held_out,
+                weight=used.weight(weight, geometry).to(statistics.x_sum.dtype)))
         del parts
     with stopwatch('solve_codes'):
         choice = _choose(found, method, team)

@@ -8,7 +8,7 @@ from pyramids import LevelHead
 from thread_team import together
 from torch import nn
 
-from mmbitsplit.calibration import Journal, calibrate, width_solver
+from mmbitsplit.calibration import Journal, calibrate, layer_solver, width_solver
 from mmbitsplit.calibration.width_solver import WidthPairs, _prefixes
 from mmbitsplit.functional import narrower_codes
 from mmbitsplit.functional.stored_widths import solution_as_stored
@@ -111,6 +111,33 @@ def test_each_width_is_solved_on_what_the_model_gives_at_that_width(batches, see
         (bits, bits, row.candidates[f'{name}, {bits} bits'], row.candidates[
             f'rounding, {bits} bits']) for bits in WIDTHS]
     assert row.width_errors[-1]['error'] == row.error and row.width_errors[0]['error'] > row.error
+
+
+def test_layers_of_one_width_are_solved_on_what_the_widest_gives(batches, seeded, monkeypatch):
+    seen = {}
+
+    def spy(layer, plan, method, captures, *rest, **options):
+        seen[plan.name] = captures
+        return solve(layer, plan, method, captures, *rest, **options)
+
+    solve = layer_solver.solve_layer
+    monkeypatch.setattr(layer_solver, 'solve_layer', spy)
+    model, _ = calibrated(batches, seeded, call)
+    assert set(seen) == {name for name, widths in widths_of(model).items()
+                         if len(widths.weight) == 1}
+    found = {name: [] for name in seen}
+    modules = dict(model.named_modules())
+    for name in seen:
+        modules[name].register_forward_pre_hook(
+            lambda layer, inputs, kept=found[name]: kept.append(inputs[0].clone()))
+    set_bits(model, WIDTHS[-1])
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    for name, captures in seen.items():
+        assert len(captures) == len(found[name]) >= len(batches)
+        for capture, x in zip(captures, found[name]):
+            torch.testing.assert_close(capture.high, x.amax((0, 2, 3)), msg=name)
 
 
 def test_codes_nest_inputs_are_multiples_and_other_layers_have_one_width(batches, seeded):

@@ -1,6 +1,7 @@
 """Codes that several widths share: brute force on tiny problems, prefixes, what never rises."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from mmbitsplit.functional import (
     solve_bitsplit,
     solve_nested,
 )
-from mmbitsplit.functional.kernels.nested_loops import nested_sweep
+from mmbitsplit.functional.kernels.nested_loops import nested_sweep, range_fits
 from mmbitsplit.structures import WeightSolution
 
 LAYOUTS = ('floor', 'planes')
@@ -125,6 +126,37 @@ def test_a_settled_sweep_finds_the_best_codes_of_an_element(nesting):
         nested_sweep(codes, (cross - product).contiguous(), gram.contiguous(), scale, importance,
                      [2, 0], planes, (low, high), torch.zeros(1, 1, dtype=torch.int64))
         assert total(codes) == pytest.approx(total(wanted), rel=1e-9)
+
+
+def test_errors_that_no_codes_can_help_do_not_move_codes():
+    """A width whose inputs layers before have spoilt counts as much as it would without."""
+    widths = (3, 8)
+    sums, weights = problem(widths, outputs=8, inputs=30)
+    spoilt = [replace(sums[0], y_sq=50 * sums[0].y_sq), sums[1]]
+    assert torch.equal(solve_nested(sums, weights, widths).codes,
+                       solve_nested(spoilt, weights, widths).codes)
+
+
+@pytest.mark.parametrize('nesting', LAYOUTS)
+def test_ranges_are_judged_as_by_rounding_and_least_squares(nesting):
+    planes, generator = nesting == 'planes', torch.Generator().manual_seed(2)
+    target = torch.randn(2, 3, 2, 7, generator=generator, dtype=torch.float64)
+    target[1, 2, 1] = 0  # nothing to follow
+    weight = torch.rand(2, 2, 7, generator=generator, dtype=torch.float64)
+    tops = target[:, :, 1].abs().amax(-1).clamp(min=1e-12) * torch.tensor([0.5, 1.0]).view(2, 1, 1)
+    low, high = code_range(5, signed=True, narrow_range=planes)
+    offset, reach = (0.0, high) if planes else (0.5, high + 1)
+    found, scales = range_fits(target, weight, tops, reach, offset, [2, 0], planes, (low, high),
+                               1e-12)
+    codes = (target[:, :, 1] * reach / tops.unsqueeze(-1) - offset).round().clamp(low, high).int()
+    for level, bits in enumerate((3, 5)):
+        levels = narrower_codes(codes, 5, bits, nesting) + offset
+        of, wanted = weight[:, None, level], target[:, :, level]
+        scale = (of * levels * wanted).sum(-1) / (of * levels * levels).sum(-1)
+        scale = torch.where(scale > 0, scale, 1e-12)
+        error = (of * (wanted - scale.unsqueeze(-1) * levels).square()).sum(-1)
+        torch.testing.assert_close(scales[..., level], scale)
+        torch.testing.assert_close(found[..., level], error)
 
 
 def test_no_code_of_a_tiny_row_is_better_than_a_little():

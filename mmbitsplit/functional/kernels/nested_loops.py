@@ -221,3 +221,57 @@ def nested_feedback(codes: Tensor, target: Tensor, lower: Tensor, scale: Tensor,
     run_loop(_serial_feedback, _parallel_feedback, work, codes.numpy(), target.numpy(),
              lower.numpy(), scale.numpy(), offset, importance.numpy(), np.array(shifts), int(sign),
              *limits, torch.zeros_like(target).numpy())
+
+
+def _range_fits(target, weight, tops, reach, offset, shifts, sign, lowest, highest, least, errors,
+                scales):  # pragma: no cover
+    """Rounds rows of the last width to reach each of some ranges; fits a scale of every width.
+
+    Args:
+        target: (G, M, K, N) what each width wants to be.
+        weight: (G, K, N) of its squared errors.
+        tops: (R, G, M) the ranges.
+        reach: Steps that a range has.
+        offset, shifts, sign, lowest, highest: See ``_nested_feedback``.
+        least: The scale of a row that codes do not follow.
+        errors, scales: (R, G, M, K), written.
+    """
+    groups, rows, levels, columns = target.shape
+    for row in numba.prange(groups * rows):
+        g, m = row // rows, row % rows
+        codes = np.empty(columns, np.int64)
+        for r in range(tops.shape[0]):
+            inverse = reach / tops[r, g, m]
+            for n in range(columns):
+                wanted = np.rint(target[g, m, levels - 1, n] * inverse - offset)
+                codes[n] = np.int64(min(max(wanted, lowest), highest))
+            for k in range(levels):
+                energy, correlation, whole = 0.0, 0.0, 0.0
+                for n in range(columns):
+                    level = narrow(codes[n], shifts[k], sign) + offset
+                    value, of = target[g, m, k, n], weight[g, k, n]
+                    energy += of * level * level
+                    correlation += of * level * value
+                    whole += of * value * value
+                scale = least
+                if energy > 0.0 and correlation > 0.0:
+                    scale = correlation / energy
+                scales[r, g, m, k] = scale
+                errors[r, g, m, k] = max(
+                    whole - scale * (2.0 * correlation - scale * energy), 0.0)
+
+
+_serial_fits = numba.njit(**OPTIONS)(_range_fits)
+_parallel_fits = numba.njit(parallel=True, **OPTIONS)(_range_fits)
+
+
+def range_fits(target: Tensor, weight: Tensor, tops: Tensor, reach: int, offset: float,
+               shifts: list[int], sign: bool, limits: tuple[int, int], least: float,
+               ) -> tuple[Tensor, Tensor]:
+    """Errors and scales (R, G, M, K), float64, of CPU tensors; see ``_range_fits``."""
+    errors = torch.empty(*tops.shape, len(shifts), dtype=torch.float64)
+    scales = torch.empty_like(errors)
+    run_loop(_serial_fits, _parallel_fits, 8 * target.numel() * tops.shape[0],
+             *(value.contiguous().numpy() for value in (target, weight, tops)), reach, offset,
+             np.array(shifts), int(sign), *limits, least, errors.numpy(), scales.numpy())
+    return errors, scales

@@ -35,7 +35,7 @@ Order = Literal['joint', 'up']
 RANGES = 13  # ranges that a row's first scales are chosen from
 LEAST_RANGE = 0.2  # of them, as a part of the largest weight
 LEAST_SCALE = 1e-12  # of rows of zeros
-STILL = 1e-3  # a row is at rest when a sweep takes less than this part of its error away
+STILL = 1e-3  # a row is at rest when a sweep takes away less than this part of what codes add
 
 
 def solve_nested(statistics: Sequence[LayerStatistics], weights: Sequence[Tensor],
@@ -99,21 +99,18 @@ def round_nested(weights: Sequence[Tensor], widths: Sequence[int], nesting: Nest
     Returns:
         As ``solve_nested``; the objective is left open.
     """
-    planes, widest = nesting == 'planes', weights[-1]
-    offset, one = (0.0 if planes else 0.5), torch.ones_like(widest[:1, :1, :1])
-    found = []
-    for top in _tops(widest):
-        codes = _round(widest, top, widths[-1], planes).to(torch.int32)
-        found.append((codes, [_fit(weight, narrower_codes(codes, widths[-1], bits, nesting).to(
-            weight) + offset, one) for weight, bits in zip(weights, widths)]))
-    errors = torch.stack([torch.stack([error for error, _ in fits]) for _, fits in found])
+    planes, widest = nesting == 'planes', weights[-1].cpu()
+    target = torch.stack([weight.cpu().to(widest) for weight in weights], 2)
+    shifts = [widths[-1] - bits for bits in widths]
+    errors, scales = _fits(target, torch.ones_like(target[:, 0]), _tops(widest), widths[-1],
+                           shifts, planes)  # (RANGES, G, M, K)
     least = errors.amin(0, keepdim=True)
-    best = (errors / torch.where(least > 0, least, 1.0)).sum(1).argmin(0, keepdim=True)  # (1, G, M)
-    codes = torch.stack([codes for codes, _ in found]).gather(
-        0, best.unsqueeze(-1).expand(-1, *widest.shape))[0]
-    scales = torch.stack([torch.stack([scale for _, scale in fits]) for _, fits in found])
-    return _of_widths(codes, [scales[:, index].gather(0, best)[0] for index in range(len(widths))],
-                      widths, nesting)
+    best = (errors / torch.where(least > 0, least, 1.0)).sum(-1).argmin(0, keepdim=True)
+    codes = _round(widest, _tops(widest).gather(0, best)[0], widths[-1], planes)
+    device = weights[-1].device
+    scale = scales.gather(0, best.unsqueeze(-1).expand(-1, *scales.shape[1:]))[0].to(widest)
+    return _of_widths(codes.to(torch.int32).to(device),
+                      [one.contiguous().to(device) for one in scale.unbind(-1)], widths, nesting)
 
 
 def _of_widths(codes: Tensor, scales: Sequence[Tensor], widths: Sequence[int], nesting: Nesting,
@@ -241,37 +238,29 @@ class _Problem:
         squared diagonal of the Cholesky factor.
         """
         squares = self.lower.diagonal(dim1=1, dim2=3).square()  # (G, K, N)
-        floor = (self.y_sq - (self.target * self.cross).sum(-1)).clamp(min=0)
         found = {(level, bits): self._rounding(squares, level, bits).amin(0)
                  for level, own in enumerate(self.widths) for bits in {own, reference_bits}}
         alone, reference = (torch.stack([found[key] for key in enumerate(chosen)], -1)
                             for chosen in (self.widths, [reference_bits] * len(self.widths)))
-        total = floor + alone + reference
+        total = alone + reference  # without what layers before have spoilt and no codes can help
         importance = 1 / torch.where(total > 0, total, 1.0)
         errors, scales = self._nested_rounding(squares)  # (RANGES, G, M, K)
         best = (errors * importance).sum(-1).argmin(0, keepdim=True).unsqueeze(-1)
         scale = scales.gather(0, best.expand(-1, *scales.shape[1:]))[0]
-        return _Start(scale.contiguous(), importance.contiguous())
+        return _Start(scale.to(self.target).contiguous(),
+                      importance.to(self.target).contiguous())
 
     def _rounding(self, squares: Tensor, level: int, bits: int) -> Tensor:
         """Errors of a width's inputs with weights of so many bits alone, (ranges, G, M): of every
         second range, as it is an importance that comes of them."""
-        target, weight = self.target[:, :, level], squares[:, None, level]
-        return torch.stack([
-            _fit(target, _round(target, top, bits, self.planes) + self.offset, weight)[0]
-            for top in _tops(target)[::2]])
+        target = self.target[:, :, level]
+        return _fits(target.unsqueeze(2), squares[:, level:level + 1], _tops(target)[::2], bits,
+                     [0], self.planes)[0][..., 0]
 
     def _nested_rounding(self, squares: Tensor) -> tuple[Tensor, Tensor]:
         """(RANGES, G, M, K) errors and scales of codes that all widths share."""
-        widest = self.target[:, :, -1]
-        errors, scales = [], []
-        for top in _tops(widest):
-            codes = _round(widest, top, self.widths[-1], self.planes).to(torch.int32)
-            found = [_fit(self.target[:, :, level], self.levels(codes, level),
-                          squares[:, None, level]) for level in range(len(self.widths))]
-            errors.append(torch.stack([error for error, _ in found], -1))
-            scales.append(torch.stack([scale for _, scale in found], -1))
-        return torch.stack(errors), torch.stack(scales)
+        return _fits(self.target, squares, _tops(self.target[:, :, -1]), self.widths[-1],
+                     self.shifts, self.planes)
 
 
 def _tops(target: Tensor) -> Tensor:
@@ -289,18 +278,32 @@ def _round(target: Tensor, top: Tensor, bits: int, planes: bool) -> Tensor:
         low, high)
 
 
-def _fit(target: Tensor, levels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Least ``sum weight (target - scale levels)^2`` over a positive scale, and the scale, (G, M).
+def _fits(target: Tensor, weight: Tensor, tops: Tensor, bits: int, shifts: list[int],
+          planes: bool) -> tuple[Tensor, Tensor]:
+    """Least ``sum weight (target - scale levels)^2`` over positive scales, and the scales.
+
+    Args:
+        target: (G, M, K, N) of widths that share codes.
+        weight: (G, K, N).
+        tops: (R, G, M) what the last width's codes reach.
+        bits: Of that width.
+        shifts: Bits that each lacks to it.
+        planes: Whether magnitudes are what nests.
+
+    Returns:
+        (R, G, M, K) each, in float64.
     """
-    energy = (weight * levels.square()).sum(-1)
-    correlation = (weight * levels * target).sum(-1)
-    usable = (energy > 0) & (correlation > 0)
-    scale = torch.where(usable, correlation / torch.where(usable, energy, 1.0), LEAST_SCALE)
-    return (weight * (target - scale.unsqueeze(-1) * levels).square()).sum(-1), scale
+    from mmbitsplit.functional.kernels.nested_loops import range_fits
+    low, high = code_range(bits, signed=True, narrow_range=planes)
+    return range_fits(target, weight, tops, high if planes else high + 1, 0.0 if planes else 0.5,
+                      shifts, planes, (low, high), LEAST_SCALE)
 
 
 class _Descent:
     """Codes, scales and residuals of all widths, kept consistent while elements move."""
+
+    residual: Tensor
+    objective: Tensor
 
     def __init__(self, problem: _Problem, start: _Start, importance: Tensor):
         from mmbitsplit.functional.kernels.nested_loops import nested_feedback
@@ -312,7 +315,7 @@ class _Descent:
         self.weighted = start.importance
         self.history: list[float] = []
         self.num_sweeps = 0
-        self._fit_scales()
+        self._fit_scales(anew=True)
 
     def run(self, importance: Tensor, max_sweeps: int, few: float, settled: int = 0) -> None:
         """Sweeps until every row is at rest.
@@ -325,6 +328,8 @@ class _Descent:
         """
         from mmbitsplit.functional.kernels.nested_loops import nested_sweep
         problem, closed = self.problem, torch.zeros(self.codes.shape[:2], dtype=torch.bool)
+        least = ((problem.y_sq - torch.linalg.vecdot(problem.target, problem.cross)).clamp(min=0)
+                 * importance).sum(-1)  # of float weights
         for _ in range(max_sweeps):
             moved = torch.where(closed, -1, 0)
             nested_sweep(self.codes, self.residual, problem.gram, self.scale,
@@ -334,7 +339,7 @@ class _Descent:
             before = self._error(importance)
             self._fit_scales()
             now = self._error(importance)
-            closed = closed | (moved <= few) | (before - now <= STILL * before)
+            closed = closed | (moved <= few) | (before - now <= STILL * (before - least))
             if closed.all():
                 break
 
@@ -342,15 +347,25 @@ class _Descent:
         """(G, M) of all widths together, as scales were last fitted."""
         return (self.objective * importance).sum(-1)
 
-    def _fit_scales(self) -> None:
-        """Closed form for each width (paper, Eq. 4); residuals are made anew with them."""
+    def _fit_scales(self, anew: bool = False) -> None:
+        """Closed form for each width (paper, Eq. 4), and residuals with them.
+
+        Residuals that sweeps have kept up to date in float64 say what codes times gram is; where
+        there are none yet (``anew``), it is multiplied.
+        """
         problem, scales, residuals, objectives, before = self.problem, [], [], [], []
+        anew = anew or problem.cross.dtype != torch.float64 \
+            or bool((self.scale <= LEAST_SCALE).any())
         for level in range(len(problem.widths)):
             levels = problem.levels(self.codes, level)
-            gram, cross = problem.gram[:, :, level], problem.cross[:, :, level]
-            product = levels @ gram
-            energy = (levels * product).sum(-1, dtype=torch.float64)
-            correlation = (levels * cross).sum(-1, dtype=torch.float64)
+            cross = problem.cross[:, :, level]
+            if anew:
+                product = levels @ problem.gram[:, :, level]
+            else:
+                product = (cross - self.residual[:, :, level]).div_(
+                    self.scale[..., level].unsqueeze(-1))
+            energy = torch.linalg.vecdot(levels.double(), product.double())
+            correlation = torch.linalg.vecdot(levels.double(), cross.double())
             old = self.scale[..., level].double()
             usable = (energy > 0) & (correlation > 0)
             scale = torch.where(usable, correlation / torch.where(usable, energy, 1.0), old)
