@@ -217,7 +217,7 @@ def read_limits(texts: Iterable[str]) -> dict[str, float]:
     """Reads limits as a command line has them: ``'4.5'``, ``'12MB'``, ``'bitops=0.2'``.
 
     Args:
-        texts: A bare number is ``weight_bits``, a size ``bytes``.
+        texts: A bare number, or one of bits, is ``weight_bits``, a size ``bytes``.
 
     Returns:
         Keys of ``BudgetSpec``.
@@ -229,7 +229,8 @@ def read_limits(texts: Iterable[str]) -> dict[str, float]:
     for text in texts:
         name, equals, value = text.partition('=')
         if not equals:
-            value, name = text, 'weight_bits' if _number(text) is not None else 'bytes'
+            bits = text.removesuffix('bits').removesuffix('bit').rstrip()  # '4.5 bits', too
+            value, name = (bits, 'weight_bits') if _number(bits) is not None else (text, 'bytes')
         if name not in LIMITS:
             raise ValueError(f"budget '{text}': {name!r} is not known; {nearest(name, LIMITS)}.")
         if name in limits:

@@ -84,6 +84,7 @@ def test_a_metric_target_is_a_budget_and_a_plan_beside_one_is_refused():
 def test_limits_are_read_as_a_command_line_has_them():
     assert read_limits(['4.5', '12MB', 'bitops=0.2', 'latency=.6']) == {
         'weight_bits': 4.5, 'bytes': 12e6, 'bitops': 0.2, 'latency': 0.6}
+    assert read_limits(['4.5bits']) == read_limits(['4.5 bits']) == {'weight_bits': 4.5}
     assert read_limits(['bytes=800kB']) == read_limits(['bytes=800000']) == {'bytes': 800_000}
     assert read_bytes('1.5 mib') == 3 << 19
     for texts, told in ((['bitop=0.2'], "did you mean 'bitops'"), (['4', '5'], 'given twice'),
