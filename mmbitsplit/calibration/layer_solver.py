@@ -59,7 +59,7 @@ class LayerSolver:
             layer = self.prepared.layers[name]
             plan = next(plan for plan in self.prepared.plan.layers if plan.name == name)
             check_seen(name, targets, team)
-            shared = self.prepared.stream_qparams(plan.stream) if plan.stream else None
+            shared = self.prepared.all_stream_qparams(plan.stream) if plan.stream else ()
             solved = solve_layer(layer, plan, self.method, captures, targets, team,
                                  self.stopwatch, shared, given=table_of(self.prepared, plan))
             samples = merge_samples(captures, team) if self.method.refines else None

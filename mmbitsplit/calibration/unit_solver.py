@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from mmbitsplit.methods import Method
 from mmbitsplit.methods.unit_problem import UnitCall
 from mmbitsplit.models import DataFlow, PreparedModel, QuantizedLayer
 from mmbitsplit.models.layers.product import Product
+from mmbitsplit.models.layers.streams import rounded_streams
 from mmbitsplit.models.surgery.undo import as_it_was_on_error
 from mmbitsplit.passes.repeated_calls import Owner, find_owners
 from mmbitsplit.passes.stopwatch import Stopwatch
@@ -33,6 +35,7 @@ from mmbitsplit.solving.solve_unit import (
     UnitOutcome,
     install,
     solve_unit,
+    use_streams,
     use_widths,
 )
 from mmbitsplit.structures import CalibrationSpec, Unit, Widths, summary
@@ -157,6 +160,7 @@ class UnitSolver:
         journal = self.solved.journal  # of the first process
         outcome = solve_unit(
             evidence, calls, self._layers(unit), self.method, products=self._products(unit),
+            streams=self._streams(unit),
             progress=progress,
             snapshots=None if journal is None else journal.unit_state(unit.name),
             importance=self.importance.get(unit.name),
@@ -169,11 +173,20 @@ class UnitSolver:
 
     def _products(self, unit: Unit) -> list[Product]:
         """Those inside the unit's modules."""
-        return [product for name, product in self.prepared.products.items()
-                if any(f'{name}.'.startswith(f'{module}.') for module in unit.modules)]
+        return [product for name, product in self.prepared.products.items() if _inside(name, unit)]
+
+    def _streams(self, unit: Unit) -> list[nn.Module]:
+        """Of the unit's modules and those inside, the ones that give rounded streams."""
+        return [module for name, module in rounded_streams(self.prepared.model)
+                if _inside(name, unit)]
 
     def _device(self, evidence: UnitEvidence) -> torch.device:
         return self.prepared.layers[evidence.function.unit.layers[0]].product_weight.device
+
+
+def _inside(name: str, unit: Unit) -> bool:
+    """Whether a module is one of a unit's, or inside of one."""
+    return any(f'{name}.'.startswith(f'{module}.') for module in unit.modules)
 
 
 def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: Method,
@@ -208,7 +221,7 @@ def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: 
         solve=UnitSolver(prepared, method, solved, stopwatch, team, run.importance.channels,
                          times, None if not widths else WidthInputs(
                              forwards=forwards, tape=run.tape, widths=widths,
-                             use=lambda one: use_widths(prepared.sites.values(), one))),
+                             use=partial(_use_everywhere, prepared))),
         collection=Collection(
             batches=forwards.total, seed=run.sampler.spec.seed,
             sizes={batch: size for part in team.gather(look.sizes)
@@ -223,6 +236,12 @@ def solve_units(look: Watching, prepared: PreparedModel, run: FloatRun, method: 
         lockstep.run()
     # What the float branches took is told for itself.
     stopwatch.seconds['quantized_pass'] -= run.record.seconds_forward + run.record.seconds_sampling
+
+
+def _use_everywhere(prepared: PreparedModel, widths: Widths) -> None:
+    """Switches all that is solved, and all residual streams."""
+    use_widths(prepared.sites.values(), widths)
+    use_streams((module for _, module in rounded_streams(prepared.model)), widths)
 
 
 def work_of(unit: Unit, flow: DataFlow, layers: Mapping[str, QuantizedLayer]) -> float:

@@ -70,8 +70,9 @@ class PTMQ(RoundingMethod):
     codes have the full range. As what enters layers is quantized, features are mixed as they leave
     the units before, and each of the three runs quantizes the mix at its own input width; in the
     paper features have been quantized before they are mixed. Squared errors are summed over
-    channels, as QDrop's are, so that ``regularization`` means the same. Residual streams and
-    outputs have one width each; the supplement is not public, so groups, lambdas, gammas, steps,
+    channels, as QDrop's are, so that ``regularization`` means the same. Residual streams have a
+    scale for each width, found on the float model, which is not learned; outputs of layers have
+    one width each. The supplement is not public, so groups, lambdas, gammas, steps,
     where R begins, and whether the high group is detached, are options.
     Which layers have 8 bits is ``first_last``, not the method's; such layers have one width.
 

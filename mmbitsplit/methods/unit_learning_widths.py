@@ -111,10 +111,10 @@ class LearnedWidths:
         self.use(problem.widths[-1])
 
     def use(self, widths: Widths) -> None:
-        """Switches all layers and products."""
+        """Switches all layers, products and residual streams."""
         for one in self.pairs.values():
             one.use(widths)
-        self.problem.use_products(widths)
+        self.problem.use_others(widths)
 
     def soften(self, start: WidthStart = 'lowest') -> dict[str, Tensor]:
         """Gives each layer one rounding for all widths, to be learned.

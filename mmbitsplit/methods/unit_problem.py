@@ -120,9 +120,9 @@ class UnitProblem:
         seed: Of the calibration.
         widths: That the unit is run at, rising, where the model can be switched; none where it has
             one width. ``quantized_input`` of calls is that of the widest.
-        use: Switches the unit's layers and products to one of these.
-        use_products: Switches its products of activations alone, for a method that switches layers
-            in its own way.
+        use: Switches the unit's layers, products and residual streams to one of these.
+        use_others: Switches its products of activations and streams alone, for a method that
+            switches layers in its own way.
         importance: (C,) of the channels of the unit's output, ``None`` where all count alike.
         streams: Inside, residual streams of the unit carry what a function makes of what they
             would carry, and of a function that gives the same in float.
@@ -138,7 +138,7 @@ class UnitProblem:
     seed: int = 0
     widths: tuple[Widths, ...] = ()
     use: Callable[[Widths], None] = lambda widths: None
-    use_products: Callable[[Widths], None] = lambda widths: None
+    use_others: Callable[[Widths], None] = lambda widths: None
     importance: Tensor | None = None
     streams: Callable[[Callable[[Tensor, Callable[[], Tensor]], Tensor]],
                       AbstractContextManager] = lambda choose: nullcontext()

@@ -20,12 +20,14 @@ from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.models.layers.geometry import layer_geometry
 from mmbitsplit.models.layers.in_place_base import InPlaceModule
 from mmbitsplit.models.layers.steps import Steps
+from mmbitsplit.models.layers.streams import IN_USE
 from mmbitsplit.models.surgery.modules import makes_weight
 
 # Containers on a module, and in each other, that are looked into: ``self.caches[0].keys['k']``.
 DEPTH = 3
 MANY = 1000  # entries above which a container is compared by their number alone
 _OF_TORCH = frozenset(vars(nn.Module())) - {'training'}
+_NOT_CHANGED = _OF_TORCH | {IN_USE}
 _OF_HOOKS = ('weight', 'bias')  # which hooks make in each call (weight norm)
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, partial, type)
 
@@ -240,14 +242,14 @@ def _fixed_names(owner: Any) -> frozenset[str]:
     """Names of an object that are not looked at."""
     if isinstance(owner, InPlaceModule):
         return _names_in_place()
-    return _OF_TORCH if isinstance(owner, nn.Module) else frozenset()
+    return _NOT_CHANGED if isinstance(owner, nn.Module) else frozenset()
 
 
 @functools.cache
 def _names_in_place() -> frozenset[str]:
     geometry = layer_geometry(nn.Linear(1, 1))
     # Without 'training', which was looked at before the layer took its place.
-    return frozenset((*_OF_HOOKS, *vars(Steps(())),
+    return frozenset((*_OF_HOOKS, IN_USE, *vars(Steps(())),
                       *vars(QuantizedLayer(geometry, torch.zeros(1, 1), None)))) - {'training'}
 
 

@@ -41,7 +41,8 @@ def plan_streams(plan: BitPlan, flow: DataFlow, folded: Mapping[str, str],
         flow: What was watched.
         folded: Batch norms that can be folded, with their layers.
         given: A plan whose ``streams`` win; they have one width.
-        several: Whether the method solves layers that read streams of several widths.
+        several: Whether a layer that gives a stream by itself may have several widths of outputs;
+            other modules may in any case.
 
     Raises:
         ValueError: The given plan names a stream that there is not.
@@ -57,11 +58,12 @@ def plan_streams(plan: BitPlan, flow: DataFlow, folded: Mapping[str, str],
         bits = widths[name] if name in widths else max(
             filter(None, (reader.activation.num_bits for reader in asked)), default=None)
         if bits is not None:
-            own = {reader.input_widths for reader in asked} if several else set()
+            may = several or name not in plans
+            own = {reader.input_widths for reader in asked} if may else set()
             of_all = own.pop() if len(own) == 1 and name not in widths else ()
             streams.append(StreamPlan(name, bits, tuple(
                 reader for reader in readers
-                if _shares(plans[reader], bits, of_all if several else None, flow)),
+                if _shares(plans[reader], bits, of_all if may else None, flow)),
                 on_layer=name in plans, widths=of_all))
     still_open = tuple(name for name in found.open
                        if plans[name].activation.placement in RESIDUAL_PLACEMENTS)

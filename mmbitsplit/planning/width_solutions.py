@@ -153,10 +153,9 @@ class WidthSolver:
             found[widths] = banked
         return found
 
-    def _shared(self, plan: LayerPlan) -> QParams | None:
-        """How the residual stream that a layer reads is rounded."""
+    def _shared(self, plan: LayerPlan) -> Sequence[QParams]:
+        """How the residual stream that a layer reads is rounded; none where it reads none."""
         if not plan.stream:
-            return None
-        if plan.stream in self._outputs:
-            return self._outputs[plan.stream]
-        return self.prepared.stream_qparams(plan.stream)
+            return ()
+        shared = self._outputs.get(plan.stream) or self.prepared.stream_qparams(plan.stream)
+        return () if shared is None else (shared,)

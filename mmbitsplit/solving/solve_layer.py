@@ -71,7 +71,7 @@ class Solved:
 def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
                 captures: Sequence[CallCapture], targets: Sequence[Tensor],
                 team: Team | None = None, stopwatch: Stopwatch | None = None,
-                shared: QParams | None = None, sums: 'FittedSums | None' = None,
+                shared: Sequence[QParams] = (), sums: 'FittedSums | None' = None,
                 given: LayerSolution | None = None) -> Solved:
     """Quantizes one layer; every process of the team returns the same.
 
@@ -83,7 +83,8 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
         targets: Float outputs (G, M, K) of the same calls at the same positions.
         team: The processes that hold the other calls; this one alone when not given.
         stopwatch: Told what the parts take.
-        shared: Of the residual stream that it reads, where it reads one.
+        shared: Of the residual stream that it reads at each of its widths, the widest first; none
+            where it reads none.
         sums: What the layer was solved from before on the same captures, used again where its
             input is quantized alike: for several widths of one layer.
         given: Codes and scales of a weight that is not the layer's alone: they are taken as they
@@ -93,10 +94,11 @@ def solve_layer(layer: QuantizedLayer, plan: LayerPlan, method: Method,
     geometry, weight = layer.geometry, layer.float_rows()
     rows = LayerPositions(captures, targets, team, weight)
     with stopwatch('solve_scales'):
-        best, samples = choose_input(captures, rows, layer, plan, method, shared)
+        best, samples = choose_input(captures, rows, layer, plan, method,
+                                     shared[0] if shared else None)
         ranges = channel_ranges(samples, best.qparams)
-        fewer = () if plan.stream else narrower_inputs(samples, best, plan.activation,
-                                                       plan.input_widths)
+        fewer = tuple(replace(one, unit=True) for one in shared[1:]) if plan.stream else \
+            narrower_inputs(samples, best, plan.activation, plan.input_widths)
         del samples
     with stopwatch('solve_statistics'):
         fitted = fit_and_held_out if sums is None else sums.of

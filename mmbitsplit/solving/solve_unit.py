@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmbitsplit.methods import Method
 from mmbitsplit.methods.unit_problem import Snapshots, UnitCall, UnitCandidate, UnitProblem
 from mmbitsplit.models import QuantizedLayer, apply
 from mmbitsplit.models.layers.product import Product
 from mmbitsplit.models.layers.quantizers import ActivationQuantizer
-from mmbitsplit.models.layers.streams import rounded, streams_through
+from mmbitsplit.models.layers.streams import rounded, stream_widths, streams_through, use_stream
 from mmbitsplit.passes.unit_evidence import UnitEvidence
 from mmbitsplit.structures import LayerGeometry, LayerPlan, LayerSolution, Widths
 
@@ -105,7 +105,7 @@ class UnitOutcome:
 
 def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
                layers: Mapping[str, UnitLayer], method: Method, *,
-               products: Sequence[Product] = (),
+               products: Sequence[Product] = (), streams: Sequence[nn.Module] = (),
                importance: Tensor | None = None, widths: tuple[Widths, ...] = (),
                progress: Callable[[int, int], None] = lambda step, steps: None,
                snapshots: Snapshots | None = None) -> UnitOutcome:
@@ -117,6 +117,7 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
         layers: Of the unit, solved.
         method: One that solves units.
         products: Of activations inside the unit, solved.
+        streams: Modules of the unit that give rounded residual streams.
         importance, widths, progress, snapshots: See ``UnitProblem``.
 
     Raises:
@@ -132,12 +133,19 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
             f"solved layer by layer alone: unit '{unit.name}' "
             + (evidence.problem or 'has no inputs and outputs that could be kept'),))
     fit, judge = _apart(calls)
+
+    def use_others(one: Widths) -> None:
+        use_widths(products, one)
+        use_streams(streams, one)
+
+    def use(one: Widths) -> None:
+        use_widths((layer.layer for layer in layers.values()), one)
+        use_others(one)
+
     problem = UnitProblem(unit=unit, fit=fit, judge=judge, layers=layers, run=evidence.run,
                           seed=evidence.what.seed, importance=importance, progress=progress,
                           snapshots=snapshots or Snapshots(), streams=_streams, widths=widths,
-                          use=lambda one: use_widths(
-                              (*(layer.layer for layer in layers.values()), *products), one),
-                          use_products=lambda one: use_widths(products, one))
+                          use=use, use_others=use_others)
     candidates = {LAYERS: solved}
     at_widths: dict[str, list[float]] = {}
     try:
@@ -150,7 +158,7 @@ def solve_unit(evidence: UnitEvidence, calls: tuple[UnitCall, ...],
     finally:
         install(layers, solved)
         if widths:
-            use_widths(products, widths[-1])
+            use_others(widths[-1])
     errors = {name: sum(found) / len(found) for name, found in at_widths.items()}
     numbers = {name: error for name, error in errors.items() if error == error}
     taken = next((name for name, candidate in found.items() if candidate.always),
@@ -193,6 +201,13 @@ def use_widths(sites: Iterable[QuantizedLayer | Product], widths: Widths) -> Non
             weight=widths.weight if widths.weight in layer.weight_quantizer.widths else None,
             input=widths.activation if inputs is not None
             and widths.activation in inputs.widths else None)
+
+
+def use_streams(modules: Iterable[nn.Module], widths: Widths) -> None:
+    """Switches the residual streams that have the width of these inputs."""
+    for module in modules:
+        if widths.activation is not None and widths.activation in stream_widths(module)[0]:
+            use_stream(module, widths.activation)
 
 
 def _streams(choose: Callable[[Tensor, Callable[[], Tensor]], Tensor]) -> AbstractContextManager:

@@ -10,6 +10,8 @@ from mmbitsplit.calibration import calibrate, width_solver
 from mmbitsplit.cli.inspect_checkpoint import plan_of
 from mmbitsplit.export import pack_checkpoint, summarise, unpack_state
 from mmbitsplit.methods import read_request
+from mmbitsplit.methods.unit_learning_widths import LearnedWidths
+from mmbitsplit.methods.unit_problem import UnitProblem
 from mmbitsplit.models import bits_of, describe, rebuild, set_bits, set_plan, widths_of
 from mmbitsplit.models.layers.streams import round_stream, rounded_streams, stream_qparams
 
@@ -115,6 +117,53 @@ def test_layers_are_solved_on_streams_of_their_width(go, images, monkeypatch):
         handle.remove()
         for capture, high in zip(seen['blocks.1.conv1'][number], highs, strict=True):
             torch.testing.assert_close(capture.high, high)
+
+
+def test_units_are_learned_on_streams_of_each_width(residual_net, images, run_model, monkeypatch):
+    seen, use = {}, LearnedWidths.use
+
+    def used(learned, widths):
+        use(learned, widths)
+        problem, found = learned.problem, seen.setdefault(learned.problem.unit.name, {})
+        index = problem.widths.index(widths)
+        found[widths.activation] = (
+            {stream_qparams(module).num_bits for name, module in inside(problem)},
+            max(len(call.width_inputs[index].unique()) for call in problem.fit))
+
+    def inside(problem):
+        return [(name, module) for name, module in rounded_streams(model)
+                if name in problem.unit.modules]
+
+    def forward(problem, x):
+        output = run(problem, x)
+        if problem.unit.name == 'blocks.0' and not torch.is_grad_enabled():
+            bits = stream_qparams(model.get_submodule('blocks.0')).num_bits
+            given[bits] = max(given.get(bits, 0), len(output.unique()))
+        return output
+
+    given, run = {}, UnitProblem.forward
+    monkeypatch.setattr(LearnedWidths, 'use', used)
+    monkeypatch.setattr(UnitProblem, 'forward', forward)
+    model = residual_net()
+    prepared, _ = calibrate(model, images(4), read_request(dict(
+        method=dict(type='PTMQ', widths=[3, 4, 6], iterations=4),
+        activation=dict(placement='residual'), calibration=dict(rows_per_layer=256),
+        first_last=dict(weight_bits=None, activation_bits=None))), run=run_model)
+    assert {bits: own for bits, (own, _) in seen['blocks.0'].items()} == {
+        bits: {bits} for bits in (3, 4, 6)}
+    for bits in (3, 4, 6):  # what leaves the unit, and what the next one is learned on
+        assert 2 < given[bits] <= 2 ** bits
+        assert 2 < seen['blocks.1'][bits][1] <= 2 ** bits
+    assert widths_of(model)['blocks.0'].stream == (3, 4, 6)
+    readers = {stream.name: stream.readers for stream in prepared.plan.streams}
+    for bits in (3, 4, 6):
+        set_bits(model, bits)
+        for name, module in rounded_streams(model):
+            for reader in readers[name]:
+                mine = prepared.layers[reader].input_quantizer.qparams
+                assert mine.num_bits == bits
+                torch.testing.assert_close(mine.scale, stream_qparams(module).scale)
+        assert all(torch.isfinite(out).all() for out in outputs(model, images(1)[0]))
 
 
 def test_files_and_plans_have_them(go, images, residual_net):

@@ -18,7 +18,7 @@ from mmbitsplit.models.layers.quantizers.learning import check_width
 from mmbitsplit.structures import QParams
 
 _SCALE, _ZERO_POINT, _LIMITS = 'stream_scale', 'stream_zero_point', '_stream_limits'
-_IN_USE = '_stream_in_use'
+IN_USE = '_stream_in_use'  # calibration and users change it, forwards never do
 # What is done instead of rounding, in the forwards that run inside ``streams_through``.
 _instead: ContextVar[Callable[[nn.Module, Tensor], Tensor] | None] = ContextVar(
     'instead_of_rounding_streams', default=None)
@@ -44,7 +44,7 @@ def round_stream(module: nn.Module, qparams: QParams, narrower: Sequence[QParams
     module.register_buffer(_ZERO_POINT, torch.cat([one.zero_point for one in ordered]).to(
         device, torch.int32))
     setattr(module, _LIMITS, tuple((one.quant_min, one.quant_max) for one in ordered))
-    setattr(module, _IN_USE, 0)
+    setattr(module, IN_USE, 0)
     module.register_forward_hook(_rounded)
 
 
@@ -53,7 +53,7 @@ def leave_stream(module: nn.Module) -> None:
     for key, hook in list(module._forward_hooks.items()):
         if hook is _rounded:
             del module._forward_hooks[key]
-    for name in (_SCALE, _ZERO_POINT, _LIMITS, _IN_USE):
+    for name in (_SCALE, _ZERO_POINT, _LIMITS, IN_USE):
         if hasattr(module, name):
             delattr(module, name)
 
@@ -62,7 +62,7 @@ def stream_qparams(module: nn.Module) -> QParams | None:
     """How a module's output is rounded now, ``None`` where it is not."""
     if not is_rounded(module):
         return None
-    return _of_index(module, getattr(module, _IN_USE))
+    return _of_index(module, getattr(module, IN_USE))
 
 
 def all_stream_qparams(module: nn.Module) -> tuple[QParams, ...]:
@@ -81,7 +81,7 @@ def _of_index(module: nn.Module, index: int) -> QParams:
 def stream_widths(module: nn.Module) -> tuple[tuple[int, ...], int]:
     """The widths of a rounded stream, rising, and that in use."""
     widths = [one.num_bits for one in all_stream_qparams(module)]
-    return tuple(reversed(widths)), widths[getattr(module, _IN_USE)]
+    return tuple(reversed(widths)), widths[getattr(module, IN_USE)]
 
 
 def use_stream(module: nn.Module, stream: int) -> None:
@@ -96,7 +96,7 @@ def use_stream(module: nn.Module, stream: int) -> None:
     """
     widths, _ = stream_widths(module)
     check_width(stream, widths)
-    setattr(module, _IN_USE, widths[::-1].index(stream))
+    setattr(module, IN_USE, widths[::-1].index(stream))
 
 
 def blank_stream(module: nn.Module, quant_min: int, quant_max: int,
