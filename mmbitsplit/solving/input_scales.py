@@ -198,26 +198,26 @@ def choose_candidate(candidates: list[Candidate], rows: LayerPositions, layer: Q
 
 
 class InputTrial:
-    """Part of a layer's positions and outputs, to compare candidates on."""
+    """Part of a layer's positions and outputs, to compare candidates on.
+
+    Args:
+        rows, layer, plan, method, others: See ``choose_candidate``.
+        most: Positions to fit to, and as many to judge on; when not given, as many as strengths
+            need. ``ROWS_FOR_CLIPPING`` are enough to tell one scale from another.
+    """
 
     def __init__(self, rows: LayerPositions, layer: QuantizedLayer, plan: LayerPlan, method: Method,
-                 others: frozenset[int]):
+                 others: frozenset[int], most: int | None = None):
         self.geometry, self.num_bits = layer.geometry, plan.weight.num_bits
         self.method, self.team = method.quick(), rows.team
         every = max(1, self.geometry.out_channels // self.geometry.groups // OUTPUTS_FOR_STRENGTH)
-        most = max(LEAST_ROWS_FOR_STRENGTH, min(
+        most = most or max(LEAST_ROWS_FOR_STRENGTH, min(
             ROWS_FOR_STRENGTH, ELEMENTS_FOR_STRENGTH // self.geometry.inputs_per_output))
         parts = rows.thin_apart(most, others) if others else rows.thin(most)
         self.fit, self.judge = (replace(part, y=part.y[:, ::every].contiguous())
                                 for part in parts)
         self.unseen = (self.judge,) if others else (self.fit, self.judge)
         self.weight = rows.weight[:, ::every]
-
-    def of_few(self) -> 'InputTrial':
-        """Compares errors of rounding on few positions: enough to tell one scale from another."""
-        step = max(1, self.judge.x.shape[-1] // ROWS_FOR_CLIPPING)
-        self.unseen = (replace(self.judge, x=self.judge.x[..., ::step].contiguous()),)
-        return self
 
     def settle_search(self, candidates: list[Candidate], in_order: bool = False) -> Candidate:
         """Of candidates that differ in their search, in the order of preference.

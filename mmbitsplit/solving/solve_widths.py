@@ -38,6 +38,7 @@ from mmbitsplit.structures import (
     Widths,
 )
 
+ALIKE_BITS = 6  # of inputs, which sums are alike from
 TOO_LARGE = ('its weights are rounded: it has too many inputs for sums of products, which codes of '
              'several widths are solved from')
 
@@ -90,19 +91,25 @@ def solve_widths(layer: QuantizedLayer, plan: LayerPlan, method: Method, pairs: 
         del samples
     widths = plan.widths or (plan.weight.num_bits,)
     with stopwatch('solve_statistics'):
-        found, apart, of, used, parts = [], True, None, None, None
-        for bits in widths:
+        found, apart, of, parts = [], True, None, None
+        for bits in reversed(widths):
             index = next((index for index, pair in enumerate(pairs) if pair.weight == bits),
                          len(pairs) - 1)
-            if rows[index] is not of:  # widths that share a branch come one after another
+            known = None
+            if rows[index] is of:  # widths that share a branch come one after another
+                known = found[-1]
+            else:
                 parts = None  # before others are made
-                of, used, parts = rows[index], None, rows[index].split()
-            if inputs[index] is not used:  # with inputs of one width they share sums as well
-                used = inputs[index]
-                statistics, held_out, apart = fit_and_held_out(of, used, geometry, method, parts)
+                of, parts = rows[index], rows[index].split()
+            one = inputs[index]
+            if known is not None and _alike(known, one):
+                statistics, held_out = _as_of(known, one, parts[1], geometry)
+            else:
+                statistics, held_out, apart = fit_and_held_out(of, one, geometry, method, parts)
             found.append(_AtWidth(
-                bits=bits, input=used, statistics=statistics, held_out=held_out,
-                weight=used.weight(weight, geometry).to(statistics.x_sum.dtype)))
+                bits=bits, input=one, statistics=statistics, held_out=held_out,
+                weight=one.weight(weight, geometry).to(statistics.x_sum.dtype)))
+        found.reverse()
         del parts
     with stopwatch('solve_codes'):
         choice = _choose(found, method, team)
@@ -120,6 +127,29 @@ def solve_widths(layer: QuantizedLayer, plan: LayerPlan, method: Method, pairs: 
         calls=calls, input_ranges=ranges, notes=(
             *(() if apart else FITTED_AND_JUDGED), *choice.notes(found)),
         width_errors=choice.width_errors(found)))
+
+
+def _alike(known: _AtWidth, other: Candidate) -> bool:
+    """Whether sums of a width's inputs stand for those of the same inputs at another: where both
+    are one pattern of scales with so many bits that rounding is little beside the ridge."""
+    if other is known.input:
+        return True
+    one, two = known.input.qparams, other.qparams
+    return isinstance(known.statistics, LayerStatistics) and one is not None and two is not None \
+        and one.unit and two.unit and min(one.num_bits, two.num_bits) >= ALIKE_BITS
+
+
+def _as_of(known: _AtWidth, other: Candidate, held_out: Rows, geometry: LayerGeometry,
+           ) -> tuple[LayerStatistics | RowStatistics, Rows]:
+    """Sums of a width on the scale of another, and the positions to judge on as that rounds them.
+    """
+    if other is known.input:
+        return known.statistics, known.held_out
+    assert isinstance(known.statistics, LayerStatistics)
+    steps = _factor(known.input.qparams, other.qparams)
+    sums = replace(known.statistics, gram=known.statistics.gram * steps ** 2,
+                   cross=known.statistics.cross * steps, x_sum=known.statistics.x_sum * steps)
+    return sums, replace(held_out, x=other.inputs(held_out.x, geometry))
 
 
 @dataclass(frozen=True, kw_only=True)

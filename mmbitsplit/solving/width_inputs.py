@@ -16,7 +16,13 @@ from mmbitsplit.functional import ActivationSamples, code_range
 from mmbitsplit.methods import Method
 from mmbitsplit.models import QuantizedLayer
 from mmbitsplit.passes.capture import CallCapture, merge_samples
-from mmbitsplit.solving.input_scales import SHARED, Candidate, InputTrial, choose_input
+from mmbitsplit.solving.input_scales import (
+    ROWS_FOR_CLIPPING,
+    SHARED,
+    Candidate,
+    InputTrial,
+    choose_input,
+)
 from mmbitsplit.solving.positions import LayerPositions
 from mmbitsplit.structures import LayerPlan, QParams
 
@@ -67,7 +73,8 @@ def choose_inputs(captures: Sequence[Sequence[CallCapture]], rows: Sequence[Laye
             continue
         if trial is None or rows[index] is not seen:
             seen = rows[index]
-            trial = InputTrial(seen, layer, plan, method, seen.other_batches()).of_few()
+            trial = InputTrial(seen, layer, plan, method, seen.other_batches(),
+                               ROWS_FOR_CLIPPING)
         before = chosen[max(one for one in chosen if one < bits)]
         chosen[bits] = _scaled(pattern, before, bits, samples if captures[index] is captures[last]
                                else merge_samples(captures[index], seen.team), trial, plan)
