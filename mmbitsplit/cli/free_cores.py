@@ -42,7 +42,7 @@ def take_free_cores(environ: MutableMapping[str, str] = os.environ,
     torch = sys.modules.get('torch')
     if torch is not None:
         torch.set_num_threads(threads)
-    return (f'{there - threads} of {there} cores are busy: working with {threads} '
+    return (f'{there - max(0, round(idle))} of {there} cores are busy: working with {threads} '
             f'{"thread" if threads == 1 else "threads"}; set {VARIABLE} to choose')
 
 

@@ -8,6 +8,7 @@ from mmbitsplit.structures import LayerGeometry
 
 # Multiplications up to which one compiled call takes less time than those of oneDNN.
 FEW = 1 << 19
+HALVES = 4  # times as many where codes are multiplied as two halves elsewhere
 
 
 def takes_rows(geometry: LayerGeometry) -> bool:
@@ -28,10 +29,12 @@ class FewRows:
             each (1,) or (in_channels,).
         scale: (out_channels,) real units a step of the product.
         bias: (out_channels,) or ``None``.
+        halved: Whether other products take two halves of the codes.
     """
 
     def __init__(self, geometry: LayerGeometry, rounding: tuple[Tensor, ...], scale: Tensor,
-                 bias: Tensor | None):
+                 bias: Tensor | None, halved: bool = False):
+        self._times = HALVES if halved else 1
         self._channels, self._outputs = geometry.in_channels, geometry.out_channels
         self._maps = geometry.kind != 'linear'
         self._sides = torch.stack(rounding[:3]).numpy(), rounding[3].numpy()
@@ -51,7 +54,7 @@ class FewRows:
         single = self._maps and x.shape[2] == x.shape[3] == 1
         if self._maps and not single:
             x = x.permute(0, 2, 3, 1)
-        rows = codes.rows(x.numel() * self._outputs <= FEW and (
+        rows = codes.rows(x.numel() * self._outputs <= self._times * FEW and (
             single or not self._maps or x.is_contiguous()))
         if rows is None:
             return None

@@ -129,8 +129,6 @@ class IntegerWeight(nn.Module):
     def codes(self) -> Tensor:
         """int8, shape of the weight; made anew each time."""
         codes = self._codes.dense()
-        if self._low is not None:
-            codes = 2 * codes + self._low.dense()
         codes = codes.t().contiguous() if self.geometry.kind == 'linear' \
             else layer_codes(codes, self.geometry)
         return codes >> 1 if self._odd else codes
@@ -144,8 +142,7 @@ class IntegerWeight(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes of what it multiplies by."""
-        halves = self._codes.nbytes + (0 if self._low is None else self._low.nbytes)
-        return halves + 4 * self._scale.numel()
+        return self._codes.nbytes + 4 * self._scale.numel()
 
     def plain(self) -> WeightQuantizer:
         """The quantizer that it was made of."""
@@ -199,12 +196,12 @@ class IntegerWeight(nn.Module):
 
     def _multiply(self, product: Callable[..., Tensor], bytes_: Tensor, *steps: Any) -> Tensor:
         """One of the products of bytes, with scales and bias."""
-        shape = bytes_.shape
-        if self._low is None:
-            return product(bytes_, self._codes.of(shape), self._scale, self._zeros, self._bias,
-                           *steps)
-        y = product(bytes_, self._codes.of(shape), 2 * self._scale, self._zeros, self._bias, *steps)
-        return y.add_(product(bytes_, self._low.of(shape), self._scale, self._zeros, None, *steps))
+        first, *second = self._codes.of(bytes_.shape)
+        scale = 2 * self._scale if second else self._scale
+        y = product(bytes_, first, scale, self._zeros, self._bias, *steps)
+        for codes in second:
+            y.add_(product(bytes_, codes, self._scale, self._zeros, None, *steps))
+        return y
 
     def _conv(self, x: Tensor) -> Tensor | None:
         geometry = explicit_padding(product_geometry(self.geometry), x.shape)
@@ -266,13 +263,11 @@ class IntegerWeight(nn.Module):
         rows = weight_rows(codes, geometry)  # (G, M, N)
         self._bias = _less_zeros(bias, rows, self._scale, shift)
         halved = must_be_halved(codes, geometry, qparams.quant_max - qparams.quant_min)
-        self._codes, self._low = (None if part is None else _packed(part, geometry, bool(
-            shift.any())) for part in ((codes >> 1, codes & 1) if halved else (codes, None)))
-        self._sums = None
+        self._codes, self._sums = _packed(codes, geometry, bool(shift.any()), halved), None
         if self.offset is not None and not self._odd:
             self._sums = InputSums(codes, geometry, step, shift)
-        self._few = FewRows(geometry, self._rounding, self._scale, self._bias) \
-            if takes_rows(self.geometry) and self._sums is None and not halved else None
+        self._few = FewRows(geometry, self._rounding, self._scale, self._bias, halved) \
+            if takes_rows(self.geometry) and self._sums is None else None
 
     def _fits_odd(self, codes: Tensor, qparams: QParams) -> bool:
         """Whether codes are multiplied as ``2 q + 1``."""
@@ -328,8 +323,8 @@ class InputSums:
 
     def of(self, product: Callable[..., Tensor], bytes_: Tensor, *steps: Any) -> Tensor:
         """The sums, one channel a group, by one of the products of bytes."""
-        return product(bytes_, self._codes.of(bytes_.shape), self._scale, self._zeros, self._bias,
-                       *steps)
+        ones, = self._codes.of(bytes_.shape)
+        return product(bytes_, ones, self._scale, self._zeros, self._bias, *steps)
 
 
 def channels_come_first(x: Tensor) -> bool:
@@ -344,13 +339,14 @@ def _channels_first(y: Tensor) -> Tensor:
     return channels_first(y)
 
 
-def _packed(codes: Tensor, geometry: LayerGeometry, padded: bool) -> PackedCodes:
+def _packed(codes: Tensor, geometry: LayerGeometry, padded: bool, halved: bool = False,
+            ) -> PackedCodes:
     """Codes for oneDNN; ``padded`` where inputs come with their padding."""
     if geometry.kind == 'linear':
-        return PackedCodes(codes.t(), pack_linear)
+        return PackedCodes(codes.t(), pack_linear, halved)
     return PackedCodes(codes, functools.partial(
         pack_conv, stride=geometry.stride, padding=(0, 0) if padded else geometry.padding,
-        dilation=geometry.dilation, groups=geometry.groups))
+        dilation=geometry.dilation, groups=geometry.groups), halved)
 
 
 def _less_zeros(bias: Tensor | None, rows: Tensor, scale: Tensor, shift: Tensor) -> Tensor | None:

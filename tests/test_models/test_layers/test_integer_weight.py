@@ -189,7 +189,8 @@ convolution = LayerGeometry('conv2d', 8, 16, kernel_size=(3, 3), padding=(1, 1))
 for geometry, bits, inputs, halved in (
         (convolution, 8, 'asymmetric', True), (convolution, 7, 'asymmetric', False),
         (convolution, 8, 'narrow', False), (LayerGeometry('linear', 8, 16), 8, 'ecaq', True)):
-    layer, x = cases.layer_of(geometry, cases.INPUTS[inputs], num_bits=bits, offset=halved)
+    layer, x = cases.layer_of(geometry, cases.INPUTS[inputs], num_bits=bits,
+                              offset=inputs == 'asymmetric')
     layer.weight_quantizer.codes.sign_().mul_(2 ** (bits - 1) - 1)
     layer.weight_quantizer.codes.flatten()[:3] = torch.tensor([-2 ** (bits - 1), 0, 1])
     layer.weight_quantizer.refresh()
@@ -198,6 +199,9 @@ for geometry, bits, inputs, halved in (
     assert layer.weight_quantizer.nbytes // codes.numel() == (2 if halved else 1)
     assert torch.equal(layer.codes, codes)
     cases.assert_same(layer, x, expected)
+    few = geometry.kind == 'linear'  # whole in one compiled call
+    assert layer.weight_quantizer.nbytes // codes.numel() == (2 if halved and not few else 1)
+    assert torch.equal(layer.codes, codes)
 product, grid = Product().eval(), lambda low, high: QParams(
     torch.tensor([1.0]), torch.tensor([0]), low, high, unit=True)
 product.install(ProductSolution(grid(0, 255), grid(-128, 127)))
