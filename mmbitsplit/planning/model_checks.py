@@ -8,7 +8,7 @@ from torch import nn
 from mmbitsplit.models.layers.geometry import layer_kind
 from mmbitsplit.models.layers.quantized_layers import QuantizedLayer
 
-SUPPORTED = 'Conv2d, ConvTranspose2d, Linear and their subclasses'
+SUPPORTED = 'Conv1d, Conv2d, ConvTranspose2d, Linear and their subclasses'
 FIRST_NAMES, MOST_NAMES = 5, 30  # of layers, in the sentence and below it
 MOST_PATTERNS = 6
 
@@ -32,7 +32,7 @@ def check_model(model: nn.Module) -> None:
         raise ValueError(f'The model holds {len(quantized)} quantized layer(s) already, such as '
                          f"'{quantized[0]}'. Build the float model and load its weights again; to "
                          'quantize one model several times, give copy.deepcopy(model) each time.')
-    if not any(layer_kind(module) or isinstance(module, nn.MultiheadAttention)
+    if not any(layer_kind(module) or isinstance(module, (nn.Conv1d, nn.MultiheadAttention))
                for module in model.modules()):
         raise ValueError(f'The model has no layer that can be quantized: supported are {SUPPORTED}'
                          f'; seen were {_what_was_seen(model)}.')

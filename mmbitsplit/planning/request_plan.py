@@ -129,7 +129,7 @@ def _foreign_weights(flow: DataFlow, total: int) -> list[FloatRemainder]:
 
 
 def _closed_calls(flow: DataFlow, known: Collection[str]) -> list[FloatRemainder]:
-    """Calls that multiply and were not opened; a Conv1d is one with the call inside it."""
+    """Calls that multiply and were not opened; a Conv3d is one with the call inside it."""
     return [FloatRemainder(f'{call.module or ""}.<{call.function}>'.lstrip('.'), 'call',
                            call.reason, 0, 0.0) for call in flow.closed_calls
             if call.module not in known]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -172,3 +173,27 @@ def test_a_layer_whose_forward_is_called_rounds_nothing_twice():
     assert error < 0.01 and [row.name for row in report.layers] == ['last']
     assert any('forward, which is called itself' in part.reason for part in report.kept_float)
     assert report.multiplications['uncounted'] == 1
+
+
+@pytest.mark.parametrize('bits', [3, 8])
+def test_a_conv1d_is_what_a_conv2d_of_height_one_is(bits):
+    """The same codes and outputs, with each of its options; padding by a mode is its own call."""
+    options = (dict(padding=1, bias=False), dict(padding='same', dilation=2, groups=4),
+               dict(stride=2, padding=1, padding_mode='reflect'))
+    torch.manual_seed(0)
+    lines = nn.Sequential(nn.Conv1d(8, 8, 3), *(nn.Conv1d(8, 8, 3, **one) for one in options))
+    flat = nn.Sequential(*(nn.Conv2d(8, 8, (1, 3), **{
+        name: (0, value) if name == 'padding' and value == 1 else
+        (1, value) if name in ('stride', 'dilation') else value
+        for name, value in one.items()}) for one in ({}, *options)))
+    flat.load_state_dict({name: value.unsqueeze(2) if value.dim() == 3 else value
+                          for name, value in lines.state_dict().items()})
+    batches = [torch.randn(4, 8, 40) for _ in range(2)]
+    for model, given in ((lines, batches), (flat, [x.unsqueeze(2) for x in batches])):
+        spec = replace(_spec(bits), calibration=CalibrationSpec(  # all positions are looked at
+            num_images=8, batch_size=4, rows_per_layer=4096))
+        _, report = calibrate(model.eval(), given, spec, run=lambda model, x: model(x))
+        assert len(report.layers) == 4 and not report.kept_float
+    torch.testing.assert_close(lines(batches[0]), flat(batches[0].unsqueeze(2)).squeeze(2))
+    for one, other in zip(lines, flat):
+        assert torch.equal(one.conv_0.weight, other.weight)

@@ -38,7 +38,7 @@ def test_a_traced_part_is_refused_by_its_name():
     (nn.Sequential(nn.ReLU()), r'no weights at all \(Sequential\)'),
     (nn.Sequential(nn.LSTM(2, 2), nn.LayerNorm(2)), 'LSTM, LayerNorm')])
 def test_a_model_without_layers_is_told_what_is_supported_and_what_was_seen(model, seen):
-    with pytest.raises(ValueError, match=f'supported are Conv2d, .*Linear.*seen were {seen}'):
+    with pytest.raises(ValueError, match=f'supported are Conv1d, .*Linear.*seen were {seen}'):
         check_model(model)
 
 

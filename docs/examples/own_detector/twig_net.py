@@ -13,7 +13,7 @@ class TwigBlock(nn.Module):
         super().__init__()
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.norm1 = nn.BatchNorm2d(channels)
-        self.neighbours = nn.Conv1d(1, 1, 3, padding=1, bias=False)  # stays float, and is listed
+        self.neighbours = nn.Conv1d(1, 1, 3, padding=1, bias=False)
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels)
 

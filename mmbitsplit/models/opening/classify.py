@@ -113,14 +113,16 @@ class Classifier:
             return PASS
         if self.dependence.on_input(given['weight']):
             raise NotOpened('a convolution whose weight is computed from the input')
-        made = self._weight(module, given['weight'], given['bias'])
+        line = name == 'conv1d'  # of height 1
+        weight = given['weight'].unsqueeze(2) if line else given['weight']
+        made = self._weight(module, weight, given['bias'])
         if made is None:
             raise NotOpened('a convolution whose weight is computed, or no parameter')
-        if name != 'conv2d' or given['input'].dim() != 4:
+        if name == 'conv3d' or given['input'].dim() != (3 if line else 4):
             raise NotOpened('kind of layer that is not supported')
-        options = {key: value if isinstance(value, str) else list(_pair(value)) for key, value in (
-            ('stride', given['stride']), ('padding', given['padding']),
-            ('dilation', given['dilation']))}
+        options = {key: given[key] if isinstance(given[key], str) else
+                   [still, _pair(given[key])[-1]] if line else list(_pair(given[key]))
+                   for key, still in (('stride', 1), ('padding', 0), ('dilation', 1))}
         options['groups'] = given['groups']
         return {'kind': 'convolution', 'added': made.pop('added'),
                 'layer': {**made, 'options': options}}

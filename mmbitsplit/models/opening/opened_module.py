@@ -213,10 +213,12 @@ def _finished(call: Multiply, output: Tensor, added: bool) -> Tensor:
 
 def _convolution(module, row, func, args, kwargs):
     given = bound(('input', 'weight', 'bias'), args, kwargs, bias=None)
-    output = module.get_submodule(row['child'])(given['input'])
+    line = row['function'] == 'conv1d'  # its child takes maps of height 1
+    x = given['input'].unsqueeze(2) if line else given['input']
+    output = module.get_submodule(row['child'])(x)
     if row['added'] and given['bias'] is not None:
         output = output + given['bias'].to(output.dtype).view(-1, 1, 1)
-    return output
+    return output.squeeze(2) if line else output
 
 
 def _attention(module, row, func, args, kwargs):

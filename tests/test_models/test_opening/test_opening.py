@@ -64,6 +64,9 @@ X = torch.randn(3, 5, DIM)
     (lambda m, x: F.linear(F.linear(x, m.w, m.b), m.w, m.b), {'linear_0': 'Linear'}),
     (lambda m, x: F.linear(x, m.w, m.b * 2), {'linear_0': 'Linear'}),
     (lambda m, x: F.conv2d(x.mT[..., None], m.w[..., None, None], m.b), {'conv_0': 'Conv2d'}),
+    (lambda m, x: F.conv1d(x.mT, m.w[..., None], m.b, stride=2), {'conv_0': 'Conv2d'}),
+    (lambda m, x: F.conv1d(x[:, :1], m.w.view(8, 1, 8), m.b * 2, 1, 'same', (2,)),
+     {'conv_0': 'Conv2d'}),
     (lambda m, x: x @ (m.w * 2), {'product_0': 'Product'}),
     (lambda m, x: x[0, 0] @ x[0].mT @ x[0], {'product_0': 'Product', 'product_1': 'Product'}),
     (lambda m, x: x + (m.w @ m.w)[0], {}),
@@ -71,7 +74,8 @@ X = torch.randn(3, 5, DIM)
     (lambda m, x: F.linear(x, m.inner.weight, m.inner.bias), {}),
     (lambda m, x: m.inner.forward(x), {})],
     ids=['linear', 'vector', 'matmul', 'on_the_left', 'addmm', 'addmm_scaled', 'einsum', 'a_part',
-         'parts', 'twice', 'bias_computed', 'conv', 'weight_computed', 'vectors', 'constants',
+         'parts', 'twice', 'bias_computed', 'conv', 'conv1d', 'conv1d_options', 'weight_computed',
+         'vectors', 'constants',
          'counts', 'of_a_layer', 'forward_of_a_layer'])
 def test_what_is_a_layer_and_what_a_product(body, children):
     module = Calls(body)
@@ -87,7 +91,9 @@ def test_what_is_a_layer_and_what_a_product(body, children):
     (lambda m, x: m.inner(x) + F.linear(x, m.inner.weight, m.inner.bias), (X,), 'called too'),
     (lambda m, x: F.linear(x, m.inner.weight[:2]), (X,), 'a part of the weight'),
     (lambda m, x: F.linear(x, m.w[:2]), (X,), 'not all'),
-    (lambda m, x: F.conv1d(x.mT, m.w[..., None]), (X,), 'kind of layer'),
+    (lambda m, x: F.conv3d(x.mT[..., None, None], m.w[..., None, None, None]), (X,),
+     'kind of layer'),
+    (lambda m, x: F.conv1d(x[0].mT, m.w[..., None]), (X,), 'kind of layer'),
     (lambda m, x: F.conv1d(x.mT, x[:1, :1, :3].expand(8, 8, 3)), (X,), 'computed from the input'),
     (lambda m, x: torch.tensordot(x, x, 3), (X,), 'not known'),
     (lambda m, x: torch.einsum('ijk,ijk,ijk->i', x, x, x), (X,), '3 tensors'),
