@@ -62,6 +62,11 @@ def decide(model: nn.Module, found: Found, closed: Container[str] = (),
 def _why_not(module: nn.Module, calls: list[list[Row]]) -> str:
     if 'forward' in vars(module):
         return 'its forward has been replaced on the module itself'
+    # A layer of several calls takes runs of all that is around them (PointRend: of its mask head,
+    # ten times as long as without).
+    if len(calls) > 1 and any(row['kind'] == 'convolution' and row['function'] == 'conv1d'
+                              for row in calls[0]):
+        return 'a convolution in one dimension that is called several times'
     if len({len(rows) for rows in calls}) > 1:
         return 'their number differs from call to call'
     if any(len({_key(row) for row in place}) > 1 for place in zip(*calls)):

@@ -110,6 +110,22 @@ def test_what_stays_closed_says_why(body, args, reason):
     assert not opened_modules(module) or reason == 'called too'
 
 
+def test_a_conv1d_of_several_calls_stays_closed():
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.step, self.once = nn.Conv1d(5, 5, 1), nn.Conv1d(5, 5, 1)
+
+        def forward(self, x):
+            return self.once(self.step(self.step(x)))
+
+    module = Steps()
+    found, _ = opened(module, X)
+    assert [(call.module, call.function) for call in found.closed] == [('step', 'conv1d')]
+    assert 'called several times' in found.closed[0].reason
+    assert list(opened_modules(module)) == ['once']
+
+
 def test_calls_that_differ_stay_closed():
     class Twice(nn.Module):
         def __init__(self):
