@@ -44,9 +44,9 @@ def to_integer(model: nn.Module, integer: bool | Literal['auto'] = True,
 
     Layers stay the modules that they are, with their hooks. What they give is what they gave, but
     for the rounding of float32: rounded inputs are the same codes, and sums are whole numbers. A
-    layer that cannot (float inputs) stays as it is, and a product in each
-    call whose matrices are small. On CUDA devices Triton's kernels do it; where there is no Triton,
-    torch's, and a warning says so.
+    layer that cannot (float inputs) stays as it is, and a product in each call whose matrices are
+    small. On CUDA devices Triton's kernels do it; where there is no Triton, torch's, and a warning
+    says so.
 
     Args:
         model: Quantized, in eval mode; changed in place.
